@@ -1,0 +1,27 @@
+"""Train a BERT-type classifier to skip the layers an input does not need, and serve it so that they are not computed.
+
+Every command of `hadskip-export` is a function here, imported when it is first used.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_FUNCTIONS = {
+    "train": "hadskip_export.trainers.train",
+    "build": "hadskip_export.exporters.build",
+    "validate": "hadskip_export.exporters.validate",
+    "inspect": "hadskip_export.inspection",
+    "bench": "hadskip_export.benchmark.bench",
+    "demo": "hadskip_export.demo",
+    "predict": "hadskip_export.runtime.predict",
+}
+
+__all__ = ["__version__", *_FUNCTIONS]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,49 @@
+"""The errors a user can meet, and the one way to ask for an optional library.
+
+Every message is one line that names the file or option at fault and the remedy; the command line prints it and
+exits with code 2.
+"""
+
+import importlib
+from types import ModuleType
+
+
+class HadskipError(Exception):
+    """The request, the files or the machine are at fault."""
+
+
+class BundleError(HadskipError):
+    """A bundle, run folder or model folder is missing, damaged, unsafe or not supported."""
+
+
+class EngineError(HadskipError):
+    """An engine library is missing, or it refused what it was given."""
+
+
+class DataError(HadskipError):
+    """Input text or a labelled file cannot be used."""
+
+
+class BudgetError(HadskipError):
+    """A layer budget, or a cap on layers, that the model cannot have."""
+
+
+class RecipeError(HadskipError):
+    """A training setting that does not exist or has a value it cannot have."""
+
+
+def optional_import(module: str, extra: str) -> ModuleType:
+    """Imports a library that only some installs have.
+
+    Args:
+        module: what to import, `onnxruntime` for instance.
+        extra: the extra of this package that brings it; several are separated by ` or `.
+
+    Raises:
+        EngineError: it is not installed (the message names the extra).
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        names = " or ".join(f'pip install "hadskip-export[{name}]"' for name in extra.split(" or "))
+        raise EngineError(f"this needs {module}, which cannot be imported ({error}); install it with {names}") from error

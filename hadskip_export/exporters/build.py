@@ -1,0 +1,195 @@
+"""`build`: a run folder -> a bundle: pieces, golden files, parity, report, hashes, manifest, rename, in that order."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from hadskip_export.environment import chip
+from hadskip_export.errors import BudgetError, BundleError, EngineError
+from hadskip_export.exporters import golden as golden_files
+from hadskip_export.exporters.onnx import OPSET, export
+from hadskip_export.exporters.parity import ParityReport, compare
+from hadskip_export.exporters.pieces import cut
+from hadskip_export.exporters.torch_reference import TorchReference
+from hadskip_export.modeling.checkpoint import load_classifier, load_gated
+from hadskip_export.modeling.encoder import Classifier
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.progress import say, track
+from hadskip_export.runtime.bundle import (
+    MANIFEST,
+    Bundle,
+    EngineInfo,
+    HeldOut,
+    Manifest,
+    ModelInfo,
+    RouterInfo,
+    new_bundle,
+    seal,
+)
+from hadskip_export.runtime.engines import ENGINES, engine_class
+from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.runtime.tokenization import Text, Tokenizer
+from hadskip_export.trainers.run_folder import read_run, read_texts
+from hadskip_export.trainers.schedule import budget_name, resolve_budget
+from hadskip_export.trainers.summary import MARGIN_QUANTILES
+
+PRECISIONS = ("fp32",)
+GateLayout = Literal["separate", "lookahead"]
+TOKENIZER = "tokenizer/tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a bundle is made of.
+
+    Args:
+        model: the gated student.
+        full: the fine-tuned BERT, or None to leave it out of the bundle.
+        tokenizer: a `tokenizer.json`.
+        texts: real texts for the parity check; the bundle does not keep them.
+    """
+
+    model: GatedClassifier
+    full: Classifier | None
+    tokenizer: Path
+    max_length: int
+    threshold: float
+    budget: float
+    task: str
+    metric: str
+    texts: list[Text]
+    held_out: HeldOut | None = None
+
+
+def build(
+    source: str | Path,
+    *,
+    out: str | Path,
+    engine: str = "ort",
+    precision: str = "fp32",
+    budget: float | None = None,
+    gates: GateLayout = "separate",
+    golden: str | Path | None = None,
+    full: bool = True,
+) -> ParityReport:
+    """Builds a bundle from a run folder.
+
+    Args:
+        source: the run folder.
+        out: the bundle to write.
+        budget: which of the run's budgets; the last if left out.
+        gates: the layout the runtime uses; the bundle carries the pieces of both.
+        golden: a file of texts, one a line, to take as golden inputs instead of random words.
+        full: carry the fine-tuned BERT too.
+
+    Returns:
+        The parity report. If it did not pass, the bundle is written and marked, and `Predictor.load` refuses it.
+
+    Raises:
+        BundleError: not a finished run, no such budget in it, or `out` exists.
+        EngineError: an engine or precision that is not to be had.
+    """
+    if (Path(source) / MANIFEST).is_file():
+        raise BundleError(f"{source}: is a bundle already; build takes a run folder")
+    texts = golden_files.read_texts(Path(golden)) if golden is not None else None
+    return write_bundle(load_source(Path(source), budget, full), Path(out), engine, precision, gates, texts)
+
+
+def load_source(path: Path, budget: float | None, full: bool) -> Source:
+    """Reads a finished run.
+
+    Raises:
+        BundleError: see `read_run`.
+        BudgetError: the run has no checkpoint for `budget`.
+    """
+    run, recipe, summary = read_run(path)
+    wanted = recipe["budget"] if budget is None else resolve_budget(budget, summary["layers"])
+    folder = run.budget(wanted)
+    if not folder.is_dir():
+        have = ", ".join(budget_name(row["budget"]) for row in summary["budgets"])
+        raise BudgetError(f"--budget {wanted:g}: {path} has checkpoints for {have}")
+    model, settings = load_gated(folder)
+    held_out = json.loads((folder / "metrics.json").read_text())["held_out"]
+    routes = held_out["routes"]
+    return Source(
+        model,
+        load_classifier(run.stage1) if full else None,
+        run.tokenizer,
+        summary["max_length"],
+        settings.threshold,
+        settings.budget,
+        summary["task"],
+        summary["metric"],
+        read_texts(run.texts),
+        HeldOut(
+            routes["mean_layers"],
+            tuple((tuple(route), share) for route, share in routes["commonest"]),
+            tuple(routes["histogram"]),
+            tuple(map(tuple, held_out["margin_quantiles"])),
+            MARGIN_QUANTILES,
+        ),
+    )
+
+
+def write_bundle(
+    source: Source,
+    out: Path,
+    engine: str = "ort",
+    precision: str = "fp32",
+    gates: GateLayout = "separate",
+    golden: list[Text] | None = None,
+) -> ParityReport:
+    """Writes a bundle and checks it against PyTorch; see `build`."""
+    from hadskip_export import __version__
+
+    if engine not in ENGINES:
+        raise EngineError(f"--engine {engine}: not known; there are {', '.join(ENGINES)}")
+    if precision not in PRECISIONS:
+        raise EngineError(f"--precision {precision}: not to be had with {engine}; there are {', '.join(PRECISIONS)}")
+    versions = engine_class(engine).versions()
+    config = source.model.classifier.config
+    with new_bundle(out) as folder:
+        (folder / TOKENIZER).parent.mkdir()
+        shutil.copyfile(source.tokenizer, folder / TOKENIZER)
+        tokenizer = Tokenizer(folder / TOKENIZER, source.max_length)
+        files = _write_pieces(source, folder)
+        info = EngineInfo(engine, precision, gates, versions, chip(), files, "unverified")
+        manifest = Manifest(
+            format=1,
+            created_by=f"hadskip-export {__version__}",
+            task=source.task,
+            metric=source.metric,
+            model=ModelInfo(
+                "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels
+            ),
+            router=RouterInfo("gates", source.threshold, source.budget),
+            opset=OPSET,
+            engines=(info,),
+            held_out=source.held_out,
+            tokenizer=TOKENIZER,
+        )
+        reference = TorchReference(source.model, source.full)
+        texts = golden or golden_files.vocabulary_texts(tokenizer.vocabulary())
+        golden_files.write_golden(folder, texts, tokenizer, reference, source.threshold)
+        with Predictor(Bundle(folder, manifest)) as predictor:
+            report = compare(reference, predictor, tokenizer.encode(source.texts or texts))
+        checked = replace(info, parity=report.parity, first_bad_piece=report.first_bad_piece)
+        (folder / "report.json").write_text(json.dumps([asdict(report)], indent=2) + "\n")
+        seal(folder, replace(manifest, engines=(checked,)))
+    for line in report.lines():
+        say(line)
+    return report
+
+
+def _write_pieces(source: Source, folder: Path) -> dict[str, str]:
+    """Exports every piece; returns piece -> file, relative to the bundle. ONNX Runtime runs these files themselves."""
+    (folder / "pieces").mkdir()
+    pieces = list(cut(source.model, source.full))
+    hidden_size = source.model.classifier.config.hidden_size
+    files = {}
+    for piece in track(pieces, len(pieces), "export"):
+        files[piece.name] = f"pieces/{piece.name}.onnx"
+        export(piece, hidden_size, folder / files[piece.name])
+    return files

@@ -1,0 +1,76 @@
+"""One piece -> one ONNX file."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from hadskip_export.errors import EngineError
+from hadskip_export.exporters.pieces import Piece
+
+OPSET = 20  # the first with Gelu as an operator of its own
+EXTERNAL_DATA_ABOVE = 1_800_000_000  # bytes; a protobuf file ends at 2 GiB
+
+
+def export(piece: Piece, hidden_size: int, file: Path) -> None:
+    """Writes `piece` to `file` with dynamic batch and length; weights beside it only where they would not fit in it.
+
+    Raises:
+        EngineError: torch cannot export it.
+    """
+    batch, length = 2, 7  # neither is 0 or 1, which the exporter would take for constants
+    example = {
+        name: torch.randn(batch, length, hidden_size)
+        if name == "hidden_states"
+        else torch.ones(batch, length, dtype=torch.int64)
+        for name in piece.inputs
+    }
+    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    size = sum(weight.numel() * weight.element_size() for weight in piece.module.state_dict().values())
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                piece.module.eval(),
+                tuple(example.values()),
+                input_names=list(example),
+                output_names=[piece.output],
+                dynamic_shapes=tuple(dynamic for _ in example),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            assert program is not None
+            _forget_origin(program.model)
+            program.save(file, external_data=size > EXTERNAL_DATA_ABOVE)
+        except Exception as error:  # the exporter wraps whatever went wrong inside it
+            raise EngineError(f"{piece.name}: torch cannot export it ({str(error).splitlines()[0]})") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's own remarks concern its developers; errors still come as exceptions."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _forget_origin(model) -> None:
+    """Drops the stack traces and source paths of this machine that the exporter notes on every node and value."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in (*node.inputs, *node.outputs):
+            if value is not None:
+                value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()

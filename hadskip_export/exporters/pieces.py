@@ -1,0 +1,89 @@
+"""A model cut into pieces, each a module with plain tensors in and one tensor out, and the names they bear.
+
+Shapes: `b` batch, `s` length, both dynamic. Dtypes: ids and mask int64, everything else float32.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hadskip_export.modeling.encoder import Classifier, Layer, attention_bias
+from hadskip_export.modeling.gated import Gate, GatedClassifier
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A module to export. `inputs`: its inputs by name, in order; `output`: the name of its one output."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[str, ...]
+    output: str
+
+
+class LayerPiece(nn.Module):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.layer(hidden_states, attention_bias(attention_mask, hidden_states.dtype))[0]
+
+
+class GatePiece(nn.Module):
+    def __init__(self, gate: Gate):
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.gate.margin(hidden_states, attention_mask)
+
+
+class GatesPiece(nn.Module):
+    """All gates on the same states, margins [b, L]: the look-ahead layout."""
+
+    def __init__(self, gates: nn.ModuleList):
+        super().__init__()
+        self.gates = gates
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        return torch.stack([gate.margin(hidden_states, attention_mask) for gate in self.gates], dim=1)
+
+
+class FullPiece(nn.Module):
+    def __init__(self, model: Classifier):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        return self.model(input_ids, attention_mask, token_type_ids).logits
+
+
+def layer_name(index: int) -> str:
+    """Index from 0 -> `layer_01`; likewise `gate_name`."""
+    return f"layer_{index + 1:02d}"
+
+
+def gate_name(index: int) -> str:
+    return f"gate_{index + 1:02d}"
+
+
+def cut(model: GatedClassifier, full: Classifier | None) -> Iterator[Piece]:
+    """The pieces of a bundle, both gate layouts among them.
+
+    Args:
+        full: the fine-tuned BERT, or None to leave it out.
+    """
+    states = ("hidden_states", "attention_mask")
+    body = model.classifier
+    yield Piece("embeddings", body.embeddings, ("input_ids", "token_type_ids"), "hidden_states")
+    for index, layer in enumerate(body.layers):
+        yield Piece(layer_name(index), LayerPiece(layer), states, "layer_output")
+    for index, gate in enumerate(model.gates):
+        yield Piece(gate_name(index), GatePiece(gate), states, "margin")
+    yield Piece("gates", GatesPiece(model.gates), states, "margins")
+    yield Piece("head", body.head, ("hidden_states",), "logits")
+    if full is not None:
+        yield Piece("full", FullPiece(full), ("input_ids", "attention_mask", "token_type_ids"), "logits")

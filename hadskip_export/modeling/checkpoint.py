@@ -1,0 +1,313 @@
+"""Hugging Face checkpoints in and out: configuration, weights (safetensors only), tokenizer, and the gates beside them.
+
+What is written stays a Hugging Face checkpoint: `transformers` loads `budgets/<K>/` as a plain classifier and
+ignores the gates.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hadskip_export.errors import BundleError, DataError
+from hadskip_export.modeling.encoder import ACTIVATIONS, Classifier, EncoderConfig
+from hadskip_export.modeling.gated import GatedClassifier
+
+HADSKIP_KEY = "hadskip"  # our section of config.json
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+# ours -> Hugging Face's, for the parts outside the layers and for one layer. The three attention projections are one
+# matrix in ours, in this order.
+_OUTER_NAMES = {
+    "embeddings.word.weight": "bert.embeddings.word_embeddings.weight",
+    "embeddings.position.weight": "bert.embeddings.position_embeddings.weight",
+    "embeddings.segment.weight": "bert.embeddings.token_type_embeddings.weight",
+    "embeddings.norm": "bert.embeddings.LayerNorm",
+    "head.pooler": "bert.pooler.dense",
+    "head.classifier": "classifier",
+}
+_LAYER_NAMES = {
+    "query_key_value": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention_output": ("attention.output.dense",),
+    "attention_norm": ("attention.output.LayerNorm",),
+    "up": ("intermediate.dense",),
+    "down": ("output.dense",),
+    "output_norm": ("output.LayerNorm",),
+}
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """What config.json keeps of a gated checkpoint beside its weights."""
+
+    width: int
+    threshold: float
+    budget: float
+
+
+def resolve_model(model: str | Path) -> Path:
+    """A local model folder as it is; any other name is fetched from the Hugging Face hub.
+
+    Raises:
+        BundleError: neither a folder here nor a model on the hub.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(str(model), allow_patterns=HUB_FILES))
+    except HFValidationError:
+        raise BundleError(f"{model}: no such folder, and not the name of a model on the hub") from None
+    except Exception as error:  # the hub client raises whatever its transport does
+        reason = str(error).splitlines()[0]
+        raise BundleError(f"{model}: no such folder, and the hub did not give such a model ({reason})") from error
+
+
+def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderConfig:
+    """Reads config.json.
+
+    Args:
+        labels: class names of the task; left out, the checkpoint must already be a classifier and brings its own.
+
+    Raises:
+        BundleError: no configuration there, or a model this package cannot skip layers of (the message says which).
+    """
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise BundleError(f"{folder}: no config.json there; --model takes a Hugging Face model folder")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise BundleError(f"{folder / 'config.json'}: {str(error).splitlines()[0]}") from error
+    refused = _why_refused(config, classifier=labels is None)
+    if refused:
+        raise BundleError(f"{folder}: {refused} is not supported; this package takes BERT text classifiers")
+    if labels is None:
+        labels = tuple(config.id2label[index] for index in range(config.num_labels))
+    return EncoderConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        max_positions=config.max_position_embeddings,
+        type_vocab_size=config.type_vocab_size,
+        labels=labels,
+        activation=config.hidden_act,
+        layer_norm_eps=config.layer_norm_eps,
+        dropout=config.hidden_dropout_prob,
+        attention_dropout=config.attention_probs_dropout_prob,
+    )
+
+
+def _why_refused(config, classifier: bool) -> str | None:
+    """What about a Hugging Face configuration is out of scope, in words, or None."""
+    if config.model_type != "bert":
+        return f"the architecture {config.model_type!r}"
+    if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
+        return f"position embedding {config.position_embedding_type!r}"
+    if config.hidden_act not in ACTIVATIONS:
+        return f"the activation {config.hidden_act!r}"
+    if getattr(config, "is_decoder", False):
+        return "a decoder"
+    if classifier:
+        architecture = (config.architectures or ["?"])[0]
+        if config.problem_type in ("regression", "multi_label_classification"):
+            return f"problem type {config.problem_type!r}"
+        if config.num_labels == 1:
+            return "regression (one label)"
+        if not architecture.endswith("ForSequenceClassification"):
+            return f"{architecture} as a fine-tuned classifier"
+    return None
+
+
+def load_classifier(folder: Path, labels: tuple[str, ...] | None = None, seed: int = 0) -> Classifier:
+    """Loads a BERT checkpoint.
+
+    Args:
+        folder: a Hugging Face model folder with safetensors weights.
+        labels: class names of a task to be learned: the classifier (and the pooler, if the checkpoint has none) is
+            then new, drawn with `seed`. Left out, the checkpoint's own classifier is loaded and must be there.
+
+    Raises:
+        BundleError: see `read_config`; also pickled, missing, misnamed or misshapen weights.
+    """
+    config = read_config(folder, labels)
+    theirs = _normalise_names(_read_weights(folder))
+    fresh = ("head.classifier", "head.pooler") if labels is not None else ()
+    if labels is not None:
+        theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("classifier.")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Classifier(config).init_weights()
+    ours, missing = _from_hugging_face(theirs, config.num_layers)
+    missing = [name for name in missing if not name.startswith(fresh)] if fresh else missing
+    if missing:
+        raise BundleError(f"{folder}: the weights lack {missing[0]}; is this a complete BERT checkpoint?")
+    _load_state(model, ours, folder)
+    return model.eval()
+
+
+def save_classifier(model: Classifier, folder: Path) -> None:
+    """Writes `model` as a Hugging Face `BertForSequenceClassification` checkpoint."""
+    _save(model.config, _to_hugging_face(model), {}, folder)
+
+
+def save_gated(model: GatedClassifier, settings: GateSettings, folder: Path) -> None:
+    """Writes a gated classifier: the Hugging Face checkpoint, the gates' weights and our section of config.json."""
+    tensors = _to_hugging_face(model.classifier)
+    tensors |= {f"gates.{name}": tensor.contiguous() for name, tensor in model.gates.state_dict().items()}
+    section = {"gate_width": settings.width, "gate_threshold": settings.threshold, "budget": settings.budget}
+    _save(model.classifier.config, tensors, {HADSKIP_KEY: section}, folder)
+
+
+def load_gated(folder: Path) -> tuple[GatedClassifier, GateSettings]:
+    """Loads what `save_gated` wrote.
+
+    Raises:
+        BundleError: not a gated checkpoint, or see `load_classifier`.
+    """
+    classifier = load_classifier(folder)
+    try:
+        section = json.loads((folder / "config.json").read_text())[HADSKIP_KEY]
+        settings = GateSettings(section["gate_width"], section["gate_threshold"], section["budget"])
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"{folder / 'config.json'}: no {HADSKIP_KEY!r} section with {error}; not a gated checkpoint") from None
+    model = GatedClassifier(classifier, settings.width)
+    gates = {k.removeprefix("gates."): v for k, v in _read_weights(folder).items() if k.startswith("gates.")}
+    _load_state(model.gates, gates, folder)
+    return model.eval(), settings
+
+
+def save_tokenizer(folder: Path, file: Path) -> None:
+    """Writes the model's tokenizer as one `tokenizer.json`.
+
+    Raises:
+        BundleError: no tokenizer there, or one that exists only in Python ("slow"), which the runtime cannot run.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises many kinds here
+        raise BundleError(f"{folder}: its tokenizer cannot be loaded ({str(error).splitlines()[0]})") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise BundleError(f"{folder}: only a slow (Python) tokenizer there; save its fast version, tokenizer.json")
+    backend.no_padding()
+    backend.no_truncation()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    backend.save(str(file))
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the folder's safetensors file or files."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / Path(name).name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    else:
+        files = [folder / "model.safetensors"]
+    if not files[0].is_file():
+        if list(folder.glob("*.bin")):
+            raise BundleError(f"{folder}: pickled weights are refused; save the model with safe_serialization=True")
+        raise BundleError(f"{folder}: no model.safetensors there")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise BundleError(f"{file}: cannot be read as safetensors ({error})") from error
+    return tensors
+
+
+def _normalise_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A bare encoder's names get the prefix `bert.` that a classifier's have; TensorFlow-era norms get today's names."""
+    bare = any(name.startswith("embeddings.") for name in tensors)
+    result = {}
+    for name, tensor in tensors.items():
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        inside = bare and name.split(".")[0] in ("embeddings", "encoder", "pooler")
+        result[f"bert.{name}" if inside else name] = tensor
+    return result
+
+
+def _pairs(num_layers: int) -> dict[str, tuple[str, ...]]:
+    """Our parameter name -> the Hugging Face tensors that are stacked to make it."""
+    pairs: dict[str, tuple[str, ...]] = {}
+
+    def add(ours: str, theirs: tuple[str, ...]) -> None:
+        if ours.endswith(".weight"):
+            pairs[ours] = theirs
+        else:
+            for kind in ("weight", "bias"):
+                pairs[f"{ours}.{kind}"] = tuple(f"{name}.{kind}" for name in theirs)
+
+    for ours, theirs in _OUTER_NAMES.items():
+        add(ours, (theirs,))
+    for index in range(num_layers):
+        for ours, inner in _LAYER_NAMES.items():
+            add(f"layers.{index}.{ours}", tuple(f"bert.encoder.layer.{index}.{name}" for name in inner))
+    return pairs
+
+
+def _from_hugging_face(theirs: dict[str, Tensor], num_layers: int) -> tuple[dict[str, Tensor], list[str]]:
+    ours, missing = {}, []
+    for name, sources in _pairs(num_layers).items():
+        if all(source in theirs for source in sources):
+            ours[name] = torch.cat([theirs[source].float() for source in sources])
+        else:
+            missing.append(name)
+    return ours, missing
+
+
+def _to_hugging_face(model: Classifier) -> dict[str, Tensor]:
+    state = model.state_dict()
+    return {
+        source: part.contiguous()
+        for name, sources in _pairs(model.config.num_layers).items()
+        for source, part in zip(sources, state[name].chunk(len(sources)), strict=True)
+    }
+
+
+def _load_state(module: torch.nn.Module, state: dict[str, Tensor], folder: Path) -> None:
+    try:
+        report = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise BundleError(f"{folder}: weights do not fit config.json ({str(error).splitlines()[-1].strip()})") from error
+    if report.unexpected_keys:
+        raise BundleError(f"{folder}: unexpected weight {report.unexpected_keys[0]}")
+
+
+def _save(config: EncoderConfig, tensors: dict[str, Tensor], section: dict, folder: Path) -> None:
+    from transformers import BertConfig
+
+    labels = config.labels
+    hugging_face = BertConfig(
+        architectures=["BertForSequenceClassification"],
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_positions,
+        type_vocab_size=config.type_vocab_size,
+        hidden_act=config.activation,
+        layer_norm_eps=config.layer_norm_eps,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.attention_dropout,
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+    ).to_dict()
+    if len(set(labels)) != len(labels):
+        raise DataError(f"label names must differ: {', '.join(labels)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(hugging_face | section, indent=2) + "\n")
+    save_file({name: tensor.cpu() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})

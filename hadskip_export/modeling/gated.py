@@ -1,0 +1,141 @@
+"""The gated classifier: before each layer a gate decides, per input, whether the layer runs (paper, section 4.2)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hadskip_export.modeling.encoder import Classifier, Layer, Output, attention_bias
+from hadskip_export.modeling.reinmax import sample
+
+Estimator = Callable[[Tensor, Tensor], Tensor]
+
+
+class Gate(nn.Module):
+    """One hidden layer and two logits (run, skip) on the mean of the real tokens.
+
+    The mean, not the first token: the embedding of [CLS] is the same vector for every input, so a gate on it
+    would be blind before layer 1. The mean is normalised so that gates at every depth see inputs of one scale.
+    """
+
+    def __init__(self, hidden_size: int, width: int = 64, bias: float = 0.0):
+        super().__init__()
+        self.hidden = nn.Linear(hidden_size, width)
+        self.logits = nn.Linear(width, 2)
+        nn.init.normal_(self.logits.weight, std=0.01)
+        with torch.no_grad():
+            self.logits.bias.copy_(torch.tensor([bias / 2, -bias / 2]))
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """float32 [b, s, H], int64 [b, s] -> logits float32 [b, 2]; index 0 is run, as in the paper's algorithm 1."""
+        mask = attention_mask[..., None].to(hidden_states.dtype)
+        mean = (hidden_states * mask).sum(dim=1) / mask.sum(dim=1)
+        return self.logits(torch.tanh(self.hidden(F.layer_norm(mean, mean.shape[-1:]))))
+
+    def margin(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """`logit_run - logit_skip`, float32 [b]: the layer runs where it is above the threshold."""
+        logits = self(hidden_states, attention_mask)
+        return logits[:, 0] - logits[:, 1]
+
+
+@dataclass
+class GatedOutput(Output):
+    """`Output` and what the gates did, both [b, L]: gates as 0. or 1. (with a gradient in training), margins."""
+
+    gates: Tensor | None = None
+    margins: Tensor | None = None
+
+
+class GatedClassifier(nn.Module):
+    """A classifier with one gate per layer: `h_i = f_i(h_{i-1}) g_i + h_{i-1} (1 - g_i)` for each input."""
+
+    def __init__(self, classifier: Classifier, gate_width: int = 64, gate_bias: float = 0.0):
+        super().__init__()
+        self.classifier = classifier
+        config = classifier.config
+        self.gates = nn.ModuleList(Gate(config.hidden_size, gate_width, gate_bias) for _ in classifier.layers)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        *,
+        estimator: Estimator,
+        keep_states: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> GatedOutput:
+        """The training pass: decisions are sampled and carry the estimator's gradient.
+
+        Args:
+            estimator: `reinmax` or `straight_through`.
+            keep_states: keep every hidden state (the student's own, whether or not the layer ran) and the attention
+                maps (zero for inputs that skipped the layer).
+            generator: what the decisions are drawn from; torch's own if left out.
+        """
+        model = self.classifier
+        hidden = model.embeddings(input_ids, token_type_ids)
+        bias = attention_bias(attention_mask, hidden.dtype)
+        states, maps, gates, margins = [hidden], [], [], []
+        for layer, gate in zip(model.layers, self.gates, strict=True):
+            margin = gate.margin(hidden, attention_mask)
+            g = estimator(margin, sample(margin, generator))
+            branch, probabilities = _run_open_rows(layer, hidden, bias, g.detach() > 0)
+            g_wide = g[:, None, None]
+            hidden = branch * g_wide + hidden * (1 - g_wide)
+            gates.append(g)
+            margins.append(margin)
+            if keep_states:
+                states.append(hidden)
+                maps.append(probabilities)
+        logits = model.head(hidden)
+        return GatedOutput(
+            logits, states if keep_states else [], maps, torch.stack(gates, dim=1), torch.stack(margins, dim=1)
+        )
+
+    @torch.no_grad()
+    def route(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, decide: Callable[[int, Tensor], Tensor]
+    ) -> GatedOutput:
+        """The serving pass: hard decisions, and a layer computes only the inputs that run it.
+
+        Args:
+            decide: (layer index from 0, margin float32 [b]) -> which inputs run the layer, bool [b].
+        """
+        model = self.classifier
+        hidden = model.embeddings(input_ids, token_type_ids)
+        bias = attention_bias(attention_mask, hidden.dtype)
+        gates, margins = [], []
+        for index, (layer, gate) in enumerate(zip(model.layers, self.gates, strict=True)):
+            margin = gate.margin(hidden, attention_mask)
+            rows = decide(index, margin)
+            if rows.any():
+                hidden = hidden.clone()
+                hidden[rows] = layer(hidden[rows], bias[rows])[0]
+            gates.append(rows)
+            margins.append(margin)
+        return GatedOutput(model.head(hidden), [], [], torch.stack(gates, dim=1), torch.stack(margins, dim=1))
+
+
+def _run_open_rows(layer: Layer, hidden: Tensor, bias: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`f(h)` for every input, with a gradient only where the gate is open.
+
+    The gate's own gradient needs `f(h) - h` of closed inputs too, but a layer that did not run must not learn from
+    them: those rows are computed without a graph, which also saves their backward pass.
+
+    Returns:
+        f(h), float32 [b, s, H], and the head-averaged attention maps, float32 [b, s, s], zero where closed.
+    """
+    run, skipped = rows.nonzero()[:, 0], (~rows).nonzero()[:, 0]
+    branch = torch.zeros_like(hidden)
+    maps = hidden.new_zeros(hidden.shape[0], hidden.shape[1], hidden.shape[1])
+    if len(run):
+        output, probabilities = layer(hidden[run], bias[run])
+        branch = branch.index_copy(0, run, output)
+        maps = maps.index_copy(0, run, probabilities.mean(dim=1))
+    if len(skipped) and torch.is_grad_enabled():
+        with torch.no_grad():
+            branch = branch.index_copy(0, skipped, layer(hidden[skipped], bias[skipped])[0])
+    return branch, maps

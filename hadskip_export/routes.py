@@ -1,0 +1,50 @@
+"""What a set of routes looks like: bool [inputs, layers], true where the layer ran."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+Route = tuple[int, ...]  # the layers that run, numbered from 1
+
+
+def as_route(row: np.ndarray) -> Route:
+    """bool [L] -> layers that run, from 1."""
+    return tuple(int(index) + 1 for index in np.flatnonzero(row))
+
+
+def as_row(route: Route, num_layers: int) -> np.ndarray:
+    """Layers that run, from 1 -> bool [L]."""
+    row = np.zeros(num_layers, bool)
+    row[[layer - 1 for layer in route]] = True
+    return row
+
+
+@dataclass(frozen=True)
+class RouteStatistics:
+    """Figures of a set of routes; shares and histogram are fractions of the inputs."""
+
+    mean_layers: float
+    standard_error: float  # of mean_layers
+    distinct: int
+    entropy_bits: float
+    commonest: list[tuple[Route, float]]  # (route, share), the commonest first, at most ten
+    histogram: list[float]  # share of inputs that run 0, 1, ..., L layers
+    usage: list[float]  # share of inputs that run layer 1, ..., L
+
+
+def statistics(routes: np.ndarray) -> RouteStatistics:
+    """bool [n, L], n > 0 -> `RouteStatistics`."""
+    n, num_layers = routes.shape
+    counts = Counter(map(as_route, routes))
+    shares = np.array(list(counts.values())) / n
+    layers = routes.sum(axis=1)
+    return RouteStatistics(
+        mean_layers=float(layers.mean()),
+        standard_error=float(layers.std() / np.sqrt(n)),
+        distinct=len(counts),
+        entropy_bits=abs(float(-(shares * np.log2(shares)).sum())),
+        commonest=[(route, count / n) for route, count in counts.most_common(10)],
+        histogram=(np.bincount(layers, minlength=num_layers + 1) / n).tolist(),
+        usage=routes.mean(axis=0).tolist(),
+    )

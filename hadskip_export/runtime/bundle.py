@@ -1,0 +1,232 @@
+"""The bundle: the one thing that passes from training to serving. Its manifest is typed, versioned and checked.
+
+    BUNDLE/  manifest.json  manifest.sha256  tokenizer/  pieces/  engines/<engine>-<precision>/  golden/  report.json
+
+Every file is listed with its size and SHA-256. `manifest.sha256` is the digest of the manifest's own bytes: it guards
+against damage, not against somebody who can write both.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
+from uuid import uuid4
+
+import msgspec
+
+from hadskip_export.errors import BundleError
+from hadskip_export.runtime.onnx_files import external_data_files
+
+FORMAT = 1
+MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Sizes and names of the model. `inputs`: what embeddings and the full model take, in order."""
+
+    family: str
+    layers: int
+    hidden_size: int
+    vocab_size: int
+    max_length: int
+    labels: tuple[str, ...]
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class RouterInfo:
+    """How rows are routed. `kind`: gates; `threshold` in logits; `budget`: mean layers asked for."""
+
+    kind: Literal["gates"]
+    threshold: float
+    budget: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What training saw on its held-out slice, for `inspect` and for watching a deployment drift."""
+
+    mean_layers: float
+    commonest_routes: tuple[tuple[tuple[int, ...], float], ...]  # (layers from 1, share)
+    histogram: tuple[float, ...]  # share of inputs that ran 0, 1, ..., L layers
+    margin_quantiles: tuple[tuple[float, ...], ...]  # per gate, at `quantiles`
+    quantiles: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """One engine of the bundle. `files`: piece -> file, relative to the bundle."""
+
+    engine: str
+    precision: str
+    gates: Literal["separate", "lookahead"]
+    versions: dict[str, str]
+    chip: str
+    files: dict[str, str]
+    parity: Literal["passed", "failed", "unverified"]
+    first_bad_piece: str | None = None
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json, format 1. Everything a deployment needs to know; no code, no pickle."""
+
+    format: int
+    created_by: str
+    task: str
+    metric: str
+    model: ModelInfo
+    router: RouterInfo
+    opset: int
+    engines: tuple[EngineInfo, ...]
+    held_out: HeldOut | None = None
+    tokenizer: str = "tokenizer/tokenizer.json"
+    files: dict[str, FileInfo] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that has been checked."""
+
+    path: Path
+    manifest: Manifest
+
+    def engine(self, name: str | None = None) -> EngineInfo:
+        """The engine called `name` (`ort`, or `ort-fp32` with its precision), or the first.
+
+        Raises:
+            BundleError: the bundle has no such engine.
+        """
+        for info in self.manifest.engines:
+            if name is None or name in (info.engine, f"{info.engine}-{info.precision}"):
+                return info
+        have = ", ".join(f"{info.engine}-{info.precision}" for info in self.manifest.engines)
+        raise BundleError(f"{self.path}: has no engine {name!r}, only {have}; add it with hadskip-export build")
+
+    def file(self, relative: str) -> Path:
+        return self.path / relative
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """Opens a bundle and checks all of it before anything is used.
+
+    Raises:
+        BundleError: not a bundle; a format this version does not know; a missing, truncated or altered file; a path,
+            in the manifest or inside an ONNX file, that leaves the bundle.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    root = folder.resolve()
+    for name, info in manifest.files.items():
+        file = _inside(root, folder, name)
+        if not file.is_file():
+            raise BundleError(f"{folder / name}: listed in the manifest but missing; copy or build the bundle again")
+        size = file.stat().st_size
+        if size != info.size:
+            raise BundleError(f"{folder / name}: {size} bytes, the manifest says {info.size}; copy it again")
+        if sha256(file) != info.sha256:
+            raise BundleError(f"{folder / name}: its content is not what the manifest lists; copy it again")
+    used = [manifest.tokenizer] + [file for engine in manifest.engines for file in engine.files.values()]
+    for name in used:
+        _inside(root, folder, name)
+        if name not in manifest.files:
+            raise BundleError(f"{folder / name}: used by the manifest but not listed among its files")
+    for name in manifest.files:
+        if name.endswith(".onnx"):
+            _check_external_data(folder, root, name, manifest)
+    if len(set(manifest.model.labels)) < 2 or not manifest.engines:
+        raise BundleError(f"{folder / MANIFEST}: needs at least two labels and one engine")
+    return Bundle(folder, manifest)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    file = folder / MANIFEST
+    try:
+        content, digest = file.read_bytes(), (folder / DIGEST).read_text().strip()
+    except OSError as error:
+        raise BundleError(f"{folder}: not a bundle ({Path(error.filename).name}: {error.strerror})") from error
+    except UnicodeDecodeError:
+        digest = ""
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise BundleError(f"{file}: does not match {DIGEST}; it was edited or damaged, copy or build the bundle again")
+    try:
+        version = msgspec.json.decode(content, type=dict)["format"]
+        if version != FORMAT:
+            raise BundleError(f"{file}: format {version}, this version reads {FORMAT}; upgrade hadskip-export")
+        return msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, KeyError) as error:
+        raise BundleError(f"{file}: not a manifest ({error})") from error
+
+
+def _inside(root: Path, folder: Path, name: str) -> Path:
+    """The listed file's path, resolved.
+
+    Raises:
+        BundleError: it is absolute, climbs out, or is a link that leads out.
+    """
+    pure = PurePosixPath(name)
+    file = (root / name).resolve()
+    if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:|.*\\", name) or not file.is_relative_to(root):
+        raise BundleError(f"{folder / MANIFEST}: the path {name!r} leaves the bundle; do not use this bundle")
+    return file
+
+
+def _check_external_data(folder: Path, root: Path, name: str, manifest: Manifest) -> None:
+    for location in external_data_files(folder / name):
+        target = str(PurePosixPath(name).parent / location)
+        if target not in manifest.files:
+            raise BundleError(
+                f"{folder / name}: refers to {location!r}, outside the bundle's list of files; do not use this bundle"
+            )
+        _inside(root, folder, target)
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Lists and hashes every file in `folder` and writes the manifest and its digest, last."""
+    files = {
+        file.relative_to(folder).as_posix(): FileInfo(file.stat().st_size, sha256(file))
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name not in (MANIFEST, DIGEST)
+    }
+    sealed = replace(manifest, files=files)
+    content = msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
+    (folder / MANIFEST).write_bytes(content)
+    (folder / DIGEST).write_text(hashlib.sha256(content).hexdigest() + "\n")
+    return sealed
+
+
+@contextmanager
+def new_bundle(path: Path) -> Iterator[Path]:
+    """A temporary sibling that takes the name `path` when the block ends well. A killed build leaves nothing that
+    loads, for the manifest is written last; what a failed one wrote is removed.
+
+    Raises:
+        BundleError: `path` exists already and is not an empty folder.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise BundleError(f"{path}: exists already; choose another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

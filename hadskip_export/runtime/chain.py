@@ -1,0 +1,38 @@
+"""The chain of engines: embeddings, the layers that some row runs, head. This loop is the product."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hadskip_export.runtime.engines.base import Piece
+from hadskip_export.runtime.routers import Router
+from hadskip_export.runtime.tokenization import Batch
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The pieces of a model that has been cut up. `embedding_inputs`: names of the `Batch` arrays it takes."""
+
+    embeddings: Piece
+    layers: Sequence[Piece]
+    head: Piece
+    embedding_inputs: tuple[str, ...]
+
+    def run(self, batch: Batch, router: Router) -> tuple[np.ndarray, np.ndarray]:
+        """Runs `batch` as `router` routes it.
+
+        Returns:
+            logits float32 [b, classes] and routes bool [b, L], true where the layer ran.
+        """
+        mask = batch.attention_mask
+        routes = np.zeros((len(batch), len(self.layers)), bool)
+        hidden = self.embeddings(*(getattr(batch, name) for name in self.embedding_inputs))
+        for index, layer in enumerate(self.layers):
+            rows = routes[:, index] = router.select(index, hidden, mask)
+            if rows.all():
+                hidden = layer(hidden, mask)
+            elif rows.any():
+                length = mask[rows].sum(axis=1).max()  # padding that only the other rows needed is left out
+                hidden[rows, :length] = layer(hidden[rows, :length], mask[rows, :length])
+        return self.head(hidden), routes

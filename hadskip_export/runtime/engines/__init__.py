@@ -1,0 +1,22 @@
+"""The table of engines. An engine's library is imported only when a bundle is loaded with it."""
+
+import importlib
+
+from hadskip_export.errors import EngineError
+from hadskip_export.runtime.engines.base import Engine, EngineOptions, Piece
+
+# name -> module:class. To add an engine: one file here, one line there.
+ENGINES = {"ort": "hadskip_export.runtime.engines.ort:OrtEngine"}
+
+__all__ = ["ENGINES", "Engine", "EngineOptions", "Piece", "engine_class"]
+
+
+def engine_class(name: str) -> type[Engine]:
+    """
+    Raises:
+        EngineError: no such engine, or its library is not installed (the message names the extra).
+    """
+    if name not in ENGINES:
+        raise EngineError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
+    module, _, attribute = ENGINES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

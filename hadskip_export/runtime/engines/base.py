@@ -1,0 +1,57 @@
+"""What the runtime asks of an engine: load a piece, run it. Nothing else."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+class Piece(Protocol):
+    """A loaded piece. Safe to call from many threads at once."""
+
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        """Runs it on arrays in the piece's own order of inputs; returns its one output."""
+        ...
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on: its affinity where the system has such a thing, else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """
+    Args:
+        threads: the most threads one piece may compute with; the CPUs this process may use, if left out.
+        spinning: let idle threads of a piece wait busily. Faster for one engine alone, ruinous for a chain of them:
+            twelve pools then fight over the cores.
+    """
+
+    threads: int | None = None
+    spinning: bool = False
+
+    @property
+    def thread_count(self) -> int:
+        return self.threads or usable_cpus()
+
+
+class Engine(Protocol):
+    """Loads the pieces of a bundle. Pieces are named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `head`, `full`."""
+
+    def __init__(self, files: Mapping[str, Path], options: EngineOptions): ...
+
+    def load(self, piece: str) -> Piece:
+        """
+        Raises:
+            EngineError: the library refuses the file, or cannot run it as asked on this machine.
+        """
+        ...
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """Versions that decide whether a compiled engine still fits, by library."""
+        ...

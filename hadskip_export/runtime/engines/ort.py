@@ -1,0 +1,95 @@
+"""ONNX Runtime on the CPU. Runs the ONNX pieces as they are.
+
+Two traps, both measured (docs/performance.md): every session has a thread pool that spins after a call, and a memory
+arena that stays at its peak. So pools do not spin unless asked, small pieces get no pool, and all sessions share one
+arena.
+"""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from hadskip_export.errors import EngineError, optional_import
+from hadskip_export.runtime.engines.base import EngineOptions, Piece
+
+PROVIDER = "CPUExecutionProvider"
+_SMALL = ("gate", "head")  # pieces too small to share between threads
+_arena_lock = threading.Lock()
+_arena_registered = False
+
+
+class OrtEngine:
+    """See `Engine`."""
+
+    def __init__(self, files: Mapping[str, Path], options: EngineOptions):
+        self._ort = _import_onnxruntime()
+        self._files = files
+        self._options = options
+        _share_arena(self._ort)
+
+    def load(self, piece: str) -> Piece:
+        file = self._files[piece]
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = 1 if piece.startswith(_SMALL) else self._options.thread_count
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._options.spinning else "0")
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        try:
+            session = self._ort.InferenceSession(str(file), options, providers=[PROVIDER])
+        except Exception as error:  # its exceptions have no common base but Exception
+            raise EngineError(f"{file}: onnxruntime {self._ort.__version__} refuses it ({_first_line(error)})") from error
+        if session.get_providers() != [PROVIDER]:
+            raise EngineError(f"{file}: onnxruntime fell back to {session.get_providers()}; expected {PROVIDER}")
+        return OrtPiece(session, file)
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        return {"onnxruntime": _import_onnxruntime().__version__}
+
+
+class OrtPiece:
+    """One session; `run` of ONNX Runtime is thread-safe."""
+
+    def __init__(self, session, file: Path):
+        self._session = session
+        self._file = file
+        self._names = [argument.name for argument in session.get_inputs()]
+        self._outputs = [session.get_outputs()[0].name]
+
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        try:
+            return self._session.run(self._outputs, dict(zip(self._names, inputs, strict=True)))[0]
+        except Exception as error:
+            raise EngineError(f"{self._file}: {_first_line(error)}") from error
+
+
+def _import_onnxruntime() -> ModuleType:
+    ort = optional_import("onnxruntime", "ort or ort-gpu")
+    if not hasattr(ort, "InferenceSession"):
+        raise EngineError(
+            "onnxruntime is broken: onnxruntime and onnxruntime-gpu overwrite each other; uninstall both, then install "
+            "one of hadskip-export[ort] and hadskip-export[ort-gpu]"
+        )
+    return ort
+
+
+def _share_arena(ort: ModuleType) -> None:
+    """Registers one CPU arena for the process; sessions that do not ask for it, such as the host's, are untouched."""
+    global _arena_registered
+    with _arena_lock:
+        if not _arena_registered:
+            memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+            try:
+                ort.create_and_register_allocator(memory, None)
+            except Exception as error:
+                if "already" not in str(error):  # the host registered one: share that
+                    raise EngineError(f"onnxruntime: no shared memory arena ({_first_line(error)})") from error
+            _arena_registered = True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

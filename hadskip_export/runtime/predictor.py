@@ -1,0 +1,238 @@
+"""`Predictor`: text in, label out, through the layers each input needs."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, overload
+
+import numpy as np
+
+from hadskip_export.errors import BudgetError, BundleError, EngineError
+from hadskip_export.routes import as_route
+from hadskip_export.runtime.bundle import Bundle, read_bundle
+from hadskip_export.runtime.chain import Chain
+from hadskip_export.runtime.engines import EngineOptions, Piece, engine_class
+from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter, Router, StaticRouter
+from hadskip_export.runtime.tokenization import Batch, Encoded, Text, Tokenizer, pad
+
+RouterName = Literal["gates", "full"]
+EMBEDDING_INPUTS = ("input_ids", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one input.
+
+    Args:
+        label: the likeliest class.
+        probabilities: of every class, softmax of the logits.
+        layers: the layers that ran, numbered from 1.
+        truncated: the input was longer than the model's maximum length and its end was not read.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    layers: tuple[int, ...]
+    truncated: bool
+
+
+class Predictor:
+    """A bundle ready to answer. Made by `Predictor.load`; safe to call from many threads at once."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: str | None = None,
+        threads: int | None = None,
+        spinning: bool = False,
+        router: RouterName = "gates",
+        gate_threshold: float | None = None,
+        max_layers: int | None = None,
+        allow_failed: bool = False,
+    ):
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self.engine_info = bundle.engine(engine)
+        self.labels = manifest.model.labels
+        self.tokenizer = Tokenizer(bundle.file(manifest.tokenizer), manifest.model.max_length)
+        self._router: RouterName = router
+        self._threshold = manifest.router.threshold if gate_threshold is None else gate_threshold
+        self._max_layers = max_layers
+        self._check(router, max_layers)
+        name = f"{self.engine_info.engine}-{self.engine_info.precision}"
+        if self.engine_info.parity == "failed" and not allow_failed:
+            raise BundleError(
+                f"{bundle.path}: {name} failed its parity check at {self.engine_info.first_bad_piece}; build it again, "
+                "or load it all the same with allow_failed=True"
+            )
+        files = {piece: bundle.file(file) for piece, file in self.engine_info.files.items()}
+        self.engine = engine_class(self.engine_info.engine)(files, EngineOptions(threads, spinning))
+        self._lock = threading.Lock()
+        self._chain: Chain | None = None
+        self._gates: list[Piece] = []
+        self._full: Piece | None = None
+        self._closed = False
+        self._load(router)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        engine: str | None = None,
+        threads: int | None = None,
+        spinning: bool = False,
+        router: RouterName = "gates",
+        gate_threshold: float | None = None,
+        max_layers: int | None = None,
+        allow_failed: bool = False,
+    ) -> "Predictor":
+        """Checks a bundle and loads its engines.
+
+        Args:
+            path: the bundle's folder.
+            engine: one of the bundle's engines, `ort` or `ort-fp32`; the first if left out.
+            threads: the most threads one call computes with; the CPUs this process may use if left out.
+            spinning: let idle engine threads wait busily, see `EngineOptions`.
+            router: `gates`, or `full` to run the fine-tuned BERT with every layer (the kill switch).
+            gate_threshold: a layer runs where its gate's margin, in logits, is above this; the fitted value if left
+                out. Raise it for speed, lower it for accuracy.
+            max_layers: the most layers an input may run.
+            allow_failed: load an engine whose parity check failed.
+
+        Raises:
+            BundleError: see `read_bundle`; also no such engine, a failed parity check, no full model in the bundle.
+            EngineError: the engine's library is missing or refuses a piece.
+            BudgetError: `max_layers` is not between 1 and the number of layers.
+        """
+        bundle = read_bundle(path)
+        return cls(bundle, engine, threads, spinning, router, gate_threshold, max_layers, allow_failed)
+
+    @overload
+    def __call__(self, inputs: str | tuple[str, str], **options) -> Prediction: ...
+
+    @overload
+    def __call__(self, inputs: list[str] | list[tuple[str, str]] | list[Text], **options) -> list[Prediction]: ...
+
+    def __call__(
+        self,
+        inputs: Text | Sequence[Text],
+        *,
+        batch_size: int = 32,
+        router: RouterName | None = None,
+        gate_threshold: float | None = None,
+        max_layers: int | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Classifies a text, a pair of texts (a tuple), or a list of either.
+
+        Args:
+            inputs: a list gives a list, in the same order.
+            batch_size: the most inputs computed together; inputs of similar length share a batch.
+            router, gate_threshold, max_layers: for this call only, see `load`.
+
+        Raises:
+            DataError: an input is neither a text nor a pair, or is not valid Unicode.
+            BudgetError: see `load`.
+        """
+        single = isinstance(inputs, str | tuple)
+        encoded = self.tokenizer.encode([inputs] if single else inputs)  # type: ignore[list-item, arg-type]
+        logits, routes = self.run(encoded, batch_size, router, gate_threshold, max_layers)
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+        predictions = [
+            Prediction(
+                self.labels[int(p.argmax())],
+                dict(zip(self.labels, p.tolist(), strict=True)),
+                as_route(route),
+                item.truncated,
+            )
+            for p, route, item in zip(probabilities, routes, encoded, strict=True)
+        ]
+        return predictions[0] if single else predictions
+
+    def run(
+        self,
+        encoded: Sequence[Encoded],
+        batch_size: int = 32,
+        router: RouterName | None = None,
+        gate_threshold: float | None = None,
+        max_layers: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The call without its text: tokenised inputs to logits float32 [n, classes] and routes bool [n, L]."""
+        router = router or self._router
+        max_layers = self._max_layers if max_layers is None else max_layers
+        threshold = self._threshold if gate_threshold is None else gate_threshold
+        self._check(router, max_layers)
+        if batch_size < 1:
+            raise BudgetError(f"batch_size={batch_size}: expected at least 1")
+        self._load(router)
+        num_layers = self.bundle.manifest.model.layers
+        logits = np.zeros((len(encoded), len(self.labels)), np.float32)
+        routes = np.ones((len(encoded), num_layers), bool)
+        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = pad([encoded[row] for row in rows])
+            if router == "full":
+                logits[rows] = self._run_full(batch)
+            else:
+                assert self._chain is not None
+                logits[rows], routes[rows] = self._chain.run(batch, self._new_router(threshold, max_layers))
+        return logits, routes
+
+    def close(self) -> None:
+        """Frees the engines. A closed predictor raises `EngineError` when called."""
+        with self._lock:
+            self._closed, self._chain, self._gates, self._full = True, None, [], None
+
+    def __enter__(self) -> "Predictor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run_full(self, batch: Batch) -> np.ndarray:
+        assert self._full is not None
+        return self._full(*(getattr(batch, name) for name in self.bundle.manifest.model.inputs))
+
+    def _new_router(self, threshold: float, max_layers: int | None) -> Router:
+        if self.engine_info.gates == "lookahead":
+            router: Router = LookaheadRouter(self._gates[0], self.bundle.manifest.model.layers, threshold)
+        else:
+            router = GateRouter(self._gates, threshold)
+        return router if max_layers is None else CappedRouter(router, max_layers)
+
+    def _check(self, router: RouterName, max_layers: int | None) -> None:
+        num_layers = self.bundle.manifest.model.layers
+        if router not in ("gates", "full"):
+            raise BundleError(f"router={router!r}: expected 'gates' or 'full'")
+        if router == "full" and "full" not in self.engine_info.files:
+            raise BundleError(f"{self.bundle.path}: carries no full model (built with --no-full); build it again")
+        if max_layers is not None and not 1 <= max_layers <= num_layers:
+            raise BudgetError(f"max_layers={max_layers}: expected 1 to {num_layers}")
+
+    def _load(self, router: RouterName) -> None:
+        """Loads what `router` needs, once: the full model only when it is asked for, the chain likewise."""
+        if self._closed:
+            raise EngineError("this predictor is closed; load the bundle again")
+        if self._full is not None if router == "full" else self._chain is not None:
+            return
+        with self._lock:
+            if router == "full":
+                self._full = self._full or self.engine.load("full")
+            elif self._chain is None:
+                count = range(1, self.bundle.manifest.model.layers + 1)
+                lookahead = self.engine_info.gates == "lookahead"
+                names = ["gates"] if lookahead else [f"gate_{index:02d}" for index in count]
+                self._gates = [self.engine.load(name) for name in names]
+                inputs = tuple(name for name in EMBEDDING_INPUTS if name in self.bundle.manifest.model.inputs)
+                self._chain = Chain(
+                    self.engine.load("embeddings"),
+                    [self.engine.load(f"layer_{index:02d}") for index in count],
+                    self.engine.load("head"),
+                    inputs,
+                )

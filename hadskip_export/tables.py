@@ -1,0 +1,132 @@
+"""Labelled files: CSV, TSV and JSONL as rows of named columns, streamed, each with its line number."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hadskip_export.errors import DataError
+from hadskip_export.runtime.tokenization import Text
+
+# Names by which a column is recognised, the likeliest first.
+TEXT_COLUMNS = ("text", "sentence", "sentence1", "premise", "question1", "question", "review", "content", "#1 string")
+PAIR_COLUMNS = ("text_pair", "text2", "sentence2", "hypothesis", "question2", "#2 string")
+LABEL_COLUMNS = ("label", "labels", "gold_label", "target", "class", "category", "sentiment", "quality")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what; `None` means: find it by its name (and, for `pair`, do without)."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts and the names of their labels, in file order."""
+
+    texts: list[Text]
+    labels: list[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, rows: Sequence[int]) -> "Examples":
+        return Examples([self.texts[row] for row in rows], [self.labels[row] for row in rows])
+
+
+def read_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields (line number from 1, row). CSV has RFC 4180 quoting; TSV has none, as GLUE's files have none.
+
+    Raises:
+        DataError: the file is missing, of another type, not UTF-8, or a line does not parse.
+    """
+    kind = file.suffix.lower()
+    if kind not in (".csv", ".tsv", ".jsonl"):
+        raise DataError(f"{file}: expected a .csv, .tsv or .jsonl file")
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            yield from _json_rows(file, lines) if kind == ".jsonl" else _delimited_rows(file, lines, kind)
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); convert it first") from error
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from error
+
+
+def _json_rows(file: Path, lines) -> Iterator[tuple[int, dict[str, str]]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, line {number}: expected an object with named fields")
+        yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
+
+
+def _delimited_rows(file: Path, lines, kind: str) -> Iterator[tuple[int, dict[str, str]]]:
+    csv.field_size_limit(2**31 - 1)
+    if kind == ".csv":
+        reader = csv.DictReader(lines, strict=True)
+    else:
+        reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(f"{file}, line {reader.line_num}: expected {len(reader.fieldnames or [])} columns")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num}: {error}") from error
+
+
+def read_examples(file: str | Path, columns: Columns = Columns()) -> Examples:
+    """Reads texts (or pairs of texts) and their labels.
+
+    Raises:
+        DataError: see `read_rows`; also no such column, no column of a known name, an empty text column name, no row.
+    """
+    path = Path(file)
+    texts: list[Text] = []
+    labels: list[str] = []
+    found: tuple[str, str | None, str] | None = None
+    for number, row in read_rows(path):
+        if found is None:
+            found = (
+                _find(path, row, columns.text, TEXT_COLUMNS, "--text-column"),
+                _find_pair(path, row, columns.pair),
+                _find(path, row, columns.label, LABEL_COLUMNS, "--label-column"),
+            )
+        text, pair, label = found
+        try:
+            texts.append(row[text] if pair is None else (row[text], row[pair]))
+            labels.append(row[label])
+        except KeyError as error:
+            raise DataError(f"{path}, line {number}: no field {error}") from None
+    if not texts:
+        raise DataError(f"{path}: no rows; a header line and at least one row are needed")
+    return Examples(texts, labels)
+
+
+def _find(file: Path, row: dict[str, str], named: str | None, known: tuple[str, ...], option: str) -> str:
+    if named is not None:
+        if named in row:
+            return named
+        raise DataError(f"{file}: no column {named!r} ({option}); it has {', '.join(map(repr, row))}")
+    by_lower = {name.lower(): name for name in row}
+    for name in known:
+        if name in by_lower:
+            return by_lower[name]
+    raise DataError(f"{file}: cannot tell which of {', '.join(map(repr, row))} to use; name it with {option}")
+
+
+def _find_pair(file: Path, row: dict[str, str], named: str | None) -> str | None:
+    if named is None and not any(name.lower() in PAIR_COLUMNS for name in row):
+        return None
+    return _find(file, row, named, PAIR_COLUMNS, "--pair-column")

@@ -1,0 +1,78 @@
+"""Tokenised examples and the batches made of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hadskip_export.runtime.tokenization import Encoded, Text, Tokenizer, pad
+
+BATCHES_PER_WINDOW = 32  # lengths are sorted within windows of so many batches: little padding, still random
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Tokenised inputs and their class indices, int64 [n]; the texts stay for the parity report."""
+
+    texts: list[Text]
+    encoded: list[Encoded]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def subset(self, rows: np.ndarray) -> "Dataset":
+        return Dataset([self.texts[r] for r in rows], [self.encoded[r] for r in rows], self.labels[rows])
+
+
+def encode(tokenizer: Tokenizer, texts: list[Text], labels: np.ndarray) -> Dataset:
+    """Tokenises the inputs once, before training."""
+    return Dataset(texts, tokenizer.encode(texts), labels)
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """`inputs`: input_ids, attention_mask, token_type_ids, int64 [b, s]; `labels` int64 [b]; `rows`: where they came
+    from in the dataset, int [b]."""
+
+    inputs: tuple[Tensor, Tensor, Tensor]
+    labels: Tensor
+    rows: np.ndarray
+
+    @property
+    def attention_mask(self) -> Tensor:
+        return self.inputs[1]
+
+
+def count_batches(data: Dataset, batch_size: int) -> int:
+    return -(-len(data) // batch_size)
+
+
+def shuffled_batches(data: Dataset, batch_size: int, seed: int, device: str = "cpu") -> Iterator[TrainingBatch]:
+    """Every example once, in random batches of inputs of similar length."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(data))
+    window = batch_size * BATCHES_PER_WINDOW
+    chunks = []
+    for start in range(0, len(order), window):
+        rows = order[start : start + window]
+        rows = rows[np.argsort([len(data.encoded[row]) for row in rows], kind="stable")]
+        chunks += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    for index in random.permutation(len(chunks)):
+        yield _batch(data, chunks[index], device)
+
+
+def ordered_batches(data: Dataset, batch_size: int = 64, device: str = "cpu") -> Iterator[TrainingBatch]:
+    """Every example once, by length; `rows` says where each belongs."""
+    order = np.argsort([len(encoded) for encoded in data.encoded], kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield _batch(data, order[start : start + batch_size], device)
+
+
+def _batch(data: Dataset, rows: np.ndarray, device: str) -> TrainingBatch:
+    padded = pad([data.encoded[row] for row in rows])
+    arrays = (padded.input_ids, padded.attention_mask, padded.token_type_ids)
+    ids, mask, types = (torch.from_numpy(array).to(device) for array in arrays)
+    return TrainingBatch((ids, mask, types), torch.from_numpy(data.labels[rows]).to(device), rows)

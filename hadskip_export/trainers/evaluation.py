@@ -1,0 +1,92 @@
+"""Predictions and routes over a whole dataset, with hard gates, fixed routes or every layer."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hadskip_export.modeling.encoder import Classifier, attention_bias
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routes import Route, as_row
+from hadskip_export.trainers.batches import Dataset, ordered_batches
+
+MAX_FIXED_ROUTES = 200
+
+
+@torch.no_grad()
+def predict_full(model: Classifier, data: Dataset, device: str = "cpu") -> np.ndarray:
+    """Class indices, int64 [n], every layer run."""
+    model.eval()
+    predicted = np.zeros(len(data), np.int64)
+    for batch in ordered_batches(data, device=device):
+        predicted[batch.rows] = model(*batch.inputs).logits.argmax(-1).cpu().numpy()
+    return predicted
+
+
+def above(threshold: float) -> Callable[[int, Tensor], Tensor]:
+    """The hard gates' decision: a layer runs where its margin is above the threshold."""
+    return lambda index, margin: margin > threshold
+
+
+def always(route: Route, num_layers: int) -> Callable[[int, Tensor], Tensor]:
+    """One route for every input."""
+    row = as_row(route, num_layers)
+    return lambda index, margin: torch.full_like(margin, bool(row[index]), dtype=torch.bool)
+
+
+def predict_routed(
+    model: GatedClassifier, data: Dataset, decide: Callable[[int, Tensor], Tensor], device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Class indices int64 [n], routes bool [n, L] and margins float32 [n, L], as `decide` routes them."""
+    model.eval()
+    shape = (len(data), len(model.gates))
+    predicted, routes, margins = np.zeros(shape[0], np.int64), np.zeros(shape, bool), np.zeros(shape, np.float32)
+    for batch in ordered_batches(data, device=device):
+        output = model.route(*batch.inputs, decide)
+        assert output.gates is not None and output.margins is not None
+        predicted[batch.rows] = output.logits.argmax(-1).cpu().numpy()
+        routes[batch.rows] = output.gates.cpu().numpy()
+        margins[batch.rows] = output.margins.cpu().numpy()
+    return predicted, routes, margins
+
+
+def fixed_routes(num_layers: int, size: int, common: list[Route], seed: int = 0) -> list[Route]:
+    """All routes of `size` layers or, where there are too many, a random choice with the common ones among it."""
+    if math.comb(num_layers, size) <= MAX_FIXED_ROUTES:
+        return list(itertools.combinations(range(1, num_layers + 1), size))
+    random = np.random.default_rng(seed)
+    chosen = {route for route in common if len(route) == size}
+    while len(chosen) < MAX_FIXED_ROUTES:
+        chosen.add(tuple(sorted(int(layer) + 1 for layer in random.choice(num_layers, size, replace=False))))
+    return sorted(chosen)
+
+
+@torch.no_grad()
+def predict_fixed_routes(
+    model: Classifier, data: Dataset, routes: list[Route], device: str = "cpu"
+) -> dict[Route, np.ndarray]:
+    """Class indices of every input under each route. Routes that begin alike share the work."""
+    model.eval()
+    num_layers = len(model.layers)
+    predicted = {route: np.zeros(len(data), np.int64) for route in routes}
+    for batch in ordered_batches(data, device=device):
+        input_ids, attention_mask, token_type_ids = batch.inputs
+        hidden = model.embeddings(input_ids, token_type_ids)
+        bias = attention_bias(attention_mask, hidden.dtype)
+
+        def walk(index: int, hidden: Tensor, alike: list[Route], bias: Tensor = bias, rows=batch.rows) -> None:
+            if index > num_layers:
+                predicted[alike[0]][rows] = model.head(hidden).argmax(-1).cpu().numpy()
+                return
+            skipping = [route for route in alike if index not in route]
+            running = [route for route in alike if index in route]
+            if skipping:
+                walk(index + 1, hidden, skipping)
+            if running:
+                walk(index + 1, model.layers[index - 1](hidden, bias)[0], running)
+
+        walk(1, hidden, routes)
+    return predicted

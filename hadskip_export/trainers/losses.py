@@ -1,0 +1,75 @@
+"""The terms of the training loss: budget penalty (paper, equation 3) and distillation (appendix B)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hadskip_export.modeling.encoder import Output
+from hadskip_export.modeling.gated import GatedOutput
+from hadskip_export.trainers.recipe import Recipe
+
+
+def budget_penalty(gates: Tensor, budget: float, unit: str) -> Tensor:
+    """`(mean layers run - budget)^2`, the mean over the batch, so single inputs may use more or fewer.
+
+    Args:
+        gates: 0. or 1. with the estimator's gradient, [b, L].
+        budget: in layers.
+        unit: `layers`, or `share` for equation 3 as printed (both terms divided by L).
+    """
+    scale = 1 if unit == "layers" else gates.shape[1]
+    return ((gates.sum(dim=1).mean() - budget) / scale) ** 2
+
+
+def prediction_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Equation 5: KL divergence of the student's prediction from the teacher's, mean over the batch."""
+    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
+
+
+def token_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean squared error over real tokens of float [b, s, H]."""
+    real = attention_mask.bool()
+    return F.mse_loss(student[real], teacher[real])
+
+
+def hidden_loss(student: list[Tensor], teacher: list[Tensor], attention_mask: Tensor) -> Tensor:
+    """Equation 6: mean over layers 1..L, the student's `h_i` whether or not layer i ran."""
+    pairs = zip(student[1:], teacher[1:], strict=True)
+    return torch.stack([token_mse(ours, theirs, attention_mask) for ours, theirs in pairs]).mean()
+
+
+def attention_loss(student: list[Tensor], teacher: list[Tensor], ran: Tensor, attention_mask: Tensor) -> Tensor:
+    """Equation 7 over the layers that ran: head-averaged maps, float [b, s, s], real tokens only.
+
+    Args:
+        ran: bool [b, L].
+    """
+    mask = attention_mask.to(student[0].dtype)
+    pairs_of_tokens = mask[:, :, None] * mask[:, None, :]
+    per_input = [
+        ((ours - theirs) ** 2 * pairs_of_tokens).sum(dim=(1, 2)) / pairs_of_tokens.sum(dim=(1, 2))
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return (torch.stack(per_input, dim=1) * ran).mean()
+
+
+def stage3_loss(
+    student: GatedOutput, teacher: Output, labels: Tensor, attention_mask: Tensor, budget: float, recipe: Recipe
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of stage III and its terms, each before its weight."""
+    assert student.gates is not None
+    terms = {"task": F.cross_entropy(student.logits, labels)}
+    weights = {"task": 1.0, "prediction": recipe.alpha1, "hidden": recipe.alpha2, "attention": recipe.alpha3}
+    weights |= {"embedding": recipe.alpha4, "budget": recipe.beta}
+    if recipe.alpha1:
+        terms["prediction"] = prediction_loss(student.logits, teacher.logits)
+    if recipe.alpha2:
+        terms["hidden"] = hidden_loss(student.hidden_states, teacher.hidden_states, attention_mask)
+    if recipe.alpha3:
+        ran = student.gates.detach() > 0
+        terms["attention"] = attention_loss(student.attention_maps, teacher.attention_maps, ran, attention_mask)
+    if recipe.alpha4:
+        terms["embedding"] = token_mse(student.hidden_states[0], teacher.hidden_states[0], attention_mask)
+    terms["budget"] = budget_penalty(student.gates, budget, recipe.penalty_unit)
+    loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    return loss, {name: term.detach() for name, term in terms.items()}

@@ -1,0 +1,146 @@
+"""The run folder: what lies where, one writer at a time, and phases that are there whole or not at all."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from hadskip_export.errors import BundleError
+from hadskip_export.runtime.tokenization import Text
+from hadskip_export.trainers.schedule import budget_name
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    path: Path
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer" / "tokenizer.json"
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def stage1(self) -> Path:
+        return self.path / "stage1"
+
+    @property
+    def stage2(self) -> Path:
+        return self.path / "stage2"
+
+    @property
+    def texts(self) -> Path:
+        """Real texts for the parity check of a build: the held-out slice, topped up from the evaluation data."""
+        return self.path / "state" / "texts.jsonl"
+
+    def budget(self, budget: float) -> Path:
+        return self.path / "budgets" / budget_name(budget)
+
+    def log(self, **record: Any) -> None:
+        """Appends a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"time": round(time.time(), 3)} | record) + "\n")
+
+
+@contextmanager
+def open_run(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[RunFolder]:
+    """Opens `path` for training and keeps every other run out of it until done.
+
+    The lock is the kernel's and dies with its process.
+
+    Args:
+        settings: everything the result depends on; kept as recipe.json, and what a resumed run must repeat.
+
+    Raises:
+        BundleError: the folder is not empty and this is no resume, it belongs to a run with other settings, or another
+            process is training into it.
+    """
+    run = RunFolder(path)
+    if path.is_file():
+        raise BundleError(f"{path}: is a file; --out names a folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not resume:
+            raise BundleError(f"{path}: is not empty; choose another --out, or continue that run with --resume")
+        if not (path / "state").is_dir():
+            raise BundleError(f"{path}: is not empty and not a run folder; choose another --out")
+    settings = json.loads(json.dumps(settings))
+    (path / "state").mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path / "state" / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise BundleError(f"{path}: another process is training into it") from None
+    try:
+        if run.recipe.is_file():
+            before = json.loads(run.recipe.read_text())
+            different = [key for key in settings if settings[key] != before.get(key)]
+            if different:
+                raise BundleError(f"{path}: --resume with another {different[0]}; repeat the first command line")
+        write_json(run.recipe, settings)
+        yield run
+    finally:
+        lock.release()
+
+
+def read_run(path: Path) -> tuple[RunFolder, dict[str, Any], dict[str, Any]]:
+    """Opens a finished run: (folder, recipe.json, summary.json).
+
+    Raises:
+        BundleError: not a run folder, or its training has not finished.
+    """
+    run = RunFolder(path)
+    if not run.recipe.is_file():
+        raise BundleError(f"{path}: not a run folder (no recipe.json); make one with hadskip-export train --out")
+    if not run.summary.is_file():
+        raise BundleError(f"{path}: its training has not finished; go on with hadskip-export train --resume")
+    try:
+        return run, json.loads(run.recipe.read_text()), json.loads(run.summary.read_text())
+    except json.JSONDecodeError as error:
+        raise BundleError(f"{path}: damaged recipe.json or summary.json ({error})") from error
+
+
+@contextmanager
+def finished_folder(path: Path) -> Iterator[Path]:
+    """A temporary sibling that takes the name `path` only when the block ends well; what a killed run left goes."""
+    temporary = path.with_name(path.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes JSON whole or not at all; dataclasses become objects."""
+    temporary = file.with_name(file.name + ".part")
+    temporary.write_text(json.dumps(value, indent=2, default=asdict) + "\n")
+    os.replace(temporary, file)
+
+
+def write_texts(file: Path, texts: list[Text]) -> None:
+    """Writes texts, or pairs as lists of two, one JSON value a line."""
+    file.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
+
+
+def read_texts(file: Path) -> list[Text]:
+    """Reads what `write_texts` wrote."""
+    values = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return [value if isinstance(value, str) else tuple(value) for value in values]

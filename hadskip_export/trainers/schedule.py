@@ -1,0 +1,27 @@
+"""Budgets and the path through them (paper, section 4.3, homotopic optimisation)."""
+
+import math
+
+from hadskip_export.errors import BudgetError
+
+
+def resolve_budget(budget: float, num_layers: int) -> float:
+    """A budget as a number of layers: below 1 it is a share of them, else a number, fractions allowed.
+
+    Raises:
+        BudgetError: not above 0, or above the number of layers.
+    """
+    layers = budget * num_layers if budget < 1 else budget
+    if not 0 < layers <= num_layers:  # also refuses NaN
+        raise BudgetError(f"--budget {budget:g}: the model has {num_layers} layers; expected 0 < budget <= {num_layers}")
+    return layers
+
+
+def homotopy(budget: float, num_layers: int) -> list[float]:
+    """L, L - 1, ..., down to the budget, each of which starts from the weights of the one before."""
+    return [float(layers) for layers in range(num_layers, math.floor(budget), -1) if layers > budget] + [budget]
+
+
+def budget_name(budget: float) -> str:
+    """The budget as it names a folder: `3`, `4.5`."""
+    return f"{budget:g}"

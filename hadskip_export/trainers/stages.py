@@ -1,0 +1,125 @@
+"""The three stages of HadSkip (paper, section 4.3), each one loop over batches with a loss of its own."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hadskip_export.metrics import METRICS
+from hadskip_export.modeling.encoder import Classifier
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.modeling.reinmax import ESTIMATORS
+from hadskip_export.progress import track
+from hadskip_export.trainers.batches import Dataset, TrainingBatch, count_batches, shuffled_batches
+from hadskip_export.trainers.evaluation import predict_full
+from hadskip_export.trainers.losses import stage3_loss
+from hadskip_export.trainers.recipe import Recipe
+
+Step = Callable[[TrainingBatch], tuple[Tensor, dict[str, Tensor]]]
+Log = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all stages share: the data that gradients see, the recipe, where to compute, where to log."""
+
+    data: Dataset
+    held_out: Dataset
+    recipe: Recipe
+    seed: int
+    device: str
+    log: Log
+    metric: str
+
+
+def fine_tune(model: Classifier, session: Session) -> None:
+    """Stage I: plain fine-tuning (equation 4). The epoch that is best on the held-out slice is kept."""
+    recipe = session.recipe
+
+    def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = F.cross_entropy(model(*batch.inputs).logits, batch.labels)
+        return loss, {"task": loss.detach()}
+
+    best, kept = float("-inf"), None
+    groups = [(model.parameters(), recipe.stage1_lr)]
+    for epoch in _epochs(model, groups, step, session, recipe.stage1_epochs, "stage I"):
+        predicted = predict_full(model, session.held_out, session.device)
+        value = METRICS[session.metric](predicted, session.held_out.labels)
+        session.log(stage="1", epoch=epoch, held_out=value)
+        if value > best:
+            best, kept = value, copy.deepcopy(model.state_dict())
+    assert kept is not None
+    model.load_state_dict(kept)
+    model.eval()
+
+
+def initialise_gates(model: GatedClassifier, session: Session) -> None:
+    """Stage II: only the gates learn, on the task's loss, without a budget; the body is frozen and without dropout."""
+    estimator = ESTIMATORS[session.recipe.estimator]
+    model.classifier.requires_grad_(False)
+
+    def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        output = model(*batch.inputs, estimator=estimator)
+        loss = F.cross_entropy(output.logits, batch.labels)
+        return loss, {"task": loss.detach(), "layers": output.gates.detach().sum(dim=1).mean()}
+
+    groups = [(model.gates.parameters(), session.recipe.gate_lr)]
+    for epoch in _epochs(model.gates, groups, step, session, session.recipe.stage2_epochs, "stage II"):
+        session.log(stage="2", epoch=epoch)
+    model.classifier.requires_grad_(True)
+    model.eval()
+
+
+def train_jointly(model: GatedClassifier, teacher: Classifier, budget: float, epochs: int, session: Session) -> None:
+    """Stage III at one budget: everything learns, from the task, the frozen teacher and the budget penalty."""
+    recipe = session.recipe
+    estimator = ESTIMATORS[recipe.estimator]
+    keep_states = bool(recipe.alpha2 or recipe.alpha3 or recipe.alpha4)
+    teacher.eval().requires_grad_(False)
+
+    def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            target = teacher(*batch.inputs, keep_states=keep_states)
+        output = model(*batch.inputs, estimator=estimator, keep_states=keep_states)
+        loss, terms = stage3_loss(output, target, batch.labels, batch.attention_mask, budget, recipe)
+        return loss, terms | {"layers": output.gates.detach().sum(dim=1).mean()}
+
+    groups = [(model.classifier.parameters(), recipe.body_lr), (model.gates.parameters(), recipe.gate_lr)]
+    for epoch in _epochs(model, groups, step, session, epochs, f"stage III, budget {budget:g}"):
+        session.log(stage="3", budget=budget, epoch=epoch)
+    model.eval()
+
+
+def _epochs(
+    module: nn.Module, groups: list[tuple[Iterator[nn.Parameter], float]], step: Step, session: Session, epochs: int, label: str
+) -> Iterator[int]:
+    """Trains for `epochs` and yields after each one (number from 1), with the mean of the step's figures logged."""
+    recipe = session.recipe
+    per_epoch = count_batches(session.data, recipe.batch_size)
+    total = epochs * per_epoch
+    optimizer = torch.optim.AdamW(
+        [{"params": list(parameters), "lr": rate} for parameters, rate in groups], weight_decay=recipe.weight_decay, fused=True
+    )
+    warmup = max(1, round(recipe.warmup * total))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: min((done + 1) / warmup, (total - done) / max(1, total - warmup))
+    )
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for epoch in range(1, epochs + 1):
+        module.train()
+        sums: dict[str, float] = {}
+        batches = shuffled_batches(session.data, recipe.batch_size, session.seed + epoch, session.device)
+        for batch in track(batches, per_epoch, f"{label}, epoch {epoch} of {epochs}"):
+            loss, figures = step(batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            for name, figure in figures.items():
+                sums[name] = sums.get(name, 0.0) + float(figure)
+        session.log(phase=label, epoch=epoch, **{name: value / per_epoch for name, value in sums.items()})
+        yield epoch

@@ -1,0 +1,91 @@
+"""The figures of a finished checkpoint and of a run, and the table a person reads."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hadskip_export.metrics import METRICS
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routes import RouteStatistics, statistics
+from hadskip_export.trainers.batches import Dataset
+from hadskip_export.trainers.evaluation import (
+    above,
+    always,
+    fixed_routes,
+    predict_fixed_routes,
+    predict_routed,
+)
+
+MARGIN_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+
+
+@dataclass(frozen=True)
+class HeldOutFigures:
+    """What the bundle's manifest keeps of the held-out slice."""
+
+    routes: RouteStatistics
+    margin_quantiles: list[list[float]]  # per gate, at MARGIN_QUANTILES
+
+
+def budget_row(
+    model: GatedClassifier, threshold: float, budget: float, teacher_metric: float, metric: str,
+    held_out: Dataset, evaluation: Dataset, device: str,
+) -> tuple[dict[str, Any], HeldOutFigures]:
+    """One row of summary.json, all of it on the evaluation data with hard gates, and the held-out figures.
+
+    `static_metric`: the best fixed set of round(budget) layers of the same weights, chosen on the held-out slice.
+    """
+    score = METRICS[metric]
+    num_layers = len(model.gates)
+    predicted, routes, _ = predict_routed(model, evaluation, above(threshold), device)
+    _, held_out_routes, margins = predict_routed(model, held_out, above(threshold), device)
+    seen, held = statistics(routes), statistics(held_out_routes)
+    top_route, top_share = seen.commonest[0]
+    size = min(max(1, round(budget)), num_layers)
+    candidates = predict_fixed_routes(
+        model.classifier, held_out, fixed_routes(num_layers, size, [route for route, _ in held.commonest]), device
+    )
+    static_route = max(candidates, key=lambda route: score(candidates[route], held_out.labels))
+    static = predict_fixed_routes(model.classifier, evaluation, [static_route], device)[static_route]
+    top, _, _ = predict_routed(model, evaluation, always(top_route, num_layers), device)
+    value = score(predicted, evaluation.labels)
+    row = {
+        "budget": budget,
+        "mean_layers": seen.mean_layers,
+        "mean_layers_se": seen.standard_error,
+        "metric": value,
+        "retained": value / teacher_metric if teacher_metric else float("nan"),
+        "threshold": threshold,
+        "routes": seen.distinct,
+        "route_entropy_bits": seen.entropy_bits,
+        "top_route": top_route,
+        "top_route_share": top_share,
+        "top_route_metric": score(top, evaluation.labels),
+        "static_route": static_route,
+        "static_metric": score(static, evaluation.labels),
+        "usage": seen.usage,
+        "histogram": seen.histogram,
+        "held_out_mean_layers": held.mean_layers,
+    }
+    quantiles = np.quantile(margins, MARGIN_QUANTILES, axis=0).T.tolist()
+    return row, HeldOutFigures(held, quantiles)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """summary.json as a person reads it."""
+    teacher = summary["teacher"]["metric"]
+    lines = [
+        f"{summary['task']}: {summary['metric']}, teacher {teacher:.4f} with all {summary['layers']} layers",
+        f"{'budget':>7} {'layers':>7} {summary['metric']:>9} {'retained':>9} {'routes':>7} {'entropy':>8}"
+        f" {'top share':>10} {'top alone':>10} {'static':>7}",
+    ]
+    for row in summary["budgets"]:
+        lines.append(
+            f"{row['budget']:>7g} {row['mean_layers']:>7.2f} {row['metric']:>9.4f} {row['retained']:>9.1%}"
+            f" {row['routes']:>7} {row['route_entropy_bits']:>8.2f} {row['top_route_share']:>10.1%}"
+            f" {row['top_route_metric']:>10.4f} {row['static_metric']:>7.4f}"
+        )
+    return "\n".join(lines)
+
+
