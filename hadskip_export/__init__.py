@@ -14,7 +14,7 @@ _FUNCTIONS = {
     "validate": "hadskip_export.exporters.validate",
     "inspect": "hadskip_export.inspection",
     "bench": "hadskip_export.benchmark.bench",
-    "demo": "hadskip_export.demo",
+    "demo": "hadskip_export.demonstration",
     "predict": "hadskip_export.runtime.predict",
 }
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ class Columns:
     text: str | None = None
     pair: str | None = None
     label: str | None = None
+
+
+ANY_COLUMNS = Columns()
 
 
 @dataclass(frozen=True)
@@ -86,32 +89,55 @@ def _delimited_rows(file: Path, lines, kind: str) -> Iterator[tuple[int, dict[st
         raise DataError(f"{file}, line {reader.line_num}: {error}") from error
 
 
-def read_examples(file: str | Path, columns: Columns = Columns()) -> Examples:
+def read_texts(file: str | Path, columns: Columns = ANY_COLUMNS) -> Iterator[Text]:
+    """Streams the texts (or pairs) of a file; see `read_examples` for what it raises."""
+    path = Path(file)
+    text = None
+    for number, row in read_rows(path):
+        text = text or find_text(path, row, columns)
+        try:
+            yield text(row)
+        except KeyError as error:
+            raise DataError(f"{path}, line {number}: no field {error}") from None
+
+
+def read_examples(file: str | Path, columns: Columns = ANY_COLUMNS, known: tuple[str, ...] | None = None) -> Examples:
     """Reads texts (or pairs of texts) and their labels.
 
+    Args:
+        known: the labels there may be; any, if left out.
+
     Raises:
-        DataError: see `read_rows`; also no such column, no column of a known name, an empty text column name, no row.
+        DataError: see `read_rows` and `check_labels`; also no such column, no column of a known name, no row.
     """
     path = Path(file)
     texts: list[Text] = []
     labels: list[str] = []
-    found: tuple[str, str | None, str] | None = None
     for number, row in read_rows(path):
-        if found is None:
-            found = (
-                _find(path, row, columns.text, TEXT_COLUMNS, "--text-column"),
-                _find_pair(path, row, columns.pair),
-                _find(path, row, columns.label, LABEL_COLUMNS, "--label-column"),
-            )
-        text, pair, label = found
+        if not texts:
+            text = find_text(path, row, columns)
+            label = _find(path, row, columns.label, LABEL_COLUMNS, "--label-column")
         try:
-            texts.append(row[text] if pair is None else (row[text], row[pair]))
+            texts.append(text(row))
             labels.append(row[label])
         except KeyError as error:
             raise DataError(f"{path}, line {number}: no field {error}") from None
     if not texts:
         raise DataError(f"{path}: no rows; a header line and at least one row are needed")
-    return Examples(texts, labels)
+    examples = Examples(texts, labels)
+    if known is not None:
+        check_labels(examples, known, path)
+    return examples
+
+
+def check_labels(examples: Examples, known: tuple[str, ...], file: Path) -> None:
+    """
+    Raises:
+        DataError: a row has a label that is not among `known`.
+    """
+    for row, label in enumerate(examples.labels, start=1):
+        if label not in known:
+            raise DataError(f"{file}, row {row}: label {label!r} is not known; the model has {', '.join(known)}")
 
 
 def _find(file: Path, row: dict[str, str], named: str | None, known: tuple[str, ...], option: str) -> str:
@@ -126,7 +152,14 @@ def _find(file: Path, row: dict[str, str], named: str | None, known: tuple[str, 
     raise DataError(f"{file}: cannot tell which of {', '.join(map(repr, row))} to use; name it with {option}")
 
 
-def _find_pair(file: Path, row: dict[str, str], named: str | None) -> str | None:
-    if named is None and not any(name.lower() in PAIR_COLUMNS for name in row):
-        return None
-    return _find(file, row, named, PAIR_COLUMNS, "--pair-column")
+def find_text(file: Path, row: dict[str, str], columns: Columns) -> Callable[[dict[str, str]], Text]:
+    """How to get the text, or the pair of texts, from the rows of a file that begins with `row`.
+
+    Raises:
+        DataError: a named column is not there, or none has a known name.
+    """
+    text = _find(file, row, columns.text, TEXT_COLUMNS, "--text-column")
+    if columns.pair is None and not any(name.lower() in PAIR_COLUMNS for name in row):
+        return lambda row: row[text]
+    pair = _find(file, row, columns.pair, PAIR_COLUMNS, "--pair-column")
+    return lambda row: (row[text], row[pair])

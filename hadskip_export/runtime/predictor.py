@@ -70,7 +70,7 @@ class Predictor:
         files = {piece: bundle.file(file) for piece, file in self.engine_info.files.items()}
         self.engine = engine_class(self.engine_info.engine)(files, EngineOptions(threads, spinning))
         self._lock = threading.Lock()
-        self._chain: Chain | None = None
+        self.chain: Chain | None = None  # what `router="gates"` runs; None until it is needed
         self._gates: list[Piece] = []
         self._full: Piece | None = None
         self._closed = False
@@ -178,14 +178,14 @@ class Predictor:
             if router == "full":
                 logits[rows] = self._run_full(batch)
             else:
-                assert self._chain is not None
-                logits[rows], routes[rows] = self._chain.run(batch, self._new_router(threshold, max_layers))
+                assert self.chain is not None
+                logits[rows], routes[rows] = self.chain.run(batch, self._new_router(threshold, max_layers))
         return logits, routes
 
     def close(self) -> None:
         """Frees the engines. A closed predictor raises `EngineError` when called."""
         with self._lock:
-            self._closed, self._chain, self._gates, self._full = True, None, [], None
+            self._closed, self.chain, self._gates, self._full = True, None, [], None
 
     def __enter__(self) -> "Predictor":
         return self
@@ -219,18 +219,18 @@ class Predictor:
         """Loads what `router` needs, once: the full model only when it is asked for, the chain likewise."""
         if self._closed:
             raise EngineError("this predictor is closed; load the bundle again")
-        if self._full is not None if router == "full" else self._chain is not None:
+        if self._full is not None if router == "full" else self.chain is not None:
             return
         with self._lock:
             if router == "full":
                 self._full = self._full or self.engine.load("full")
-            elif self._chain is None:
+            elif self.chain is None:
                 count = range(1, self.bundle.manifest.model.layers + 1)
                 lookahead = self.engine_info.gates == "lookahead"
                 names = ["gates"] if lookahead else [f"gate_{index:02d}" for index in count]
                 self._gates = [self.engine.load(name) for name in names]
                 inputs = tuple(name for name in EMBEDDING_INPUTS if name in self.bundle.manifest.model.inputs)
-                self._chain = Chain(
+                self.chain = Chain(
                     self.engine.load("embeddings"),
                     [self.engine.load(f"layer_{index:02d}") for index in count],
                     self.engine.load("head"),

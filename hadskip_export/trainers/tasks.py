@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from hadskip_export.errors import DataError
-from hadskip_export.tables import Columns, Examples, read_examples
+from hadskip_export.tables import Columns, Examples, check_labels, read_examples
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 2000
 
@@ -91,16 +91,6 @@ def label_names(training: Examples, known: tuple[str, ...] | None, file: Path) -
     if all(label.lstrip("-").isdecimal() for label in found):
         found.sort(key=int)
     return tuple(found)
-
-
-def check_labels(examples: Examples, labels: tuple[str, ...], file: Path) -> None:
-    """
-    Raises:
-        DataError: a row has a label that is not among `labels`.
-    """
-    for row, label in enumerate(examples.labels, start=1):
-        if label not in labels:
-            raise DataError(f"{file}, row {row}: label {label!r} is not known; the model has {', '.join(labels)}")
 
 
 def hold_out(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

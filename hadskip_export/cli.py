@@ -1,0 +1,161 @@
+"""The command line: parse, call one function, print. Exit codes: 0 done, 1 the answer is no, 2 something is at fault."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+import hadskip_export
+from hadskip_export.errors import HadskipError
+from hadskip_export.runtime.engines import ENGINES
+
+COLUMN_OPTIONS = ("text", "pair", "label")
+
+
+class _Commands(click.Group):
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except HadskipError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            click.echo(f"Error: {error.filename or 'the system'}: {error.strerror or error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("Error: interrupted", err=True)
+            sys.exit(130)
+
+
+def _columns(*kinds: str) -> Any:
+    def decorate(command: Any) -> Any:
+        for kind in reversed(kinds):
+            command = click.option(f"--{kind}-column", help=f"The {kind}'s column, where its name does not say.")(command)
+        return command
+
+    return decorate
+
+
+engine_option = click.option("--engine", help="One of the bundle's engines, ort or ort-fp32; the first if left out.")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(hadskip_export.__version__, prog_name="hadskip-export")
+def main() -> None:
+    """Train a BERT classifier to skip the layers an input does not need, and serve it so that they are not computed."""
+
+
+@main.command()
+@click.option("--model", required=True, help="A Hugging Face BERT: a local folder or a hub name.")
+@click.option("--budget", type=float, required=True, help="Layers per input on average; below 1 a share of the layers.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.")
+@click.option("--task", help="A GLUE task: sst2.")
+@click.option("--data-dir", help="The task's folder (train.tsv, dev.tsv), or GLUE's root.")
+@click.option("--train", "train_file", help="Labelled texts to train on: CSV, TSV or JSONL.")
+@click.option("--eval", "eval_file", help="Labelled texts to report figures on.")
+@click.option("--fine-tuned", is_flag=True, help="MODEL already is the classifier: skip stage I, it is the teacher.")
+@click.option("--recipe", help="A TOML file of recipe settings.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one recipe setting; repeatable.")
+@click.option("--resume", is_flag=True, help="Go on after the last finished stage of the same command.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Where torch computes.")
+@click.option("--max-length", type=int, help="Tokens per input; 128 (or the model's maximum) if left out.")
+@_columns(*COLUMN_OPTIONS)
+def train(train_file: str | None, eval_file: str | None, **options: Any) -> None:
+    """Fine-tune, initialise the gates, train jointly while the budget shrinks; write a run folder."""
+    summary = hadskip_export.train(train=train_file, eval=eval_file, **options)
+    from hadskip_export.trainers.summary import table
+
+    click.echo(table(summary))
+    click.echo(f"written: {options['out']}")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--engine", default="ort", show_default=True, help=f"One of {', '.join(ENGINES)}.")
+@click.option("--precision", default="fp32", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle to write.")
+@click.option("--budget", type=float, help="Which of the run's budgets; the last if left out.")
+@click.option("--gates", type=click.Choice(["separate", "lookahead"]), default="separate", show_default=True)
+@click.option("--golden", type=click.Path(path_type=Path), help="Texts, one a line, to keep as golden inputs.")
+@click.option("--no-full", is_flag=True, help="Leave the fine-tuned BERT out (no kill switch, no bench).")
+def build(no_full: bool, **options: Any) -> None:
+    """Export the pieces of a run (SOURCE), check them against PyTorch, write a bundle."""
+    report = hadskip_export.build(full=not no_full, **options)
+    click.echo("\n".join(report.lines()))
+    click.echo(f"written: {options['out']}")
+    sys.exit(0 if report.parity == "passed" else 1)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("texts", nargs=-1)
+@click.option("--pair", help="The second text of a pair; with one TEXT.")
+@click.option("--input", help="Classify the rows of a CSV, TSV or JSONL file.")
+@click.option("--output", help="Write the answers there instead of printing them.")
+@click.option("--gate-threshold", type=float, help="Run a layer where its margin is above this; the fitted value if left out.")
+@click.option("--max-layers", type=int, help="The most layers an input may run.")
+@click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
+@engine_option
+@_columns("text", "pair")
+def predict(bundle: Path, texts: tuple[str, ...], pair: str | None, **options: Any) -> None:
+    """Classify TEXTS, or a file; prints a JSON line each."""
+    if not texts and options["input"] is None:
+        raise click.UsageError("nothing to classify: give a TEXT or --input FILE")
+    if pair is not None and len(texts) != 1:
+        raise click.UsageError("--pair goes with exactly one TEXT")
+    inputs = [(texts[0], pair)] if pair is not None else list(texts)
+    for line in hadskip_export.predict(bundle, inputs, **options):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", help="Labelled texts (CSV, TSV, JSONL) to compare on and to measure the metric on.")
+@engine_option
+@_columns(*COLUMN_OPTIONS)
+def validate(**options: Any) -> None:
+    """Check a bundle on this machine: golden files, every piece, routes, labels."""
+    validation = hadskip_export.validate(**options)
+    click.echo("\n".join(validation.lines()))
+    sys.exit(0 if validation.passed else 1)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest or summary as JSON.")
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what a bundle or a run folder is."""
+    plain, lines = hadskip_export.inspect(path)
+    click.echo(json.dumps(plain, indent=2) if as_json else "\n".join(lines))
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", help="Labelled texts (CSV, TSV, JSONL) to time and to measure the metric on.")
+@click.option("--batch", type=int, multiple=True, default=(1,), show_default=True, help="Inputs per call; repeatable.")
+@click.option("--against", default="full", show_default=True, help="What to compare with, separated by commas.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures and raw samples there.")
+@engine_option
+@_columns(*COLUMN_OPTIONS)
+def bench(json_file: Path | None, against: str, **options: Any) -> None:
+    """Time a bundle against full BERT on the same inputs, in interleaved turns."""
+    result = hadskip_export.bench(against=tuple(against.split(",")), **options)
+    from hadskip_export.benchmark.bench import Row
+
+    click.echo("\n\n".join("\n".join(Row(**row).lines()) for row in result["rows"]))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+        click.echo(f"written: {json_file}")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where run, bundle and bench.json go.")
+@click.option("--sentences", type=int, default=4000, show_default=True, help="How many to train on.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one recipe setting; repeatable.")
+def demo(**options: Any) -> None:
+    """Train, build, validate and benchmark on real sentences with a real pretrained BERT."""
+    for line in hadskip_export.demo(**options):
+        click.echo(line)
