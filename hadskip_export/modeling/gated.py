@@ -1,5 +1,6 @@
 """The gated classifier: before each layer a gate decides, per input, whether the layer runs (paper, section 4.2)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,6 +65,7 @@ class GatedClassifier(nn.Module):
         token_type_ids: Tensor,
         *,
         estimator: Estimator,
+        margin_limit: float = float("inf"),
         keep_states: bool = False,
         generator: torch.Generator | None = None,
     ) -> GatedOutput:
@@ -71,6 +73,8 @@ class GatedClassifier(nn.Module):
 
         Args:
             estimator: `reinmax` or `straight_through`.
+            margin_limit: decisions are drawn from margins squashed smoothly into +-limit, so that every gate keeps
+                some chance of either; a saturated gate would hardly learn any more.
             keep_states: keep every hidden state (the student's own, whether or not the layer ran) and the attention
                 maps (zero for inputs that skipped the layer).
             generator: what the decisions are drawn from; torch's own if left out.
@@ -81,7 +85,8 @@ class GatedClassifier(nn.Module):
         states, maps, gates, margins = [hidden], [], [], []
         for layer, gate in zip(model.layers, self.gates, strict=True):
             margin = gate.margin(hidden, attention_mask)
-            g = estimator(margin, sample(margin, generator))
+            drawn_from = squash(margin, margin_limit)
+            g = estimator(drawn_from, sample(drawn_from, generator))
             branch, probabilities = _run_open_rows(layer, hidden, bias, g.detach() > 0)
             g_wide = g[:, None, None]
             hidden = branch * g_wide + hidden * (1 - g_wide)
@@ -119,6 +124,11 @@ class GatedClassifier(nn.Module):
         return GatedOutput(model.head(hidden), [], [], torch.stack(gates, dim=1), torch.stack(margins, dim=1))
 
 
+def squash(margin: Tensor, limit: float) -> Tensor:
+    """The margin, squashed smoothly into +-limit; as it is where the limit is infinite."""
+    return margin if math.isinf(limit) else limit * torch.tanh(margin / limit)
+
+
 def _run_open_rows(layer: Layer, hidden: Tensor, bias: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """`f(h)` for every input, with a gradient only where the gate is open.
 
@@ -137,5 +147,6 @@ def _run_open_rows(layer: Layer, hidden: Tensor, bias: Tensor, rows: Tensor) -> 
         maps = maps.index_copy(0, run, probabilities.mean(dim=1))
     if len(skipped) and torch.is_grad_enabled():
         with torch.no_grad():
-            branch = branch.index_copy(0, skipped, layer(hidden[skipped], bias[skipped])[0])
+            output, _ = layer(hidden[skipped], bias[skipped])
+        branch = branch.index_copy(0, skipped, output)  # outside: it must keep the graph of the rows that run
     return branch, maps

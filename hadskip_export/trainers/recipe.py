@@ -27,11 +27,13 @@ class Recipe:
     gate_width: int = 64
     gate_bias: float = 1.0  # initial margin: layers start out mostly run
     gate_lr: float = 1e-3  # in both stage II and stage III
+    margin_limit: float = 3.0  # sampling sees margins squashed to +-limit, so that no gate saturates and stops learning
 
     body_lr: float = 5e-5  # stage III
     epochs: int = 1  # at each budget passed through
     last_epochs: int = 3  # at the budget asked for
     estimator: str = "reinmax"  # or "ste", the ablation
+    glide: float = 0.5  # share of a budget's steps in which the penalty's target moves there from the one before
     beta: float = 1.0  # weight of the budget penalty, equation 3
     penalty_unit: str = "layers"  # (mean layers - K)^2; "share" is equation 3 as printed, L^2 times weaker
     alpha1: float = 1.0  # distillation of predictions, equation 5

@@ -22,6 +22,12 @@ def homotopy(budget: float, num_layers: int) -> list[float]:
     return [float(layers) for layers in range(num_layers, math.floor(budget), -1) if layers > budget] + [budget]
 
 
+def glide(previous: float, budget: float, step: int, steps: float) -> float:
+    """The penalty's target at `step` (from 0): from one budget to the next in `steps` steps, then constant."""
+    share = min(1.0, (step + 1) / steps) if steps > 0 else 1.0
+    return previous + (budget - previous) * share
+
+
 def budget_name(budget: float) -> str:
     """The budget as it names a folder: `3`, `4.5`."""
     return f"{budget:g}"

@@ -1,6 +1,7 @@
 """The three stages of HadSkip (paper, section 4.3), each one loop over batches with a loss of its own."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from hadskip_export.trainers.batches import Dataset, TrainingBatch, count_batche
 from hadskip_export.trainers.evaluation import predict_full
 from hadskip_export.trainers.losses import stage3_loss
 from hadskip_export.trainers.recipe import Recipe
+from hadskip_export.trainers.schedule import glide
 
 Step = Callable[[TrainingBatch], tuple[Tensor, dict[str, Tensor]]]
 Log = Callable[..., None]
@@ -62,7 +64,7 @@ def initialise_gates(model: GatedClassifier, session: Session) -> None:
     model.classifier.requires_grad_(False)
 
     def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        output = model(*batch.inputs, estimator=estimator)
+        output = model(*batch.inputs, estimator=estimator, margin_limit=session.recipe.margin_limit)
         loss = F.cross_entropy(output.logits, batch.labels)
         return loss, {"task": loss.detach(), "layers": output.gates.detach().sum(dim=1).mean()}
 
@@ -73,18 +75,30 @@ def initialise_gates(model: GatedClassifier, session: Session) -> None:
     model.eval()
 
 
-def train_jointly(model: GatedClassifier, teacher: Classifier, budget: float, epochs: int, session: Session) -> None:
-    """Stage III at one budget: everything learns, from the task, the frozen teacher and the budget penalty."""
+def train_jointly(
+    model: GatedClassifier, teacher: Classifier, previous: float, budget: float, epochs: int, session: Session
+) -> None:
+    """Stage III at one budget: everything learns, from the task, the frozen teacher and the budget penalty.
+
+    The penalty's target glides from the previous budget to this one. Were it to jump by a whole layer, the penalty
+    would outweigh what any layer is worth, all gates would fall at one speed, and whichever happened to be lowest
+    would close; with a small excess only the gates of layers worth less than the push fall.
+    """
     recipe = session.recipe
     estimator = ESTIMATORS[recipe.estimator]
     keep_states = bool(recipe.alpha2 or recipe.alpha3 or recipe.alpha4)
     teacher.eval().requires_grad_(False)
+    steps = itertools.count()
+    gliding = recipe.glide * epochs * count_batches(session.data, recipe.batch_size)
 
     def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             target = teacher(*batch.inputs, keep_states=keep_states)
-        output = model(*batch.inputs, estimator=estimator, keep_states=keep_states)
-        loss, terms = stage3_loss(output, target, batch.labels, batch.attention_mask, budget, recipe)
+        output = model(
+            *batch.inputs, estimator=estimator, margin_limit=recipe.margin_limit, keep_states=keep_states
+        )
+        aim = glide(previous, budget, next(steps), gliding)
+        loss, terms = stage3_loss(output, target, batch.labels, batch.attention_mask, aim, recipe)
         return loss, terms | {"layers": output.gates.detach().sum(dim=1).mean()}
 
     groups = [(model.classifier.parameters(), recipe.body_lr), (model.gates.parameters(), recipe.gate_lr)]

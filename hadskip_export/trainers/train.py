@@ -148,8 +148,9 @@ def _run(
         "teacher": {"metric": teacher_metric},
         "budgets": [],
     }
-    for step in homotopy(budget, len(teacher.layers)):
-        model, row = _one_budget(run, model, teacher, step, step == budget, session, evaluation, teacher_metric)
+    path = homotopy(budget, len(teacher.layers))
+    for previous, step in zip([path[0], *path], path, strict=False):
+        model, row = _one_budget(run, model, teacher, previous, step, step == budget, session, evaluation, teacher_metric)
         summary["budgets"].append(row)
     write_json(run.summary, summary)
     say(table(summary))
@@ -189,7 +190,7 @@ def _initial_gates(run: RunFolder, teacher: Classifier, session: Session) -> Gat
 
 
 def _one_budget(
-    run: RunFolder, model: GatedClassifier, teacher: Classifier, budget: float, last: bool, session: Session,
+    run: RunFolder, model: GatedClassifier, teacher: Classifier, previous: float, budget: float, last: bool, session: Session,
     evaluation: Dataset, teacher_metric: float,
 ) -> tuple[GatedClassifier, dict[str, Any]]:
     """Stage III at one budget, its threshold and its figures."""
@@ -198,7 +199,8 @@ def _one_budget(
         say(f"stage III, budget {budget_name(budget)}: done before")
         return load_gated(folder)[0].to(device), json.loads((folder / "metrics.json").read_text())["evaluation"]
     torch.manual_seed(session.seed + 2 + round(100 * budget))
-    train_jointly(model, teacher, budget, recipe.last_epochs if last else recipe.epochs, session)
+    epochs = recipe.last_epochs if last else recipe.epochs
+    train_jointly(model, teacher, previous, budget, epochs, session)
     threshold = fit_threshold(model, session.held_out, budget, device)
     row, held_out = budget_row(
         model, threshold, budget, teacher_metric, session.metric, session.held_out, evaluation, device
