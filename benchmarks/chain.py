@@ -1,6 +1,6 @@
 """Speedup of the chain of engines over full BERT: BERT-base size, random weights, 6 of 12 gates forced open, batch 1.
 
-    python benchmarks/chain.py [--seq 64 --seq 128] [--json chain.json]
+python benchmarks/chain.py [--seq 64 --seq 128] [--json chain.json]
 """
 
 import json

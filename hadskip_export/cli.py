@@ -1,4 +1,7 @@
-"""The command line: parse, call one function, print. Exit codes: 0 done, 1 the answer is no, 2 something is at fault."""
+"""The command line: parse, call one function, print.
+
+Exit codes: 0 done; 1 done, and the answer is no; 2 the request, the files or the machine are at fault.
+"""
 
 import json
 import sys
@@ -32,7 +35,9 @@ class _Commands(click.Group):
 def _columns(*kinds: str) -> Any:
     def decorate(command: Any) -> Any:
         for kind in reversed(kinds):
-            command = click.option(f"--{kind}-column", help=f"The {kind}'s column, where its name does not say.")(command)
+            command = click.option(f"--{kind}-column", help=f"The {kind}'s column, where its name does not say.")(
+                command
+            )
         return command
 
     return decorate
@@ -95,7 +100,9 @@ def build(no_full: bool, **options: Any) -> None:
 @click.option("--pair", help="The second text of a pair; with one TEXT.")
 @click.option("--input", help="Classify the rows of a CSV, TSV or JSONL file.")
 @click.option("--output", help="Write the answers there instead of printing them.")
-@click.option("--gate-threshold", type=float, help="Run a layer where its margin is above this; the fitted value if left out.")
+@click.option(
+    "--gate-threshold", type=float, help="Run a layer where its margin is above this; the fitted value if left out."
+)
 @click.option("--max-layers", type=int, help="The most layers an input may run.")
 @click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
 @engine_option

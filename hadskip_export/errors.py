@@ -46,4 +46,6 @@ def optional_import(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         names = " or ".join(f'pip install "hadskip-export[{name}]"' for name in extra.split(" or "))
-        raise EngineError(f"this needs {module}, which cannot be imported ({error}); install it with {names}") from error
+        raise EngineError(
+            f"this needs {module}, which cannot be imported ({error}); install it with {names}"
+        ) from error

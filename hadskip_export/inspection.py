@@ -31,22 +31,25 @@ def _lines(manifest: Manifest) -> list[str]:
     model, router = manifest.model, manifest.router
     size = sum(file.size for file in manifest.files.values())
     lines = [
-        f"{manifest.task}: {model.family}, {model.layers} layers of {model.hidden_size}, at most {model.max_length} tokens",
+        f"{manifest.task}: {model.family}, {model.layers} layers of {model.hidden_size}, up to {model.max_length} tokens",
         f"labels: {', '.join(model.labels)}",
-        f"router: {router.kind}, budget {router.budget:g} of {model.layers} layers, threshold {router.threshold:+.4f} logits",
+        f"router: {router.kind}, budget {router.budget:g} of {model.layers}, threshold {router.threshold:+.4f} logits",
         f"files: {len(manifest.files)}, {size / 1e6:.1f} MB, opset {manifest.opset}, made by {manifest.created_by}",
     ]
     for engine in manifest.engines:
         built = ", ".join(f"{library} {version}" for library, version in engine.versions.items())
-        lines.append(
-            f"engine {engine.engine}-{engine.precision}: gates {engine.gates}, parity {engine.parity}, {built}, {engine.chip}"
-        )
+        name = f"{engine.engine}-{engine.precision}"
+        lines.append(f"engine {name}: gates {engine.gates}, parity {engine.parity}, {built}, {engine.chip}")
     held_out = manifest.held_out
     if held_out is not None:
         lines.append(f"held-out slice: {held_out.mean_layers:.2f} layers on average; layers run by share of inputs:")
         lines += [
-            f"  {count:>2} {share:>6.1%} {'#' * round(40 * share)}" for count, share in enumerate(held_out.histogram) if share
+            f"  {count:>2} {share:>6.1%} {'#' * round(40 * share)}"
+            for count, share in enumerate(held_out.histogram)
+            if share
         ]
         lines.append("commonest routes:")
-        lines += [f"  {share:>6.1%}  {', '.join(map(str, route)) or 'none'}" for route, share in held_out.commonest_routes]
+        lines += [
+            f"  {share:>6.1%}  {', '.join(map(str, route)) or 'none'}" for route, share in held_out.commonest_routes
+        ]
     return lines

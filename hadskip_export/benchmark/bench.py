@@ -71,15 +71,15 @@ class Row:
 
     def lines(self) -> list[str]:
         """The row as a person reads it."""
-        quality = ["", ""]
+        quality = ["", "", ""]
         if self.metric is not None:
-            quality = [f"{self.full_metric:>10.4f}", f"{self.metric:>10.4f}"]
+            quality = [f"{self.metric_name:>10}", f"{self.full_metric:>10.4f}", f"{self.metric:>10.4f}"]
         return [
             f"{self.engine}-{self.precision}, batch {self.batch}, {self.seq:.0f} tokens per input on average",
-            f"{'':<12} {'layers':>7} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {self.metric_name if quality[0] else '':>10}",
+            f"{'':<12} {'layers':>7} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {quality[0]}",
             f"{'full BERT':<12} {self.layers:>7.2f} {self.full_p50_ms:>8.2f} {self.full_p90_ms:>8.2f}"
-            f" {self.full_p99_ms:>8.2f} {quality[0]}",
-            f"{'hadskip':<12} {self.mean_layers:>7.2f} {self.p50:>8.2f} {self.p90:>8.2f} {self.p99:>8.2f} {quality[1]}",
+            f" {self.full_p99_ms:>8.2f} {quality[1]}",
+            f"{'hadskip':<12} {self.mean_layers:>7.2f} {self.p50:>8.2f} {self.p90:>8.2f} {self.p99:>8.2f} {quality[2]}",
             f"speedup {self.speedup:.2f}x (95 % interval {self.speedup_low:.2f} to {self.speedup_high:.2f}),"
             f" ideal {self.ideal:.2f}x at {self.layers_run:.2f} layers run, efficiency {self.efficiency:.0%}"
             f" ({self.full_setting})",

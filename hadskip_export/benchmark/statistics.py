@@ -30,7 +30,7 @@ def speedup(baseline: np.ndarray, candidate: np.ndarray, seed: int = 0) -> Ratio
     calls, turns = baseline.shape
     ratios = np.empty(BOOTSTRAP_SAMPLES)
     for sample in range(BOOTSTRAP_SAMPLES):
-        rows = random.integers(0, calls, calls)[:, None]
+        rows = random.integers(0, calls, (calls, 1))
         columns = random.integers(0, turns, (calls, turns))
         ratios[sample] = (
             np.median(baseline[rows, columns], axis=1).sum() / np.median(candidate[rows, columns], axis=1).sum()

@@ -73,12 +73,12 @@ class System:
 
 
 def take_turns(
-    systems: dict[str, System], calls: Sequence[Sequence[int]], turns: int, label: str, seed: int = 0
+    systems: dict[str, System], calls: Sequence[np.ndarray], turns: int, label: str, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Times every system on every call, `turns` times, in an order drawn anew for each call.
 
     Args:
-        calls: rows of the systems' texts; each call is one batch.
+        calls: rows of the systems' texts, int arrays; each call is one batch.
 
     Returns:
         Seconds by system, float [calls, turns].
@@ -97,9 +97,7 @@ def take_turns(
     return seconds
 
 
-def faster(candidates: dict[str, System], calls: Sequence[Sequence[int]], label: str) -> str:
+def faster(candidates: dict[str, System], calls: Sequence[np.ndarray], label: str) -> str:
     """The name of the candidate with the smaller total time, each call at the median of three turns."""
     seconds = take_turns(candidates, calls, turns=3, label=label)
     return min(seconds, key=lambda name: float(np.median(seconds[name], axis=1).sum()))
-
-

@@ -21,14 +21,14 @@ class Worker:
 
     def __init__(self, bundle: str, options: dict[str, Any], texts: list[Text]):
         self._predictor = Predictor.load(bundle, **options)
-        self._texts = [text if isinstance(text, str) else tuple(text) for text in texts]
+        self._texts: list[Text] = [text if isinstance(text, str) else (text[0], text[1]) for text in texts]
 
     def call(self, rows: list[int]) -> dict[str, Any]:
         """One timed call on the texts at `rows`, as an application makes it: text in, predictions out."""
         texts = [self._texts[row] for row in rows]
         inputs = texts[0] if len(texts) == 1 else texts
         started = time.perf_counter()
-        self._predictor(inputs, batch_size=len(rows))  # type: ignore[arg-type]
+        self._predictor(inputs, batch_size=len(rows))
         return {"seconds": time.perf_counter() - started}
 
     def pieces(self, rows: list[int]) -> dict[str, Any]:

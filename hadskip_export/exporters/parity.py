@@ -157,7 +157,11 @@ class _Difference:
 
 
 def _compare_pieces(
-    pieces: dict[str, Piece], encoded: Encoded, trace: Trace, differences: dict[str, _Difference], full_inputs: tuple[str, ...]
+    pieces: dict[str, Piece],
+    encoded: Encoded,
+    trace: Trace,
+    differences: dict[str, _Difference],
+    full_inputs: tuple[str, ...],
 ) -> None:
     batch = pad([encoded])
     mask = batch.attention_mask

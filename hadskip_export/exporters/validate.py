@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hadskip_export.errors import DataError
 from hadskip_export.exporters.golden import read_golden
 from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport, compare, count_flips
 from hadskip_export.exporters.references import OnnxReference
@@ -63,7 +62,9 @@ class Validation:
         ]
         if self.data is not None:
             data = self.data
-            result.append(f"data: {data.texts} texts, {data.metric} {data.value:.4f} at {data.routes.mean_layers:.2f} layers")
+            result.append(
+                f"data: {data.texts} texts, {data.metric} {data.value:.4f} at {data.routes.mean_layers:.2f} layers"
+            )
             if data.full_value is not None:
                 result.append(f"  full BERT {data.full_value:.4f}; the same label for {data.label_agreement:.2%}")
         return result

@@ -180,7 +180,9 @@ def load_gated(folder: Path) -> tuple[GatedClassifier, GateSettings]:
         section = json.loads((folder / "config.json").read_text())[HADSKIP_KEY]
         settings = GateSettings(section["gate_width"], section["gate_threshold"], section["budget"])
     except (KeyError, TypeError) as error:
-        raise BundleError(f"{folder / 'config.json'}: no {HADSKIP_KEY!r} section with {error}; not a gated checkpoint") from None
+        raise BundleError(
+            f"{folder / 'config.json'}: no {HADSKIP_KEY!r} section with {error}; not a gated checkpoint"
+        ) from None
     model = GatedClassifier(classifier, settings.width)
     gates = {k.removeprefix("gates."): v for k, v in _read_weights(folder).items() if k.startswith("gates.")}
     _load_state(model.gates, gates, folder)
@@ -229,7 +231,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _normalise_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A bare encoder's names get the prefix `bert.` that a classifier's have; TensorFlow-era norms get today's names."""
+    """A bare encoder's names get the prefix `bert.` of a classifier's; TensorFlow-era norms get today's names."""
     bare = any(name.startswith("embeddings.") for name in tensors)
     result = {}
     for name, tensor in tensors.items():
@@ -281,7 +283,9 @@ def _load_state(module: torch.nn.Module, state: dict[str, Tensor], folder: Path)
     try:
         report = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise BundleError(f"{folder}: weights do not fit config.json ({str(error).splitlines()[-1].strip()})") from error
+        raise BundleError(
+            f"{folder}: weights do not fit config.json ({str(error).splitlines()[-1].strip()})"
+        ) from error
     if report.unexpected_keys:
         raise BundleError(f"{folder}: unexpected weight {report.unexpected_keys[0]}")
 

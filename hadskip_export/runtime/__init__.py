@@ -12,6 +12,14 @@ from hadskip_export.runtime.bundle import Bundle, read_bundle
 from hadskip_export.runtime.predictor import Prediction, Predictor
 
 __all__ = [
-    "BudgetError", "Bundle", "BundleError", "DataError", "EngineError", "HadskipError", "Prediction", "Predictor",
-    "RecipeError", "read_bundle",
+    "BudgetError",
+    "Bundle",
+    "BundleError",
+    "DataError",
+    "EngineError",
+    "HadskipError",
+    "Prediction",
+    "Predictor",
+    "RecipeError",
+    "read_bundle",
 ]

@@ -6,7 +6,6 @@ Every file is listed with its size and SHA-256. `manifest.sha256` is the digest 
 against damage, not against somebody who can write both.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -15,9 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
-from uuid import uuid4
-
-import msgspec
 
 from hadskip_export.errors import BundleError
 from hadskip_export.runtime.onnx_files import external_data_files
@@ -152,6 +148,10 @@ def read_bundle(path: str | Path) -> Bundle:
 
 
 def _read_manifest(folder: Path) -> Manifest:
+    import hashlib  # both are imported where they are used, for they are a tenth of the time to import this package
+
+    import msgspec
+
     file = folder / MANIFEST
     try:
         content, digest = file.read_bytes(), (folder / DIGEST).read_text().strip()
@@ -194,12 +194,19 @@ def _check_external_data(folder: Path, root: Path, name: str, manifest: Manifest
 
 
 def sha256(file: Path) -> str:
+    """Hexadecimal digest of a file's content."""
+    import hashlib
+
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
     """Lists and hashes every file in `folder` and writes the manifest and its digest, last."""
+    import hashlib
+
+    import msgspec
+
     files = {
         file.relative_to(folder).as_posix(): FileInfo(file.stat().st_size, sha256(file))
         for file in sorted(folder.rglob("*"))
@@ -223,7 +230,8 @@ def new_bundle(path: Path) -> Iterator[Path]:
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise BundleError(f"{path}: exists already; choose another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary

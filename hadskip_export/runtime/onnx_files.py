@@ -31,9 +31,12 @@ def external_data_files(file: Path) -> set[str]:
         BundleError: not an ONNX file, or a truncated one.
     """
     try:
-        with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            with memoryview(data) as view:
-                return set(_locations(view, 0, len(view), "model"))
+        with (
+            file.open("rb") as handle,
+            mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            memoryview(data) as view,
+        ):
+            return set(_locations(view, 0, len(view), "model"))
     except (ValueError, IndexError) as error:
         raise BundleError(f"{file}: not a readable ONNX file ({error}); build the bundle again") from error
 

@@ -19,7 +19,7 @@ def predict(
     bundle: str | Path,
     texts: Sequence[Text] = (),
     *,
-    input: str | Path | None = None,  # noqa: A002 (the option's name)
+    input: str | Path | None = None,
     output: str | Path | None = None,
     text_column: str | None = None,
     pair_column: str | None = None,

@@ -14,7 +14,7 @@ from hadskip_export.routes import as_route
 from hadskip_export.runtime.bundle import Bundle, read_bundle
 from hadskip_export.runtime.chain import Chain
 from hadskip_export.runtime.engines import EngineOptions, Piece, engine_class
-from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter, Router, StaticRouter
+from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter, Router
 from hadskip_export.runtime.tokenization import Batch, Encoded, Text, Tokenizer, pad
 
 RouterName = Literal["gates", "full"]
@@ -111,14 +111,30 @@ class Predictor:
         return cls(bundle, engine, threads, spinning, router, gate_threshold, max_layers, allow_failed)
 
     @overload
-    def __call__(self, inputs: str | tuple[str, str], **options) -> Prediction: ...
+    def __call__(
+        self,
+        inputs: str | tuple[str, str],
+        *,
+        batch_size: int = 32,
+        router: RouterName | None = None,
+        gate_threshold: float | None = None,
+        max_layers: int | None = None,
+    ) -> Prediction: ...
 
     @overload
-    def __call__(self, inputs: list[str] | list[tuple[str, str]] | list[Text], **options) -> list[Prediction]: ...
+    def __call__(
+        self,
+        inputs: list[str] | list[tuple[str, str]] | list[Text],
+        *,
+        batch_size: int = 32,
+        router: RouterName | None = None,
+        gate_threshold: float | None = None,
+        max_layers: int | None = None,
+    ) -> list[Prediction]: ...
 
     def __call__(
         self,
-        inputs: Text | Sequence[Text],
+        inputs: str | tuple[str, str] | Sequence[Text],
         *,
         batch_size: int = 32,
         router: RouterName | None = None,
@@ -137,7 +153,7 @@ class Predictor:
             BudgetError: see `load`.
         """
         single = isinstance(inputs, str | tuple)
-        encoded = self.tokenizer.encode([inputs] if single else inputs)  # type: ignore[list-item, arg-type]
+        encoded = self.tokenizer.encode([inputs] if single else inputs)  # type: ignore[list-item]
         logits, routes = self.run(encoded, batch_size, router, gate_threshold, max_layers)
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = shifted / shifted.sum(axis=1, keepdims=True)

@@ -1,6 +1,6 @@
 """Who runs which layer. A router lives for one call; it answers, layer by layer, which rows of the batch run it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ class Router(Protocol):
 class GateRouter:
     """Each gate is an engine of its own, asked in turn: a layer runs where its margin is above the threshold."""
 
-    def __init__(self, gates: list[Gate], threshold: float):
+    def __init__(self, gates: Sequence[Gate], threshold: float):
         self._gates = gates
         self._threshold = threshold
 
@@ -44,9 +44,7 @@ class LookaheadRouter:
         self._stale = np.zeros(0, bool)
 
     def select(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        if index == 0:
-            self._margins = self._gates(hidden_states, attention_mask)
-        elif self._stale.all():
+        if index == 0 or self._stale.all():
             self._margins = self._gates(hidden_states, attention_mask)
         elif self._stale.any():
             self._margins[self._stale] = self._gates(hidden_states[self._stale], attention_mask[self._stale])

@@ -13,7 +13,9 @@ def resolve_budget(budget: float, num_layers: int) -> float:
     """
     layers = budget * num_layers if budget < 1 else budget
     if not 0 < layers <= num_layers:  # also refuses NaN
-        raise BudgetError(f"--budget {budget:g}: the model has {num_layers} layers; expected 0 < budget <= {num_layers}")
+        raise BudgetError(
+            f"--budget {budget:g}: the model has {num_layers} layers; expected 0 < budget <= {num_layers}"
+        )
     return layers
 
 

@@ -94,9 +94,7 @@ def train_jointly(
     def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             target = teacher(*batch.inputs, keep_states=keep_states)
-        output = model(
-            *batch.inputs, estimator=estimator, margin_limit=recipe.margin_limit, keep_states=keep_states
-        )
+        output = model(*batch.inputs, estimator=estimator, margin_limit=recipe.margin_limit, keep_states=keep_states)
         aim = glide(previous, budget, next(steps), gliding)
         loss, terms = stage3_loss(output, target, batch.labels, batch.attention_mask, aim, recipe)
         return loss, terms | {"layers": output.gates.detach().sum(dim=1).mean()}
@@ -108,14 +106,21 @@ def train_jointly(
 
 
 def _epochs(
-    module: nn.Module, groups: list[tuple[Iterator[nn.Parameter], float]], step: Step, session: Session, epochs: int, label: str
+    module: nn.Module,
+    groups: list[tuple[Iterator[nn.Parameter], float]],
+    step: Step,
+    session: Session,
+    epochs: int,
+    label: str,
 ) -> Iterator[int]:
     """Trains for `epochs` and yields after each one (number from 1), with the mean of the step's figures logged."""
     recipe = session.recipe
     per_epoch = count_batches(session.data, recipe.batch_size)
     total = epochs * per_epoch
     optimizer = torch.optim.AdamW(
-        [{"params": list(parameters), "lr": rate} for parameters, rate in groups], weight_decay=recipe.weight_decay, fused=True
+        [{"params": list(parameters), "lr": rate} for parameters, rate in groups],
+        weight_decay=recipe.weight_decay,
+        fused=True,
     )
     warmup = max(1, round(recipe.warmup * total))
     schedule = torch.optim.lr_scheduler.LambdaLR(

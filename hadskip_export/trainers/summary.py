@@ -29,8 +29,14 @@ class HeldOutFigures:
 
 
 def budget_row(
-    model: GatedClassifier, threshold: float, budget: float, teacher_metric: float, metric: str,
-    held_out: Dataset, evaluation: Dataset, device: str,
+    model: GatedClassifier,
+    threshold: float,
+    budget: float,
+    teacher_metric: float,
+    metric: str,
+    held_out: Dataset,
+    evaluation: Dataset,
+    device: str,
 ) -> tuple[dict[str, Any], HeldOutFigures]:
     """One row of summary.json, all of it on the evaluation data with hard gates, and the held-out figures.
 
@@ -87,5 +93,3 @@ def table(summary: dict[str, Any]) -> str:
             f" {row['top_route_metric']:>10.4f} {row['static_metric']:>7.4f}"
         )
     return "\n".join(lines)
-
-

@@ -40,7 +40,11 @@ class TaskData:
 
 
 def load_task(
-    task: str | None, data_dir: str | None, train: str | None, evaluation: str | None, columns: Columns,
+    task: str | None,
+    data_dir: str | None,
+    train: str | None,
+    evaluation: str | None,
+    columns: Columns,
     known_labels: tuple[str, ...] | None,
 ) -> TaskData:
     """Reads a GLUE task, or any pair of labelled files.

@@ -40,9 +40,7 @@ class HardRoutes:
         threshold = float(np.float32(threshold))
         unknown = np.array([row for row in range(len(self.data)) if self._look_up(row, threshold) is None], int)
         if len(unknown):
-            _, routes, margins = predict_routed(
-                self.model, self.data.subset(unknown), above(threshold), self.device
-            )
+            _, routes, margins = predict_routed(self.model, self.data.subset(unknown), above(threshold), self.device)
             low = np.where(routes, -np.inf, margins).max(axis=1)
             high = np.where(routes, margins, np.inf).min(axis=1)
             for row, *interval in zip(unknown, low, high, routes.sum(axis=1), strict=True):

@@ -47,7 +47,7 @@ def train(
     task: str | None = None,
     data_dir: str | None = None,
     train: str | None = None,
-    eval: str | None = None,  # noqa: A002 (the option's name)
+    eval: str | None = None,
     fine_tuned: bool = False,
     recipe: str | Path | None = None,
     settings: Sequence[str] = (),
@@ -118,7 +118,14 @@ def check_device(device: str) -> None:
 
 
 def _run(
-    run: RunFolder, source: Path, data: TaskData, recipe: Recipe, budget: float, seed: int, device: str, length: int,
+    run: RunFolder,
+    source: Path,
+    data: TaskData,
+    recipe: Recipe,
+    budget: float,
+    seed: int,
+    device: str,
+    length: int,
     fine_tuned: bool,
 ) -> dict[str, Any]:
     save_tokenizer(source, run.tokenizer)
@@ -150,7 +157,9 @@ def _run(
     }
     path = homotopy(budget, len(teacher.layers))
     for previous, step in zip([path[0], *path], path, strict=False):
-        model, row = _one_budget(run, model, teacher, previous, step, step == budget, session, evaluation, teacher_metric)
+        model, row = _one_budget(
+            run, model, teacher, previous, step, step == budget, session, evaluation, teacher_metric
+        )
         summary["budgets"].append(row)
     write_json(run.summary, summary)
     say(table(summary))
@@ -190,8 +199,15 @@ def _initial_gates(run: RunFolder, teacher: Classifier, session: Session) -> Gat
 
 
 def _one_budget(
-    run: RunFolder, model: GatedClassifier, teacher: Classifier, previous: float, budget: float, last: bool, session: Session,
-    evaluation: Dataset, teacher_metric: float,
+    run: RunFolder,
+    model: GatedClassifier,
+    teacher: Classifier,
+    previous: float,
+    budget: float,
+    last: bool,
+    session: Session,
+    evaluation: Dataset,
+    teacher_metric: float,
 ) -> tuple[GatedClassifier, dict[str, Any]]:
     """Stage III at one budget, its threshold and its figures."""
     recipe, device, folder = session.recipe, session.device, run.budget(budget)

@@ -40,7 +40,7 @@ class EngineOptions:
 
 
 class Engine(Protocol):
-    """Loads the pieces of a bundle. Pieces are named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `head`, `full`."""
+    """Loads the pieces of a bundle, named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `head`, `full`."""
 
     def __init__(self, files: Mapping[str, Path], options: EngineOptions): ...
 

