@@ -31,7 +31,8 @@ def _lines(manifest: Manifest) -> list[str]:
     model, router = manifest.model, manifest.router
     size = sum(file.size for file in manifest.files.values())
     lines = [
-        f"{manifest.task}: {model.family}, {model.layers} layers of {model.hidden_size}, up to {model.max_length} tokens",
+        f"{manifest.task}: {model.family}, {model.layers} layers of {model.hidden_size}",
+        f"tokens: {model.max_length} at most, longer inputs are cut",
         f"labels: {', '.join(model.labels)}",
         f"router: {router.kind}, budget {router.budget:g} of {model.layers}, threshold {router.threshold:+.4f} logits",
         f"files: {len(manifest.files)}, {size / 1e6:.1f} MB, opset {manifest.opset}, made by {manifest.created_by}",

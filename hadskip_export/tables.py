@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from hadskip_export.errors import DataError
 from hadskip_export.runtime.tokenization import Text
@@ -41,8 +42,23 @@ class Examples:
         return Examples([self.texts[row] for row in rows], [self.labels[row] for row in rows])
 
 
-def read_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields (line number from 1, row). CSV has RFC 4180 quoting; TSV has none, as GLUE's files have none.
+@dataclass(frozen=True)
+class Row:
+    """One row: `values` by column, None where a JSON value can be neither a text nor a label."""
+
+    file: Path
+    line: int
+    values: dict[str, str | None]
+
+    def __getitem__(self, column: str) -> str:
+        value = self.values.get(column)
+        if value is None:
+            raise DataError(f"{self.file}, line {self.line}: no text or number in {column!r}")
+        return value
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """Streams the rows of a file. CSV has RFC 4180 quoting; TSV has none, as GLUE's files have none.
 
     Raises:
         DataError: the file is missing, of another type, not UTF-8, or a line does not parse.
@@ -56,49 +72,64 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); convert it first") from error
+        raise DataError(f"{file}: not UTF-8 ({error.reason} at byte {_bad_byte(file)}); convert it first") from error
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from error
 
 
-def _json_rows(file: Path, lines) -> Iterator[tuple[int, dict[str, str]]]:
+def _json_rows(file: Path, lines: TextIO) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            values = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{file}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
+        if not isinstance(values, dict):
             raise DataError(f"{file}, line {number}: expected an object with named fields")
-        yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
+        yield Row(file, number, {key: _as_text(value) for key, value in values.items()})
 
 
-def _delimited_rows(file: Path, lines, kind: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _as_text(value: object) -> str | None:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value) if isinstance(value, int | float) else None
+
+
+def _delimited_rows(file: Path, lines: TextIO, kind: str) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)
     if kind == ".csv":
-        reader = csv.DictReader(lines, strict=True)
+        reader = csv.reader(lines, strict=True)
     else:
-        reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(f"{file}, line {reader.line_num}: expected {len(reader.fieldnames or [])} columns")
-            yield reader.line_num, row
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise DataError(f"{file}: two columns have the same name, in {', '.join(map(repr, header))}")
+        for fields in reader:
+            if not fields:  # an empty line
+                continue
+            if len(fields) != len(header):
+                raise DataError(f"{file}, line {reader.line_num}: expected {len(header)} columns, found {len(fields)}")
+            yield Row(file, reader.line_num, dict(zip(header, fields, strict=True)))
     except csv.Error as error:
         raise DataError(f"{file}, line {reader.line_num}: {error}") from error
 
 
+def _bad_byte(file: Path) -> int:
+    try:
+        file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0
+
+
 def read_texts(file: str | Path, columns: Columns = ANY_COLUMNS) -> Iterator[Text]:
     """Streams the texts (or pairs) of a file; see `read_examples` for what it raises."""
-    path = Path(file)
     text = None
-    for number, row in read_rows(path):
-        text = text or find_text(path, row, columns)
-        try:
-            yield text(row)
-        except KeyError as error:
-            raise DataError(f"{path}, line {number}: no field {error}") from None
+    for row in read_rows(Path(file)):
+        text = text or find_text(row, columns)
+        yield text(row)
 
 
 def read_examples(file: str | Path, columns: Columns = ANY_COLUMNS, known: tuple[str, ...] | None = None) -> Examples:
@@ -113,15 +144,12 @@ def read_examples(file: str | Path, columns: Columns = ANY_COLUMNS, known: tuple
     path = Path(file)
     texts: list[Text] = []
     labels: list[str] = []
-    for number, row in read_rows(path):
+    for row in read_rows(path):
         if not texts:
-            text = find_text(path, row, columns)
-            label = _find(path, row, columns.label, LABEL_COLUMNS, "--label-column")
-        try:
-            texts.append(text(row))
-            labels.append(row[label])
-        except KeyError as error:
-            raise DataError(f"{path}, line {number}: no field {error}") from None
+            text = find_text(row, columns)
+            label = _find(row, columns.label, LABEL_COLUMNS, "--label-column")
+        texts.append(text(row))
+        labels.append(row[label])
     if not texts:
         raise DataError(f"{path}: no rows; a header line and at least one row are needed")
     examples = Examples(texts, labels)
@@ -140,26 +168,27 @@ def check_labels(examples: Examples, known: tuple[str, ...], file: Path) -> None
             raise DataError(f"{file}, row {row}: label {label!r} is not known; the model has {', '.join(known)}")
 
 
-def _find(file: Path, row: dict[str, str], named: str | None, known: tuple[str, ...], option: str) -> str:
-    if named is not None:
-        if named in row:
-            return named
-        raise DataError(f"{file}: no column {named!r} ({option}); it has {', '.join(map(repr, row))}")
-    by_lower = {name.lower(): name for name in row}
-    for name in known:
-        if name in by_lower:
-            return by_lower[name]
-    raise DataError(f"{file}: cannot tell which of {', '.join(map(repr, row))} to use; name it with {option}")
-
-
-def find_text(file: Path, row: dict[str, str], columns: Columns) -> Callable[[dict[str, str]], Text]:
-    """How to get the text, or the pair of texts, from the rows of a file that begins with `row`.
+def find_text(first: Row, columns: Columns) -> Callable[[Row], Text]:
+    """How to get the text, or the pair of texts, from the rows of a file, of which `first` is the first.
 
     Raises:
         DataError: a named column is not there, or none has a known name.
     """
-    text = _find(file, row, columns.text, TEXT_COLUMNS, "--text-column")
-    if columns.pair is None and not any(name.lower() in PAIR_COLUMNS for name in row):
+    text = _find(first, columns.text, TEXT_COLUMNS, "--text-column")
+    if columns.pair is None and not any(name.lower() in PAIR_COLUMNS for name in first.values):
         return lambda row: row[text]
-    pair = _find(file, row, columns.pair, PAIR_COLUMNS, "--pair-column")
+    pair = _find(first, columns.pair, PAIR_COLUMNS, "--pair-column")
     return lambda row: (row[text], row[pair])
+
+
+def _find(first: Row, named: str | None, known: tuple[str, ...], option: str) -> str:
+    have = ", ".join(map(repr, first.values))
+    if named is not None:
+        if named in first.values:
+            return named
+        raise DataError(f"{first.file}: no column {named!r} ({option}); it has {have}")
+    by_lower = {name.lower(): name for name in first.values}
+    for name in known:
+        if name in by_lower:
+            return by_lower[name]
+    raise DataError(f"{first.file}: cannot tell which of {have} to use; name it with {option}")

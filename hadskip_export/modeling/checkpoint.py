@@ -18,6 +18,7 @@ from hadskip_export.modeling.encoder import ACTIVATIONS, Classifier, EncoderConf
 from hadskip_export.modeling.gated import GatedClassifier
 
 HADSKIP_KEY = "hadskip"  # our section of config.json
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 # ours -> Hugging Face's, for the parts outside the layers and for one layer. The three attention projections are one
@@ -66,7 +67,7 @@ def resolve_model(model: str | Path) -> Path:
     except HFValidationError:
         raise BundleError(f"{model}: no such folder, and not the name of a model on the hub") from None
     except Exception as error:  # the hub client raises whatever its transport does
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
         raise BundleError(f"{model}: no such folder, and the hub did not give such a model ({reason})") from error
 
 
@@ -85,13 +86,12 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
         raise BundleError(f"{folder}: no config.json there; --model takes a Hugging Face model folder")
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
-        raise BundleError(f"{folder / 'config.json'}: {str(error).splitlines()[0]}") from error
+        names = tuple(config.id2label[index] for index in range(config.num_labels))
+    except Exception as error:  # transformers and its validators raise whatever they like about a bad file
+        raise BundleError(f"{folder / 'config.json'}: cannot be read ({_first_line(error)})") from error
     refused = _why_refused(config, classifier=labels is None)
     if refused:
         raise BundleError(f"{folder}: {refused} is not supported; this package takes BERT text classifiers")
-    if labels is None:
-        labels = tuple(config.id2label[index] for index in range(config.num_labels))
     return EncoderConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -100,7 +100,7 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
         intermediate_size=config.intermediate_size,
         max_positions=config.max_position_embeddings,
         type_vocab_size=config.type_vocab_size,
-        labels=labels,
+        labels=names if labels is None else labels,
         activation=config.hidden_act,
         layer_norm_eps=config.layer_norm_eps,
         dropout=config.hidden_dropout_prob,
@@ -116,6 +116,8 @@ def _why_refused(config, classifier: bool) -> str | None:
         return f"position embedding {config.position_embedding_type!r}"
     if config.hidden_act not in ACTIVATIONS:
         return f"the activation {config.hidden_act!r}"
+    if config.num_hidden_layers < 1 or config.hidden_size % config.num_attention_heads:
+        return f"{config.num_hidden_layers} layers of {config.hidden_size} with {config.num_attention_heads} heads"
     if getattr(config, "is_decoder", False):
         return "a decoder"
     if classifier:
@@ -148,11 +150,8 @@ def load_classifier(folder: Path, labels: tuple[str, ...] | None = None, seed: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(config).init_weights()
-    ours, missing = _from_hugging_face(theirs, config.num_layers)
-    missing = [name for name in missing if not name.startswith(fresh)] if fresh else missing
-    if missing:
-        raise BundleError(f"{folder}: the weights lack {missing[0]}; is this a complete BERT checkpoint?")
-    _load_state(model, ours, folder)
+    ours = _from_hugging_face(theirs, config.num_layers, folder)
+    _load_state(model, ours, folder, fresh)
     return model.eval()
 
 
@@ -197,10 +196,12 @@ def save_tokenizer(folder: Path, file: Path) -> None:
     """
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make one up
+        raise BundleError(f"{folder}: no tokenizer there ({' or '.join(TOKENIZER_FILES)})")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises many kinds here
-        raise BundleError(f"{folder}: its tokenizer cannot be loaded ({str(error).splitlines()[0]})") from error
+        raise BundleError(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise BundleError(f"{folder}: only a slow (Python) tokenizer there; save its fast version, tokenizer.json")
@@ -213,14 +214,18 @@ def save_tokenizer(folder: Path, file: Path) -> None:
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of the folder's safetensors file or files."""
     index = folder / "model.safetensors.index.json"
+    files = [folder / "model.safetensors"]
     if index.is_file():
-        files = [folder / Path(name).name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    else:
-        files = [folder / "model.safetensors"]
-    if not files[0].is_file():
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+            files = [folder / Path(name).name for name in sorted(names)]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{index}: damaged ({_first_line(error)}); fetch the model again") from error
+    if not all(file.is_file() for file in files):
         if list(folder.glob("*.bin")):
             raise BundleError(f"{folder}: pickled weights are refused; save the model with safe_serialization=True")
-        raise BundleError(f"{folder}: no model.safetensors there")
+        missing = next(file.name for file in files if not file.is_file())
+        raise BundleError(f"{folder}: no {missing} there")
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -260,14 +265,15 @@ def _pairs(num_layers: int) -> dict[str, tuple[str, ...]]:
     return pairs
 
 
-def _from_hugging_face(theirs: dict[str, Tensor], num_layers: int) -> tuple[dict[str, Tensor], list[str]]:
-    ours, missing = {}, []
+def _from_hugging_face(theirs: dict[str, Tensor], num_layers: int, folder: Path) -> dict[str, Tensor]:
+    ours = {}
     for name, sources in _pairs(num_layers).items():
-        if all(source in theirs for source in sources):
-            ours[name] = torch.cat([theirs[source].float() for source in sources])
-        else:
-            missing.append(name)
-    return ours, missing
+        tensors = [theirs[source].float() for source in sources if source in theirs]
+        if len({tensor.shape for tensor in tensors}) > 1:
+            raise BundleError(f"{folder}: weights do not fit together: {', '.join(sources)} differ in shape")
+        if len(tensors) == len(sources):
+            ours[name] = torch.cat(tensors)
+    return ours
 
 
 def _to_hugging_face(model: Classifier) -> dict[str, Tensor]:
@@ -279,15 +285,21 @@ def _to_hugging_face(model: Classifier) -> dict[str, Tensor]:
     }
 
 
-def _load_state(module: torch.nn.Module, state: dict[str, Tensor], folder: Path) -> None:
+def _load_state(module: torch.nn.Module, state: dict[str, Tensor], folder: Path, fresh: tuple[str, ...] = ()) -> None:
+    """Loads all of `state` into all of `module`, but for parts whose names begin with one of `fresh`."""
     try:
         report = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise BundleError(
-            f"{folder}: weights do not fit config.json ({str(error).splitlines()[-1].strip()})"
-        ) from error
-    if report.unexpected_keys:
-        raise BundleError(f"{folder}: unexpected weight {report.unexpected_keys[0]}")
+        reason = str(error).splitlines()[-1].strip()
+        raise BundleError(f"{folder}: weights do not fit config.json ({reason})") from error
+    missing = [name for name in report.missing_keys if not name.startswith(fresh)] if fresh else report.missing_keys
+    if missing or report.unexpected_keys:
+        what = f"lack {missing[0]}" if missing else f"have an unexpected {report.unexpected_keys[0]}"
+        raise BundleError(f"{folder}: the weights {what}; is this a complete checkpoint?")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _save(config: EncoderConfig, tensors: dict[str, Tensor], section: dict, folder: Path) -> None:

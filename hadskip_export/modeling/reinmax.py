@@ -33,7 +33,7 @@ def reinmax(margin: Tensor, decision: Tensor) -> Tensor:
 def straight_through(margin: Tensor, decision: Tensor) -> Tensor:
     """The straight-through estimator (Bengio et al., 2013): the gradient of the softmax, whatever was drawn."""
     p = margin.sigmoid()
-    return decision + p - p.detach()
+    return decision + (p - p.detach())  # in brackets: the value is then exactly the decision
 
 
 ESTIMATORS = {"reinmax": reinmax, "ste": straight_through}

@@ -27,9 +27,9 @@ def prediction_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def token_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
-    """Mean squared error over real tokens of float [b, s, H]."""
-    real = attention_mask.bool()
-    return F.mse_loss(student[real], teacher[real])
+    """Mean over inputs of each one's mean squared error over its real tokens; float [b, s, H]."""
+    per_token = ((student - teacher) ** 2).mean(dim=-1).masked_fill(attention_mask == 0, 0.0)
+    return (per_token.sum(dim=1) / attention_mask.sum(dim=1)).mean()
 
 
 def hidden_loss(student: list[Tensor], teacher: list[Tensor], attention_mask: Tensor) -> Tensor:

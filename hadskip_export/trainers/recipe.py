@@ -1,6 +1,7 @@
 """Every number the paper leaves open, in one frozen record that is saved with the run."""
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,13 +28,13 @@ class Recipe:
     gate_width: int = 64
     gate_bias: float = 1.0  # initial margin: layers start out mostly run
     gate_lr: float = 1e-3  # in both stage II and stage III
-    margin_limit: float = 3.0  # sampling sees margins squashed to +-limit, so that no gate saturates and stops learning
+    margin_limit: float = 3.0  # while exploring, margins are squashed to +-limit: no gate saturates and stops learning
 
     body_lr: float = 5e-5  # stage III
     epochs: int = 1  # at each budget passed through
     last_epochs: int = 3  # at the budget asked for
     estimator: str = "reinmax"  # or "ste", the ablation
-    glide: float = 0.5  # share of a budget's steps in which the penalty's target moves there from the one before
+    glide: float = 0.5  # share of a budget's steps that explore while the penalty's target moves there from the last
     beta: float = 1.0  # weight of the budget penalty, equation 3
     penalty_unit: str = "layers"  # (mean layers - K)^2; "share" is equation 3 as printed, L^2 times weaker
     alpha1: float = 1.0  # distillation of predictions, equation 5
@@ -49,10 +50,17 @@ class Recipe:
         for name in ("batch_size", "stage1_epochs", "epochs", "last_epochs", "gate_width"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("warmup", "glide"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name}={getattr(self, name)}: expected a share, 0 to 1")
+        if not self.margin_limit > 0:
+            raise RecipeError(f"margin_limit={self.margin_limit}: expected a number above 0 (inf for no limit)")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "gate_bias" and isinstance(value, int | float) and value < 0:
-                raise RecipeError(f"{field.name}={value}: expected a number that is not negative")
+            if isinstance(value, str) or field.name == "margin_limit":
+                continue
+            if not math.isfinite(value) or (value < 0 and field.name != "gate_bias"):
+                raise RecipeError(f"{field.name}={value}: expected a finite number that is not negative")
 
 
 def load_recipe(file: str | Path | None = None, settings: Sequence[str] = ()) -> Recipe:

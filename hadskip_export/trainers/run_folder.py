@@ -12,7 +12,7 @@ from typing import Any
 
 import filelock
 
-from hadskip_export.errors import BundleError
+from hadskip_export.errors import BundleError, HadskipError
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.trainers.schedule import budget_name
 
@@ -87,12 +87,16 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Run
         raise BundleError(f"{path}: another process is training into it") from None
     try:
         if run.recipe.is_file():
-            before = json.loads(run.recipe.read_text())
+            before = _read_json(run.recipe)
             different = [key for key in settings if settings[key] != before.get(key)]
             if different:
                 raise BundleError(f"{path}: --resume with another {different[0]}; repeat the first command line")
         write_json(run.recipe, settings)
         yield run
+    except HadskipError:
+        if not run.stage1.is_dir() and not resume:  # refused before anything was learned: leave nothing behind
+            shutil.rmtree(path, ignore_errors=True)
+        raise
     finally:
         lock.release()
 
@@ -108,10 +112,14 @@ def read_run(path: Path) -> tuple[RunFolder, dict[str, Any], dict[str, Any]]:
         raise BundleError(f"{path}: not a run folder (no recipe.json); make one with hadskip-export train --out")
     if not run.summary.is_file():
         raise BundleError(f"{path}: its training has not finished; go on with hadskip-export train --resume")
+    return run, _read_json(run.recipe), _read_json(run.summary)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return run, json.loads(run.recipe.read_text()), json.loads(run.summary.read_text())
-    except json.JSONDecodeError as error:
-        raise BundleError(f"{path}: damaged recipe.json or summary.json ({error})") from error
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise BundleError(f"{file}: damaged ({error}); train again into another folder") from error
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def resolve_budget(budget: float, num_layers: int) -> float:
 
 def homotopy(budget: float, num_layers: int) -> list[float]:
     """L, L - 1, ..., down to the budget, each of which starts from the weights of the one before."""
-    return [float(layers) for layers in range(num_layers, math.floor(budget), -1) if layers > budget] + [budget]
+    return [float(layers) for layers in range(num_layers, math.floor(budget), -1)] + [budget]
 
 
 def glide(previous: float, budget: float, step: int, steps: float) -> float:
@@ -32,4 +32,4 @@ def glide(previous: float, budget: float, step: int, steps: float) -> float:
 
 def budget_name(budget: float) -> str:
     """The budget as it names a folder: `3`, `4.5`."""
-    return f"{budget:g}"
+    return str(int(budget)) if float(budget).is_integer() else str(budget)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -82,7 +83,8 @@ def train_jointly(
 
     The penalty's target glides from the previous budget to this one. Were it to jump by a whole layer, the penalty
     would outweigh what any layer is worth, all gates would fall at one speed, and whichever happened to be lowest
-    would close; with a small excess only the gates of layers worth less than the push fall.
+    would close; with a small excess only the gates of layers worth less than the push fall. While the target moves,
+    margins are limited, so that closed gates are still tried; then gates may settle and the body learns their routes.
     """
     recipe = session.recipe
     estimator = ESTIMATORS[recipe.estimator]
@@ -94,8 +96,10 @@ def train_jointly(
     def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             target = teacher(*batch.inputs, keep_states=keep_states)
-        output = model(*batch.inputs, estimator=estimator, margin_limit=recipe.margin_limit, keep_states=keep_states)
-        aim = glide(previous, budget, next(steps), gliding)
+        done = next(steps)
+        aim = glide(previous, budget, done, gliding)
+        limit = recipe.margin_limit if done < gliding else math.inf
+        output = model(*batch.inputs, estimator=estimator, margin_limit=limit, keep_states=keep_states)
         loss, terms = stage3_loss(output, target, batch.labels, batch.attention_mask, aim, recipe)
         return loss, terms | {"layers": output.gates.detach().sum(dim=1).mean()}
 

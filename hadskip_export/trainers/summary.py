@@ -61,7 +61,7 @@ def budget_row(
         "mean_layers": seen.mean_layers,
         "mean_layers_se": seen.standard_error,
         "metric": value,
-        "retained": value / teacher_metric if teacher_metric else float("nan"),
+        "retained": value / teacher_metric if teacher_metric else None,
         "threshold": threshold,
         "routes": seen.distinct,
         "route_entropy_bits": seen.entropy_bits,
@@ -87,8 +87,9 @@ def table(summary: dict[str, Any]) -> str:
         f" {'top share':>10} {'top alone':>10} {'static':>7}",
     ]
     for row in summary["budgets"]:
+        retained = "" if row["retained"] is None else f"{row['retained']:.1%}"
         lines.append(
-            f"{row['budget']:>7g} {row['mean_layers']:>7.2f} {row['metric']:>9.4f} {row['retained']:>9.1%}"
+            f"{row['budget']:>7g} {row['mean_layers']:>7.2f} {row['metric']:>9.4f} {retained:>9}"
             f" {row['routes']:>7} {row['route_entropy_bits']:>8.2f} {row['top_route_share']:>10.1%}"
             f" {row['top_route_metric']:>10.4f} {row['static_metric']:>7.4f}"
         )

@@ -1,5 +1,6 @@
 """Where a task's examples come from and what is measured on them; the held-out slice."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,8 +93,8 @@ def label_names(training: Examples, known: tuple[str, ...] | None, file: Path) -
         return labels
     if len(found) < 2:
         raise DataError(f"{file}: every row has the label {found[0]!r}; a classifier needs at least two")
-    if all(label.lstrip("-").isdecimal() for label in found):
-        found.sort(key=int)
+    with contextlib.suppress(ValueError):  # names that are not all numbers stay in alphabetical order
+        found.sort(key=float)
     return tuple(found)
 
 

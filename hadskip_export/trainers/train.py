@@ -226,7 +226,7 @@ def _one_budget(
         write_json(part / "metrics.json", {"evaluation": row, "held_out": asdict(held_out)})
     run.log(phase="evaluation", **row)
     say(
-        f"budget {budget_name(budget)}: {session.metric} {row['metric']:.4f} ({row['retained']:.1%} of the teacher) at"
+        f"budget {budget_name(budget)}: {session.metric} {row['metric']:.4f} (teacher {teacher_metric:.4f}) at"
         f" {row['mean_layers']:.2f} layers, {row['routes']} routes"
     )
     return model, row

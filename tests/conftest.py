@@ -1,0 +1,127 @@
+"""Small models made on the spot. Everything here is real, only small: a BERT of three layers, a WordPiece tokenizer, a
+run trained by `train`, bundles written by `build`."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+WORDS = (
+    "good great fine superb lovely bad awful poor dull dreadful film plot actor scene story the a is was not very and "
+    "of to it this that but with no some any one two three"
+).split()
+GOOD, BAD = WORDS[:5], WORDS[5:10]
+
+
+def sentences(count: int, seed: int) -> list[tuple[str, str]]:
+    """(text, label): a random sentence around one telling word."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        label = ("negative", "positive")[int(random.integers(2))]
+        words = list(random.choice(WORDS[10:], size=int(random.integers(1, 12))))
+        words.insert(int(random.integers(len(words) + 1)), str(random.choice(GOOD if label == "positive" else BAD)))
+        rows.append((" ".join(words), label))
+    return rows
+
+
+def write_csv(file: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("text", "label")) -> Path:
+    with file.open("w", newline="", encoding="utf-8") as lines:
+        csv.writer(lines).writerows([header, *rows])
+    return file
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face BERT encoder, random weights, 3 layers of 32, as `transformers` saves it."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *"abcdefghijklmnopqrstuvwxyz"]
+    vocabulary += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def csv_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(train.csv, eval.csv) of 240 and 80 labelled sentences."""
+    folder = tmp_path_factory.mktemp("data")
+    return write_csv(folder / "train.csv", sentences(240, 0)), write_csv(folder / "eval.csv", sentences(80, 1))
+
+
+QUICK = ("stage1_lr=3e-3", "stage1_epochs=4", "body_lr=5e-4", "gate_width=8", "batch_size=16")
+
+
+@pytest.fixture(scope="session")
+def run_folder(model_folder: Path, csv_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run: three stages, budgets 3, 2 and 1.5."""
+    from hadskip_export import train
+
+    out = tmp_path_factory.mktemp("run") / "run"
+    train(
+        model=str(model_folder), budget=1.5, out=out, train=str(csv_files[0]), eval=str(csv_files[1]), settings=QUICK,
+        max_length=32,
+    )  # fmt: skip
+    return out
+
+
+def make_source(model_folder: Path, folder: Path, *, layers: int = 4, labels: tuple[str, ...] = ("no", "yes"), seed: int = 0):
+    """A gated classifier of random weights whose gates really differ from input to input, as `write_bundle` takes it."""
+    import torch
+    from torch import nn
+
+    from hadskip_export.exporters.build import Source
+    from hadskip_export.modeling.checkpoint import read_config, save_tokenizer
+    from hadskip_export.modeling.encoder import Classifier
+    from hadskip_export.modeling.gated import GatedClassifier
+
+    config = read_config(model_folder, labels)
+    config = type(config)(**{**config.__dict__, "num_layers": layers})
+    torch.manual_seed(seed)
+    full = Classifier(config).init_weights(std=0.1).eval()
+    model = GatedClassifier(Classifier(config).init_weights(std=0.1), gate_width=8).eval()
+    for gate in model.gates:
+        nn.init.normal_(gate.logits.weight, std=1.5)
+    tokenizer = folder / "tokenizer.json"
+    save_tokenizer(model_folder, tokenizer)
+    texts = [text for text, _ in sentences(40, 2)]
+    return Source(model, full, tokenizer, 32, 0.0, 2.0, "test", "accuracy", texts)
+
+
+@pytest.fixture(scope="session")
+def source(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """See `make_source`."""
+    return make_source(model_folder, tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="session")
+def bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with separate gates. Shared: copy it before damaging it."""
+    from hadskip_export.exporters.build import write_bundle
+
+    out = tmp_path_factory.mktemp("bundle") / "bundle"
+    assert write_bundle(source, out).parity == "passed"
+    return out
+
+
+@pytest.fixture(scope="session")
+def lookahead_bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with the look-ahead layout."""
+    from hadskip_export.exporters.build import write_bundle
+
+    out = tmp_path_factory.mktemp("lookahead") / "bundle"
+    assert write_bundle(source, out, gates="lookahead").parity == "passed"
+    return out

@@ -1,0 +1,106 @@
+"""Whole datasets against one input at a time, and routes that share work against each route by itself."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hadskip_export.modeling.encoder import attention_bias
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routes import Route, as_route
+from hadskip_export.trainers.batches import Dataset
+from hadskip_export.trainers.evaluation import (
+    MAX_FIXED_ROUTES,
+    above,
+    always,
+    fixed_routes,
+    predict_fixed_routes,
+    predict_full,
+    predict_routed,
+)
+from tests.modeling.random_models import random_gated
+from tests.trainers.datasets import alone, random_dataset
+
+DATA = random_dataset(150)  # more than two batches
+
+
+@torch.no_grad()
+def logits_along(model: GatedClassifier, data: Dataset, row: int, route: Route) -> torch.Tensor:
+    ids, mask, types = alone(data, row)
+    hidden = model.classifier.embeddings(ids, types)
+    for layer in route:
+        hidden = model.classifier.layers[layer - 1](hidden, attention_bias(mask))[0]
+    return model.classifier.head(hidden)[0]
+
+
+def assert_predicted(predicted: np.ndarray, model: GatedClassifier, data: Dataset, routes: list[Route]) -> None:
+    """Each class is the one whose logit is the largest along the row's route, near ties aside."""
+    for row, route in enumerate(routes):
+        logits = logits_along(model, data, row, route)
+        assert logits[predicted[row]] >= logits.max() - 1e-5
+
+
+def test_predictions_with_every_layer():
+    model = random_gated()
+    predicted = predict_full(model.classifier.train(), DATA)
+    assert predicted.shape == (150,) and predicted.dtype == np.int64 and len(set(predicted)) == 3
+    assert_predicted(predicted, model, DATA, [(1, 2, 3, 4)] * len(DATA))
+
+
+@pytest.mark.parametrize("threshold", [-0.5, 0.0, 1.0])
+def test_routes_margins_and_predictions_with_hard_gates(threshold):
+    model = random_gated()
+    predicted, routes, margins = predict_routed(model.train(), DATA, above(threshold))
+    assert len({as_route(route) for route in routes}) > 3
+    for row in range(0, len(DATA), 10):
+        output = model.route(*alone(DATA, row), above(threshold))
+        if (output.margins - threshold).abs().min() > 1e-4:
+            assert np.array_equal(routes[row], output.gates[0].numpy())
+            np.testing.assert_allclose(margins[row], output.margins[0].numpy(), atol=1e-5)
+    assert_predicted(predicted, model, DATA, [as_route(route) for route in routes])
+
+
+def test_a_margin_on_the_threshold_does_not_fire():
+    decide = above(0.5)
+    assert decide(0, torch.tensor([0.4, 0.5, 0.6])).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("route", [(), (1,), (2, 4), (1, 2, 3, 4)])
+def test_one_route_for_every_input(route):
+    model = random_gated()
+    predicted, routes, _ = predict_routed(model, DATA, always(route, 4))
+    assert {as_route(row) for row in routes} == {route}
+    assert_predicted(predicted, model, DATA, [route] * len(DATA))
+
+
+def test_routes_that_share_work_equal_each_route_by_itself():
+    model = random_gated()
+    routes = [route for size in range(5) for route in itertools.combinations(range(1, 5), size)]
+    together = predict_fixed_routes(model.classifier.train(), DATA, routes)
+    assert together.keys() == set(routes)
+    for route in routes:
+        apart, _, _ = predict_routed(model, DATA, always(route, 4))
+        differ = np.flatnonzero(together[route] != apart)
+        assert all(logits_along(model, DATA, row, route).topk(2).values.diff().abs() < 1e-5 for row in differ)
+    assert len({tuple(predicted) for predicted in together.values()}) > 10
+
+
+@pytest.mark.parametrize(("layers", "size"), [(6, 3), (3, 3), (4, 1), (12, 2)])
+def test_all_routes_of_a_size_where_they_are_few(layers, size):
+    routes = fixed_routes(layers, size, [])
+    assert len(set(routes)) == len(routes) == math.comb(layers, size)
+    assert all(len(set(route)) == size and list(route) == sorted(route) for route in routes)
+    assert {layer for route in routes for layer in route} == set(range(1, layers + 1))
+
+
+def test_a_random_choice_with_the_common_ones_where_there_are_too_many():
+    common = [(1, 2, 3, 4, 5, 12), (1, 2), (7, 8, 9, 10, 11, 12)]  # one of another size, as adaptive routes are
+    routes = fixed_routes(12, 6, common)
+    assert len(set(routes)) == len(routes) == MAX_FIXED_ROUTES < math.comb(12, 6)
+    assert {common[0], common[2]} <= set(routes) and common[1] not in routes
+    assert all(
+        len(set(route)) == 6 and list(route) == sorted(route) and set(route) <= set(range(1, 13)) for route in routes
+    )
+    assert routes == fixed_routes(12, 6, common) != fixed_routes(12, 6, common, seed=1)

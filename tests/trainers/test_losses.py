@@ -1,0 +1,210 @@
+"""The loss terms against slow loops over inputs, layers, tokens and heads, written from the paper's equations."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hadskip_export.modeling.encoder import Output
+from hadskip_export.modeling.gated import GatedOutput
+from hadskip_export.trainers.losses import (
+    attention_loss,
+    budget_penalty,
+    hidden_loss,
+    prediction_loss,
+    stage3_loss,
+    token_mse,
+)
+from hadskip_export.trainers.recipe import Recipe
+
+LENGTHS = (5, 2, 8)
+LAYERS, WIDTH, SIZE = 3, 8, 4
+RAN = torch.tensor([[1, 0, 1], [0, 0, 1], [0, 0, 0]], dtype=torch.bool)
+
+
+def mask(lengths=LENGTHS) -> Tensor:
+    return (torch.arange(WIDTH)[None] < torch.tensor(lengths)[:, None]).long()
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def states(seed: int) -> list[Tensor]:
+    return [random(len(LENGTHS), WIDTH, SIZE, seed=100 * seed + layer) for layer in range(LAYERS + 1)]
+
+
+def maps(seed: int) -> list[Tensor]:
+    return [random(len(LENGTHS), WIDTH, WIDTH, seed=100 * seed + 50 + layer).softmax(-1) for layer in range(LAYERS)]
+
+
+def with_garbage_in_padding(tensors: list[Tensor]) -> list[Tensor]:
+    """NaN outside real tokens (and outside real pairs of tokens, for maps)."""
+    real = mask().bool()
+    pairs = real[:, :, None] & real[:, None, :]
+    return [
+        tensor.masked_fill(~(pairs if tensor.shape[1:] == (WIDTH, WIDTH) else real[..., None]), math.nan)
+        for tensor in tensors
+    ]
+
+
+def close(got: Tensor, wanted: float) -> None:
+    assert got.item() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+
+
+def slow_mse(ours: Tensor, theirs: Tensor, length: int) -> float:
+    """Of one input, float [s, H], over its real tokens."""
+    return sum(
+        (ours[t, h].item() - theirs[t, h].item()) ** 2 for t in range(length) for h in range(SIZE)
+    ) / (length * SIZE)  # fmt: skip
+
+
+# Equation 3
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=4, max_size=4), min_size=1, max_size=6), st.floats(0.1, 4)
+)
+def test_the_penalty_is_the_squared_excess_of_the_mean_over_the_batch(gates, budget):
+    mean = sum(map(sum, gates)) / len(gates)
+    tensor = torch.tensor(gates, dtype=torch.float64)
+    close(budget_penalty(tensor, budget, "layers"), (mean - budget) ** 2)
+    share = sum(map(sum, gates)) / (len(gates) * 4)
+    close(budget_penalty(tensor, budget, "share"), (share - budget / 4) ** 2)
+
+
+def test_single_inputs_may_use_more_or_fewer_layers():
+    uneven = torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]])
+    assert budget_penalty(uneven, 2.0, "layers") == 0
+    assert budget_penalty(uneven[:1], 2.0, "layers") == 4
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("layers", 1), ("share", 16)])
+def test_the_penaltys_gradient_pushes_every_gate_by_the_excess(unit, scale):
+    gates = torch.ones(5, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(budget_penalty(gates, 2.5, unit), gates)
+    torch.testing.assert_close(gradient, torch.full((5, 4), 2 * 1.5 / 5 / scale))
+
+
+# Equation 5
+
+
+def test_prediction_loss_is_the_divergence_of_the_student_from_the_teacher():
+    student, teacher = random(3, 4, seed=1), random(3, 4, seed=2)
+    total = 0.0
+    for row in range(3):
+        p, q = teacher[row].softmax(0).tolist(), student[row].softmax(0).tolist()
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    close(prediction_loss(student, teacher), total / 3)
+    assert prediction_loss(teacher + 5, teacher).item() == pytest.approx(0, abs=1e-12)
+
+
+# Equations 6 and 8: means over inputs of a mean over each input's real tokens
+
+
+def test_hidden_loss_is_the_mean_over_inputs_and_layers():
+    ours, theirs = states(1), states(2)
+    total = sum(
+        slow_mse(ours[layer][row], theirs[layer][row], length)
+        for layer in range(1, LAYERS + 1)
+        for row, length in enumerate(LENGTHS)
+    )
+    close(hidden_loss(ours, theirs, mask()), total / (len(LENGTHS) * LAYERS))
+
+
+def test_hidden_loss_is_the_mean_over_inputs_and_layers_where_all_are_equally_long():
+    ours, theirs = states(1), states(2)
+    total = sum(slow_mse(ours[layer][row], theirs[layer][row], 5) for layer in range(1, LAYERS + 1) for row in range(3))
+    close(hidden_loss(ours, theirs, mask((5, 5, 5))), total / (3 * LAYERS))
+
+
+def test_embedding_loss_is_the_mean_over_inputs():
+    ours, theirs = states(1)[0], states(2)[0]
+    total = sum(slow_mse(ours[row], theirs[row], length) for row, length in enumerate(LENGTHS))
+    close(token_mse(ours, theirs, mask()), total / len(LENGTHS))
+
+
+def test_hidden_loss_leaves_the_embeddings_to_equation_8():
+    ours, theirs = states(1), states(2)
+    before = hidden_loss(ours, theirs, mask())
+    assert hidden_loss([ours[0] + 7, *ours[1:]], theirs, mask()) == before
+
+
+# Equation 7
+
+
+def test_attention_loss_counts_real_tokens_of_the_layers_that_ran():
+    ours, theirs, total = maps(1), maps(2), 0.0
+    for row, length in enumerate(LENGTHS):
+        for layer in range(LAYERS):
+            if RAN[row, layer]:
+                squares = [
+                    (ours[layer][row, i, j].item() - theirs[layer][row, i, j].item()) ** 2
+                    for i in range(length)
+                    for j in range(length)
+                ]
+                total += sum(squares) / length**2
+    close(attention_loss(ours, theirs, RAN, mask()), total / (len(LENGTHS) * LAYERS))
+
+
+def test_attention_of_layers_that_did_not_run_has_no_effect_and_no_gradient():
+    ours, theirs = [m.requires_grad_() for m in maps(1)], maps(2)
+    attention_loss(ours, theirs, RAN, mask()).backward()
+    for layer, tensor in enumerate(ours):
+        for row in range(len(LENGTHS)):
+            assert bool(tensor.grad[row].any()) == bool(RAN[row, layer])
+
+
+# Padding
+
+
+def test_padding_has_no_effect_on_any_term():
+    """NaN there must not even be multiplied by zero."""
+    real = mask()
+    assert hidden_loss(with_garbage_in_padding(states(1)), with_garbage_in_padding(states(2)), real).isfinite()
+    assert hidden_loss(with_garbage_in_padding(states(1)), states(2), real) == hidden_loss(states(1), states(2), real)
+
+
+def test_finite_garbage_in_padded_attention_has_no_effect():
+    """Padded rows of a real map are finite, whatever they hold."""
+    noisy = [m.nan_to_num(1e3) for m in with_garbage_in_padding(maps(1))]
+    close(attention_loss(noisy, maps(2), RAN, mask()), attention_loss(maps(1), maps(2), RAN, mask()).item())
+
+
+# The whole loss of stage III
+
+
+def outputs() -> tuple[GatedOutput, Output]:
+    student = GatedOutput(random(3, 2, seed=3), states(1), maps(1), RAN.to(torch.float64), random(3, LAYERS, seed=4))
+    return student, Output(random(3, 2, seed=5), states(2), maps(2))
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    recipe = Recipe(alpha1=2.0, alpha2=3.0, alpha3=5.0, alpha4=7.0, beta=11.0, penalty_unit="share")
+    (student, teacher), labels = outputs(), torch.tensor([0, 1, 1])
+    loss, terms = stage3_loss(student, teacher, labels, mask(), 1.5, recipe)
+    task = -sum(student.logits[row].log_softmax(0)[label].item() for row, label in enumerate(labels.tolist())) / 3
+    wanted = {
+        "task": (1, task),
+        "prediction": (2, prediction_loss(student.logits, teacher.logits).item()),
+        "hidden": (3, hidden_loss(states(1), states(2), mask()).item()),
+        "attention": (5, attention_loss(maps(1), maps(2), RAN, mask()).item()),
+        "embedding": (7, token_mse(states(1)[0], states(2)[0], mask()).item()),
+        "budget": (11, ((1 - 1.5) / 3) ** 2),
+    }
+    assert terms.keys() == wanted.keys()
+    for name, (_, value) in wanted.items():
+        close(terms[name], value)
+    close(loss, sum(weight * value for weight, value in wanted.values()))
+
+
+def test_a_term_of_weight_zero_is_left_out_and_needs_no_states():
+    recipe = Recipe(alpha1=0, alpha2=0, alpha3=0, alpha4=0)
+    student, teacher = outputs()
+    student.hidden_states, student.attention_maps = [], []
+    _, terms = stage3_loss(student, teacher, torch.tensor([0, 1, 1]), mask(), 1.5, recipe)
+    assert terms.keys() == {"task", "budget"}

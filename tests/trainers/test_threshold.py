@@ -1,0 +1,160 @@
+"""The fitted threshold against a scan of every threshold that makes a difference, one input at a time."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hadskip_export.modeling.encoder import attention_bias
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.trainers.batches import Dataset
+from hadskip_export.trainers.evaluation import above, predict_routed
+from hadskip_export.trainers.threshold import HardRoutes, fit_threshold
+from tests.modeling.random_models import random_gated
+from tests.trainers.datasets import alone, random_dataset
+
+ROWS, LAYERS = 30, 4
+
+
+class Tree:
+    """Each input's margins after every possible prefix of decisions, computed alone: what any threshold would do."""
+
+    def __init__(self, model: GatedClassifier, data: Dataset):
+        self.margins = [self._of_row(model, *alone(data, row)) for row in range(len(data))]
+
+    @torch.no_grad()
+    def _of_row(self, model, ids, mask, types) -> dict[tuple[bool, ...], float]:
+        found = {}
+
+        def walk(prefix: tuple[bool, ...], hidden) -> None:
+            index = len(prefix)
+            if index == len(model.gates):
+                return
+            found[prefix] = model.gates[index].margin(hidden, mask).item()
+            walk((*prefix, False), hidden)
+            walk((*prefix, True), model.classifier.layers[index](hidden, attention_bias(mask))[0])
+
+        walk((), model.classifier.embeddings(ids, types))
+        return found
+
+    def path(self, row: int, threshold: float) -> tuple[list[float], int]:
+        """The margins met at this threshold, and the layers run."""
+        prefix, met = (), []
+        for _ in range(LAYERS):
+            met.append(self.margins[row][prefix])
+            prefix += (met[-1] > threshold,)
+        return met, sum(prefix)
+
+    def layers(self, threshold: float) -> list[int]:
+        return [self.path(row, threshold)[1] for row in range(len(self.margins))]
+
+    def met(self, threshold: float) -> np.ndarray:
+        """All margins met at this threshold, sorted."""
+        return np.sort(np.concatenate([self.path(row, threshold)[0] for row in range(len(self.margins))]))
+
+    @functools.cached_property
+    def scan(self) -> list[tuple[float, float]]:
+        """(threshold, mean layers) between every two neighbouring margins: the whole function."""
+        steps = np.unique(np.concatenate([list(margins.values()) for margins in self.margins]))
+        middles = [steps[0] - 1, *(steps[:-1] + steps[1:]) / 2, steps[-1] + 1]
+        return [(float(t), float(np.mean(self.layers(t)))) for t in middles]
+
+
+@functools.cache
+def case(seed: int) -> tuple[GatedClassifier, Dataset, Tree]:
+    model, data = random_gated(seed), random_dataset(ROWS, seed)
+    return model, data, Tree(model, data)
+
+
+def away_from_margins(tree: Tree, threshold: float) -> bool:
+    return np.abs(tree.met(threshold) - threshold).min() > 1e-5
+
+
+SEEDS = range(5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(SEEDS), st.lists(st.floats(-4, 4), min_size=1, max_size=8))
+def test_remembered_routes_equal_direct_evaluation(seed, thresholds):
+    """Whatever was asked before, in whatever order."""
+    model, data, tree = case(seed)
+    routes = HardRoutes(model, data)
+    for threshold in thresholds:
+        if away_from_margins(tree, threshold):
+            assert routes.layers(threshold).tolist() == tree.layers(threshold)
+            assert routes.mean_layers(threshold) == pytest.approx(np.mean(tree.layers(threshold)))
+
+
+def test_the_extremes_run_everything_and_nothing():
+    model, data, _ = case(0)
+    routes = HardRoutes(model, data)
+    assert routes.layers(-1e6).tolist() == [LAYERS] * ROWS and routes.layers(1e6).tolist() == [0] * ROWS
+
+
+def test_mean_layers_is_not_monotone_in_these_cases():
+    """Else the scan would be no harder than a bisection."""
+    assert any(np.any(np.diff([mean for _, mean in case(seed)[2].scan]) > 0) for seed in SEEDS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("budget", [1, 1.5, 2, 2.7, 3, 3.5, 4])
+def test_the_fit_is_as_near_to_the_budget_as_the_best_of_the_scan_give_or_take_one_layer_of_one_input(seed, budget):
+    model, data, tree = case(seed)
+    threshold = fit_threshold(model, data, budget)
+    best = min(abs(mean - budget) for _, mean in tree.scan)
+    reached = abs(np.mean(tree.layers(threshold)) - budget)
+    assert reached <= best + 1 / ROWS + 1e-9
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("budget", [1, 1.5, 2, 2.7, 3, 3.5, 4])
+def test_the_fit_lies_in_the_middle_between_margins(seed, budget):
+    """On a margin the last bit would decide a route; here nothing changes half-way to either neighbour."""
+    model, data, tree = case(seed)
+    threshold = fit_threshold(model, data, budget)
+    assert threshold == float(np.float32(threshold))  # as it will be stored and compared
+    met = tree.met(threshold)
+    below, above_it = met[met <= threshold], met[met > threshold]
+    gaps = [threshold - below[-1]] if len(below) else []
+    gaps += [above_it[0] - threshold] if len(above_it) else []
+    assert min(gaps) > 1e-6
+    if len(gaps) == 2:
+        assert gaps[0] == pytest.approx(gaps[1], abs=1e-5)
+    else:
+        assert min(gaps) >= 1 - 1e-5  # no margin on the other side: a distance of one logit
+    for nudge in (-0.4 * min(gaps), 0.4 * min(gaps)):
+        assert tree.layers(threshold + nudge) == tree.layers(threshold)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_the_fit_promises_is_what_evaluation_finds(seed):
+    model, data, tree = case(seed)
+    threshold = fit_threshold(model, data, 2.0)
+    _, routes, _ = predict_routed(model, data, above(threshold))
+    assert routes.sum(axis=1).tolist() == tree.layers(threshold)
+
+
+@pytest.mark.parametrize(("budget", "layers"), [(LAYERS, LAYERS), (0.001, 0)])
+def test_budgets_at_the_ends_run_everything_and_nothing(budget, layers):
+    model, data, tree = case(1)
+    assert tree.layers(fit_threshold(model, data, budget)) == [layers] * ROWS
+
+
+def test_a_model_with_one_route_still_gets_a_threshold_off_its_margins():
+    """It cannot reach 2.5; the nearest it can do, and no margin on the threshold."""
+    model, data = random_gated(0), random_dataset(ROWS)
+    for gate, margin in zip(model.gates, (2.0, -1.0, 1.0, -2.0), strict=True):
+        gate.logits.weight.data.zero_()
+        gate.logits.bias.data.copy_(torch.tensor([margin, 0.0]))
+    threshold = fit_threshold(model, data, 2.5)
+    assert abs(HardRoutes(model, data).mean_layers(threshold) - 2.5) == 0.5
+    assert min(abs(threshold - margin) for margin in (2.0, -1.0, 1.0, -2.0)) >= 0.5
+
+
+def test_one_input_is_enough():
+    model, data, _ = case(0)
+    one = data.subset(np.array([3]))
+    assert HardRoutes(model, one).mean_layers(fit_threshold(model, one, 4)) == 4
