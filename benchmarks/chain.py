@@ -21,11 +21,13 @@ OPEN = (1, 3, 5, 7, 9, 11)
 @click.command()
 @click.option("--seq", type=int, multiple=True, default=(64, 128), show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
-def main(seq: tuple[int, ...], json_file: Path | None) -> None:
+@click.option("--bundle", type=click.Path(path_type=Path), help="Keep the bundle there, and use it if it is there.")
+def main(seq: tuple[int, ...], json_file: Path | None, bundle: Path | None) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        bundle = Path(temporary) / "bundle"
-        write_random_bundle(bundle, OPEN, BERT_BASE)
+        bundle = bundle or Path(temporary) / "bundle"
+        if not bundle.is_dir():
+            write_random_bundle(bundle, OPEN, BERT_BASE)
         opened = read_bundle(bundle)
         for length in seq:
             texts = [text_of(length)] * MOST_CALLS

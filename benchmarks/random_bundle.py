@@ -39,7 +39,9 @@ def write_random_bundle(out: Path, open_layers: tuple[int, ...], config: Encoder
     tokenizer = out.parent / "tokenizer.json"
     write_tokenizer(tokenizer)
     texts = [text_of(length) for length in (8, 64, 128)]
-    write_bundle(Source(model, full, tokenizer, 512, 0.0, len(open_layers), "random", "accuracy", texts), out, golden=texts)
+    write_bundle(
+        Source(model, full, tokenizer, 512, 0.0, len(open_layers), "random", "accuracy", texts), out, golden=texts
+    )
 
 
 def write_tokenizer(file: Path) -> None:

@@ -10,10 +10,43 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-WORDS = (
-    "good great fine superb lovely bad awful poor dull dreadful film plot actor scene story the a is was not very and "
-    "of to it this that but with no some any one two three"
-).split()
+WORDS = [
+    "good",
+    "great",
+    "fine",
+    "superb",
+    "lovely",
+    "bad",
+    "awful",
+    "poor",
+    "dull",
+    "dreadful",
+    "film",
+    "plot",
+    "actor",
+    "scene",
+    "story",
+    "the",
+    "a",
+    "is",
+    "was",
+    "not",
+    "very",
+    "and",
+    "of",
+    "to",
+    "it",
+    "this",
+    "that",
+    "but",
+    "with",
+    "no",
+    "some",
+    "any",
+    "one",
+    "two",
+    "three",
+]
 GOOD, BAD = WORDS[:5], WORDS[5:10]
 
 
@@ -78,8 +111,10 @@ def run_folder(model_folder: Path, csv_files: tuple[Path, Path], tmp_path_factor
     return out
 
 
-def make_source(model_folder: Path, folder: Path, *, layers: int = 4, labels: tuple[str, ...] = ("no", "yes"), seed: int = 0):
-    """A gated classifier of random weights whose gates really differ from input to input, as `write_bundle` takes it."""
+def make_source(
+    model_folder: Path, folder: Path, *, layers: int = 4, labels: tuple[str, ...] = ("no", "yes"), seed: int = 0
+):
+    """A gated classifier of random weights whose gates differ from input to input, as `write_bundle` takes it."""
     import torch
     from torch import nn
 
