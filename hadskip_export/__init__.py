@@ -15,7 +15,7 @@ _FUNCTIONS = {
     "inspect": "hadskip_export.inspection",
     "bench": "hadskip_export.benchmark.bench",
     "demo": "hadskip_export.demonstration",
-    "predict": "hadskip_export.runtime.predict",
+    "predict": "hadskip_export.prediction",
 }
 
 __all__ = ["__version__", *_FUNCTIONS]  # noqa: PLE0604

@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hadskip_export.environment import chip
 from hadskip_export.errors import BudgetError, BundleError, EngineError
@@ -105,31 +105,34 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
         BudgetError: the run has no checkpoint for `budget`.
     """
     run, recipe, summary = read_run(path)
-    wanted = recipe["budget"] if budget is None else resolve_budget(budget, summary["layers"])
-    folder = run.budget(wanted)
-    if not folder.is_dir():
-        have = ", ".join(budget_name(row["budget"]) for row in summary["budgets"])
-        raise BudgetError(f"--budget {wanted:g}: {path} has checkpoints for {have}")
+    try:
+        wanted = recipe["budget"] if budget is None else resolve_budget(budget, summary["layers"])
+        folder = run.budget(wanted)
+        if not folder.is_dir():
+            have = ", ".join(budget_name(row["budget"]) for row in summary["budgets"])
+            raise BudgetError(f"--budget {wanted:g}: {path} has checkpoints for {have}")
+        held_out = json.loads((folder / "metrics.json").read_text())["held_out"]
+        length, task, metric = summary["max_length"], summary["task"], summary["metric"]
+        seen = _held_out(held_out)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path}: damaged run folder ({error}); train again into another folder") from error
     model, settings = load_gated(folder)
-    held_out = json.loads((folder / "metrics.json").read_text())["held_out"]
-    routes = held_out["routes"]
+    full_model = load_classifier(run.stage1) if full else None
+    Tokenizer(run.tokenizer, length)  # refuses a damaged one
+    texts = read_texts(run.texts)
     return Source(
-        model,
-        load_classifier(run.stage1) if full else None,
-        run.tokenizer,
-        summary["max_length"],
-        settings.threshold,
-        settings.budget,
-        summary["task"],
-        summary["metric"],
-        read_texts(run.texts),
-        HeldOut(
-            routes["mean_layers"],
-            tuple((tuple(route), share) for route, share in routes["commonest"]),
-            tuple(routes["histogram"]),
-            tuple(map(tuple, held_out["margin_quantiles"])),
-            MARGIN_QUANTILES,
-        ),
+        model, full_model, run.tokenizer, length, settings.threshold, settings.budget, task, metric, texts, seen
+    )
+
+
+def _held_out(figures: dict[str, Any]) -> HeldOut:
+    routes = figures["routes"]
+    return HeldOut(
+        routes["mean_layers"],
+        tuple((tuple(route), share) for route, share in routes["commonest"]),
+        tuple(routes["histogram"]),
+        tuple(map(tuple, figures["margin_quantiles"])),
+        MARGIN_QUANTILES,
     )
 
 

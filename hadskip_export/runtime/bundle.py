@@ -134,17 +134,31 @@ def read_bundle(path: str | Path) -> Bundle:
             raise BundleError(f"{folder / name}: {size} bytes, the manifest says {info.size}; copy it again")
         if sha256(file) != info.sha256:
             raise BundleError(f"{folder / name}: its content is not what the manifest lists; copy it again")
-    used = [manifest.tokenizer] + [file for engine in manifest.engines for file in engine.files.values()]
-    for name in used:
+    _check_model(folder, manifest)
+    run_by_engines = {file for engine in manifest.engines for file in engine.files.values()}
+    for name in {manifest.tokenizer} | run_by_engines:
         _inside(root, folder, name)
         if name not in manifest.files:
             raise BundleError(f"{folder / name}: used by the manifest but not listed among its files")
-    for name in manifest.files:
-        if name.endswith(".onnx"):
-            _check_external_data(folder, root, name, manifest)
-    if len(set(manifest.model.labels)) < 2 or not manifest.engines:
-        raise BundleError(f"{folder / MANIFEST}: needs at least two labels and one engine")
+    for name in run_by_engines | {name for name in manifest.files if name.endswith(".onnx")}:
+        _check_external_data(folder, root, name, manifest)
     return Bundle(folder, manifest)
+
+
+def _check_model(folder: Path, manifest: Manifest) -> None:
+    """
+    Raises:
+        BundleError: sizes that no model has, or an engine without a piece that the runtime needs.
+    """
+    model = manifest.model
+    if model.layers < 1 or model.max_length < 3 or len(set(model.labels)) < 2 or not manifest.engines:
+        raise BundleError(f"{folder / MANIFEST}: needs a layer, room for three tokens, two labels and an engine")
+    numbers = [f"{number:02d}" for number in range(1, model.layers + 1)]
+    for engine in manifest.engines:
+        gates = ["gates"] if engine.gates == "lookahead" else [f"gate_{number}" for number in numbers]
+        for piece in ["embeddings", *(f"layer_{number}" for number in numbers), *gates, "head"]:
+            if piece not in engine.files:
+                raise BundleError(f"{folder / MANIFEST}: {engine.engine}-{engine.precision} has no {piece}")
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -154,19 +168,19 @@ def _read_manifest(folder: Path) -> Manifest:
 
     file = folder / MANIFEST
     try:
-        content, digest = file.read_bytes(), (folder / DIGEST).read_text().strip()
+        content, digest = file.read_bytes(), (folder / DIGEST).read_bytes().strip()
     except OSError as error:
         raise BundleError(f"{folder}: not a bundle ({Path(error.filename).name}: {error.strerror})") from error
-    except UnicodeDecodeError:
-        digest = ""
-    if hashlib.sha256(content).hexdigest() != digest:
+    if hashlib.sha256(content).hexdigest().encode() != digest:
         raise BundleError(f"{file}: does not match {DIGEST}; it was edited or damaged, copy or build the bundle again")
     try:
         version = msgspec.json.decode(content, type=dict)["format"]
         if version != FORMAT:
-            raise BundleError(f"{file}: format {version}, this version reads {FORMAT}; upgrade hadskip-export")
+            raise BundleError(
+                f"{file}: format {' '.join(str(version).split())}, this version reads {FORMAT}; upgrade hadskip-export"
+            )
         return msgspec.json.decode(content, type=Manifest)
-    except (msgspec.DecodeError, KeyError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{file}: not a manifest ({error})") from error
 
 
@@ -177,7 +191,11 @@ def _inside(root: Path, folder: Path, name: str) -> Path:
         BundleError: it is absolute, climbs out, or is a link that leads out.
     """
     pure = PurePosixPath(name)
-    file = (root / name).resolve()
+    try:
+        file = (root / name).resolve()
+        file.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a link to itself
+        raise BundleError(f"{folder / MANIFEST}: the path {name[:100]!r} cannot be a file ({error})") from error
     if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:|.*\\", name) or not file.is_relative_to(root):
         raise BundleError(f"{folder / MANIFEST}: the path {name!r} leaves the bundle; do not use this bundle")
     return file
@@ -210,7 +228,7 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     files = {
         file.relative_to(folder).as_posix(): FileInfo(file.stat().st_size, sha256(file))
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name not in (MANIFEST, DIGEST)
+        if file.is_file() and file not in (folder / MANIFEST, folder / DIGEST)
     }
     sealed = replace(manifest, files=files)
     content = msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"

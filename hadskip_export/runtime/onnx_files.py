@@ -37,7 +37,7 @@ def external_data_files(file: Path) -> set[str]:
             memoryview(data) as view,
         ):
             return set(_locations(view, 0, len(view), "model"))
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RecursionError) as error:
         raise BundleError(f"{file}: not a readable ONNX file ({error}); build the bundle again") from error
 
 

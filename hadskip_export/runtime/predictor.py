@@ -1,5 +1,6 @@
 """`Predictor`: text in, label out, through the layers each input needs."""
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from hadskip_export.runtime.bundle import Bundle, read_bundle
 from hadskip_export.runtime.chain import Chain
 from hadskip_export.runtime.engines import EngineOptions, Piece, engine_class
 from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter, Router
-from hadskip_export.runtime.tokenization import Batch, Encoded, Text, Tokenizer, pad
+from hadskip_export.runtime.tokenization import Encoded, Text, Tokenizer, pad
 
 RouterName = Literal["gates", "full"]
+CLOSED = "this predictor is closed; load the bundle again"
 EMBEDDING_INPUTS = ("input_ids", "token_type_ids")
 
 
@@ -60,7 +62,7 @@ class Predictor:
         self._router: RouterName = router
         self._threshold = manifest.router.threshold if gate_threshold is None else gate_threshold
         self._max_layers = max_layers
-        self._check(router, max_layers)
+        self._check(router, max_layers, self._threshold)
         name = f"{self.engine_info.engine}-{self.engine_info.precision}"
         if self.engine_info.parity == "failed" and not allow_failed:
             raise BundleError(
@@ -180,10 +182,13 @@ class Predictor:
         router = router or self._router
         max_layers = self._max_layers if max_layers is None else max_layers
         threshold = self._threshold if gate_threshold is None else gate_threshold
-        self._check(router, max_layers)
+        self._check(router, max_layers, threshold)
         if batch_size < 1:
             raise BudgetError(f"batch_size={batch_size}: expected at least 1")
         self._load(router)
+        chain, gates, full = self.chain, self._gates, self._full  # a close() from now on does not disturb this call
+        if (full if router == "full" else chain) is None:
+            raise EngineError(CLOSED)
         num_layers = self.bundle.manifest.model.layers
         logits = np.zeros((len(encoded), len(self.labels)), np.float32)
         routes = np.ones((len(encoded), num_layers), bool)
@@ -192,10 +197,16 @@ class Predictor:
             rows = order[start : start + batch_size]
             batch = pad([encoded[row] for row in rows])
             if router == "full":
-                logits[rows] = self._run_full(batch)
+                assert full is not None
+                answer = full(*(getattr(batch, name) for name in self.bundle.manifest.model.inputs))
             else:
-                assert self.chain is not None
-                logits[rows], routes[rows] = self.chain.run(batch, self._new_router(threshold, max_layers))
+                assert chain is not None
+                answer, routes[rows] = chain.run(batch, self._new_router(gates, threshold, max_layers))
+            if answer.shape != (len(rows), len(self.labels)):
+                raise BundleError(
+                    f"{self.bundle.path}: logits {answer.shape[1:]} for {len(self.labels)} labels; build it again"
+                )
+            logits[rows] = answer
         return logits, routes
 
     def close(self) -> None:
@@ -211,18 +222,14 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _run_full(self, batch: Batch) -> np.ndarray:
-        assert self._full is not None
-        return self._full(*(getattr(batch, name) for name in self.bundle.manifest.model.inputs))
-
-    def _new_router(self, threshold: float, max_layers: int | None) -> Router:
+    def _new_router(self, gates: Sequence[Piece], threshold: float, max_layers: int | None) -> Router:
         if self.engine_info.gates == "lookahead":
-            router: Router = LookaheadRouter(self._gates[0], self.bundle.manifest.model.layers, threshold)
+            router: Router = LookaheadRouter(gates[0], self.bundle.manifest.model.layers, threshold)
         else:
-            router = GateRouter(self._gates, threshold)
+            router = GateRouter(gates, threshold)
         return router if max_layers is None else CappedRouter(router, max_layers)
 
-    def _check(self, router: RouterName, max_layers: int | None) -> None:
+    def _check(self, router: RouterName, max_layers: int | None, threshold: float) -> None:
         num_layers = self.bundle.manifest.model.layers
         if router not in ("gates", "full"):
             raise BundleError(f"router={router!r}: expected 'gates' or 'full'")
@@ -230,11 +237,13 @@ class Predictor:
             raise BundleError(f"{self.bundle.path}: carries no full model (built with --no-full); build it again")
         if max_layers is not None and not 1 <= max_layers <= num_layers:
             raise BudgetError(f"max_layers={max_layers}: expected 1 to {num_layers}")
+        if math.isnan(threshold):
+            raise BudgetError("gate_threshold=nan: expected a number; every layer would be skipped")
 
     def _load(self, router: RouterName) -> None:
         """Loads what `router` needs, once: the full model only when it is asked for, the chain likewise."""
         if self._closed:
-            raise EngineError("this predictor is closed; load the bundle again")
+            raise EngineError(CLOSED)
         if self._full is not None if router == "full" else self.chain is not None:
             return
         with self._lock:

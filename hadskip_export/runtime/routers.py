@@ -17,7 +17,7 @@ class Router(Protocol):
             attention_mask: int64 [b, s].
 
         Returns:
-            bool [b].
+            bool [b], made for this call. Whoever holds rows back clears them in it: they count as not run.
         """
         ...
 
@@ -73,6 +73,7 @@ class CappedRouter:
     def select(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         if self._ran is None:
             self._ran = np.zeros(len(hidden_states), np.int64)
-        rows = self._router.select(index, hidden_states, attention_mask) & (self._ran < self._max_layers)
+        rows = self._router.select(index, hidden_states, attention_mask)
+        rows &= self._ran < self._max_layers
         self._ran += rows
         return rows

@@ -62,6 +62,8 @@ class Tokenizer:
         Raises:
             DataError: an input is neither a text nor a pair of texts, or is not valid Unicode.
         """
+        if not isinstance(inputs, Sequence) or isinstance(inputs, str | bytes):
+            raise DataError(f"expected a list of texts, got {type(inputs).__name__}")
         return [self._encode_one(index, text) for index, text in enumerate(inputs)]
 
     def _encode_one(self, index: int, text: Text) -> Encoded:
@@ -70,8 +72,10 @@ class Tokenizer:
             raise DataError(f"input {index + 1}: expected a text or a pair of texts, got {type(text).__name__}")
         try:
             encoding = self._backend.encode(*pair)
-        except UnicodeEncodeError as error:
-            raise DataError(f"input {index + 1}: not valid Unicode ({error.reason} at {error.start})") from error
+        except (UnicodeEncodeError, TypeError) as error:  # a lone surrogate: its bindings call that "not a str"
+            raise DataError(
+                f"input {index + 1}: a text that is not valid Unicode; it holds half of a character"
+            ) from error
         return Encoded(encoding.ids, encoding.type_ids, bool(encoding.overflowing))
 
 

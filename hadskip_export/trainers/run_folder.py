@@ -150,5 +150,8 @@ def write_texts(file: Path, texts: list[Text]) -> None:
 
 def read_texts(file: Path) -> list[Text]:
     """Reads what `write_texts` wrote."""
-    values = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    return [value if isinstance(value, str) else tuple(value) for value in values]
+    try:
+        values = list(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
+        return [value if isinstance(value, str) else (value[0], value[1]) for value in values]
+    except (ValueError, TypeError, LookupError) as error:
+        raise BundleError(f"{file}: damaged ({error}); train again into another folder") from error

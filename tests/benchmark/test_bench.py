@@ -1,0 +1,143 @@
+"""`bench` on a tiny bundle: every figure is there, and those that can be checked are right."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hadskip_export import bench, validate
+from hadskip_export.benchmark import bench as benching
+from hadskip_export.benchmark.bench import MOST_CALLS, TURNS, Row, choose_calls
+from hadskip_export.errors import BundleError, DataError
+from hadskip_export.runtime import Predictor
+from tests.conftest import sentences, write_csv
+from tests.runtime.editing import Refusal, change_manifest, copy_of, outcome
+
+ROWS = [(text, "yes" if label == "positive" else "no") for text, label in sentences(12, 51)]
+# DESIGN.md: a row of `estimate`, and what `bench` has besides.
+FIELDS = [
+    "engine", "precision", "seq", "batch", "routing", "layers", "layers_run", "embeddings_ms", "layer_ms",
+    "head_ms", "full_p50_ms", "skip_p50_ms", "speedup", "speedup_low", "speedup_high", "ideal", "efficiency",
+    "metric", "full_metric", "mean_layers", "p50", "p90", "p99",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("labelled") / "data.csv", ROWS)
+
+
+@pytest.fixture(scope="module")
+def result(bundle: Path, data: Path) -> dict:
+    return bench(bundle, data=data, batch=(1, 5))
+
+
+def test_rows_have_the_fields_of_the_design(result: dict):
+    assert set(result) == {"environment", "rows"}
+    assert [row["batch"] for row in result["rows"]] == [1, 5]
+    for row in result["rows"]:
+        assert set(FIELDS) <= set(row)
+        for name in FIELDS:
+            assert isinstance(row[name], str if name in ("engine", "precision", "routing") else int | float)
+    assert json.loads(json.dumps(result)) == result
+    for part in ("chip", "cpus", "versions", "load", "load_after"):
+        assert part in result["environment"]
+
+
+def test_samples_are_calls_by_turns_and_the_figures_follow_from_them(result: dict):
+    for row, calls in zip(result["rows"], (12, 2), strict=True):
+        skip, full = (np.array(row["samples"][system]) for system in ("skip", "full"))
+        assert skip.shape == full.shape == (calls, TURNS)
+        for name, values, q in (("p50", skip, 50), ("p90", skip, 90), ("p99", skip, 99), ("full_p50_ms", full, 50)):
+            assert row[name] == pytest.approx(np.percentile(values, q) * 1000)
+        assert row["skip_p50_ms"] == row["p50"]
+        ratio = np.median(full, axis=1).sum() / np.median(skip, axis=1).sum()
+        assert row["speedup"] == pytest.approx(ratio)
+        assert row["speedup_low"] <= ratio <= row["speedup_high"]
+        outside = row["embeddings_ms"] + row["head_ms"]
+        ideal = (outside + 4 * row["layer_ms"]) / (outside + row["layers_run"] * row["layer_ms"])
+        assert row["ideal"] == pytest.approx(ideal)
+        assert row["efficiency"] == pytest.approx(ratio / ideal)
+
+
+def test_metric_and_layers_are_the_predictor_s(result: dict, bundle: Path, data: Path):
+    expected = validate(bundle, data=data).data
+    with Predictor.load(bundle) as predictor:
+        predictions = predictor([text for text, _ in ROWS])
+        tokens = [len(encoded) for encoded in predictor.tokenizer.encode([text for text, _ in ROWS])]
+    layers = np.array([len(prediction.layers) for prediction in predictions])
+    for row in result["rows"]:
+        assert row["layers"] == 4
+        assert row["metric_name"] == "accuracy"
+        assert row["metric"] == expected.value
+        assert row["full_metric"] == expected.full_value
+        assert row["mean_layers"] == pytest.approx(layers.mean())
+        assert row["histogram"] == pytest.approx([(layers == count).mean() for count in range(5)])
+        assert sum(row["histogram"]) == pytest.approx(1)
+    timed = np.concatenate(choose_calls(len(ROWS), 1))
+    assert result["rows"][0]["layers_run"] == pytest.approx(layers[timed].mean())
+    assert result["rows"][0]["seq"] == pytest.approx(np.array(tokens)[timed].mean())
+
+
+def test_a_row_reads_well(result: dict):
+    lines = "\n".join(Row(**result["rows"][0]).lines())
+    for part in ("full BERT", "hadskip", "speedup", "95 % interval", "ideal", "efficiency", "layers run: ", "accuracy"):
+        assert part in lines
+
+
+def test_golden_texts_are_timed_where_no_data_is_given(lookahead_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(benching, "MOST_CALLS", 3)
+    before = psutil.Process().children()
+    (row,) = bench(lookahead_bundle, batch=(4,))["rows"]
+    assert row["metric"] is None
+    assert row["full_metric"] is None
+    assert np.array(row["samples"]["skip"]).shape == (3, TURNS)
+    assert "accuracy" not in "\n".join(Row(**row).lines())
+    assert psutil.Process().children() == before
+
+
+def test_the_batch_of_a_row_is_the_batch_that_was_timed(bundle: Path, data: Path):
+    """There are only twelve texts: either that is said, or a batch of a hundred is refused."""
+    found = outcome(lambda: bench(bundle, data=data, batch=(100,)))
+    assert "--batch" in found if isinstance(found, Refusal) else found["rows"][0]["batch"] == len(ROWS)
+
+
+@given(st.integers(1, 500), st.integers(1, 64), st.integers(0, 5))
+def test_calls_are_full_batches_of_different_texts(texts: int, batch: int, seed: int):
+    calls = choose_calls(texts, batch, seed)
+    assert 1 <= len(calls) <= MOST_CALLS
+    assert {len(call) for call in calls} == {min(batch, texts)}
+    rows = np.concatenate(calls).tolist()
+    assert len(set(rows)) == len(rows)
+    assert set(rows) <= set(range(texts))
+    assert len(calls) == min(MOST_CALLS, max(1, texts // batch))
+    assert [call.tolist() for call in calls] == [call.tolist() for call in choose_calls(texts, batch, seed)]
+
+
+def test_what_it_cannot_compare_with_is_refused(bundle: Path, tmp_path: Path):
+    with pytest.raises(DataError, match="--against pigeons: not known; there is full"):
+        bench(bundle, against=("full", "pigeons"))
+    with pytest.raises(DataError, match="--batch"):
+        bench(bundle, batch=(1, 0))
+    copy = copy_of(bundle, tmp_path)
+    change_manifest(copy, lambda plain: plain["engines"][0]["files"].pop("full"))
+    with pytest.raises(BundleError, match="no-full"):
+        bench(copy)
+
+
+def test_data_it_cannot_use_is_refused(bundle: Path, tmp_path: Path):
+    with pytest.raises(DataError, match="'maybe' is not known"):
+        bench(bundle, data=write_csv(tmp_path / "data.csv", [("good", "maybe")]))
+    with pytest.raises(DataError, match="no rows"):
+        bench(bundle, data=write_csv(tmp_path / "empty.csv", []))
+    with pytest.raises(BundleError, match="no engine 'trt'"):
+        bench(bundle, engine="trt")
+
+
+def test_a_row_is_what_json_holds(result: dict):
+    assert {field.name for field in dataclasses.fields(Row)} == set(result["rows"][0])

@@ -1,0 +1,82 @@
+"""Figures from samples whose truth is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hadskip_export.benchmark import statistics
+from hadskip_export.benchmark.statistics import ideal_speedup, percentiles, speedup
+
+
+def samples(ratio: float, calls: int, seed: int, noise: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of a baseline and of a candidate that is `ratio` times faster, with noise and now and then a hiccup."""
+    random = np.random.default_rng(seed)
+    length = random.uniform(1, 3, (calls, 1))  # some inputs are longer, for both
+
+    def noisy(seconds: np.ndarray) -> np.ndarray:
+        measured = seconds * random.lognormal(0, noise, (calls, 5))
+        return np.where(random.random((calls, 5)) < 0.02, measured * 5, measured)
+
+    return noisy(length), noisy(length / ratio)
+
+
+@pytest.mark.parametrize("ratio", [0.8, 1.0, 1.7, 4.0])
+def test_the_interval_covers_the_truth_about_as_often_as_it_says(ratio: float, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(statistics, "BOOTSTRAP_SAMPLES", 300)
+    covered = 0
+    for seed in range(40):
+        found = speedup(*samples(ratio, 60, seed))
+        assert found.low < found.value < found.high
+        assert found.value == pytest.approx(ratio, rel=0.06)
+        covered += found.low <= ratio <= found.high
+    assert covered >= 34
+
+
+def test_more_calls_give_a_narrower_interval(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(statistics, "BOOTSTRAP_SAMPLES", 200)
+
+    def width(calls: int) -> float:
+        found = [speedup(*samples(2.0, calls, seed)) for seed in range(20)]
+        return float(np.mean([ratio.high - ratio.low for ratio in found]))
+
+    assert width(5) > 1.5 * width(20) > 2 * width(80)
+
+
+def test_samples_without_noise_give_the_ratio_itself():
+    found = speedup(np.full((10, 5), 3.0), np.full((10, 5), 2.0))
+    assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_one_disturbed_turn_of_a_call_does_not_count():
+    baseline, candidate = np.full((10, 5), 2.0), np.full((10, 5), 1.0)
+    baseline[:, 2] = 100
+    candidate[3, 0] = 50
+    assert speedup(baseline, candidate).value == pytest.approx(2.0)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.floats(0.2, 5), st.integers(0, 1000))
+def test_the_ratio_does_not_depend_on_the_unit(scale: float, seed: int):
+    baseline, candidate = samples(2.0, 4, seed)
+    once, again = speedup(baseline, candidate), speedup(baseline * scale, candidate * scale)
+    assert (once.value, once.low, once.high) == pytest.approx((again.value, again.low, again.high))
+
+
+@given(st.lists(st.lists(st.floats(1e-6, 10), min_size=3, max_size=3), min_size=1, max_size=20))
+def test_percentiles_are_numpy_s_in_milliseconds(seconds):
+    flat = np.array(seconds).ravel()
+    expected = [float(np.percentile(flat, q)) * 1000 for q in (50, 90, 99)]
+    assert percentiles(np.array(seconds)) == pytest.approx(expected)
+
+
+def test_ideal_is_the_formula_of_the_design():
+    assert ideal_speedup(1.0, 2.0, 0.5, 12, 6.0) == pytest.approx((1.5 + 24) / (1.5 + 12))
+    assert ideal_speedup(1.0, 2.0, 0.5, 12, 12.0) == 1.0
+    assert ideal_speedup(0.0, 1.0, 0.0, 12, 3.0) == 4.0
+
+
+@given(st.floats(0, 10), st.floats(0.01, 10), st.floats(0, 10), st.integers(1, 24), st.data())
+def test_ideal_lies_between_one_and_layers_over_layers_run(e, layer, h, layers, data):
+    run = data.draw(st.floats(0.1, layers))
+    assert 1 - 1e-9 <= ideal_speedup(e, layer, h, layers, run) <= layers / run + 1e-9

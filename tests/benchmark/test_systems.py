@@ -1,0 +1,126 @@
+"""Workers answer as the Predictor does, errors come through as they are, and every process ends."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from hadskip_export.benchmark.systems import System, faster, take_turns
+from hadskip_export.errors import BudgetError, BundleError, EngineError, HadskipError
+from hadskip_export.runtime import Predictor
+from tests.conftest import sentences
+from tests.runtime.editing import change_manifest, copy_of
+
+TEXTS = [*(text for text, _ in sentences(6, 41)), ("a good film", "a bad plot"), "", "🙂"]
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def test_a_worker_answers_as_the_predictor_does(bundle: Path):
+    before = children()
+    with System(str(bundle), {}, TEXTS) as system, Predictor.load(bundle) as predictor:
+        assert len(children() - before) == 1
+        answers = system.ask("answers")
+        expected = predictor(TEXTS)
+        assert [predictor.labels[index] for index in answers["predicted"]] == [p.label for p in expected]
+        assert answers["layers_run"] == [len(p.layers) for p in expected]
+        assert system.ask("call", rows=[0, 6])["seconds"] > 0
+        assert system.ask("call", rows=[8])["seconds"] > 0
+        pieces = system.ask("pieces", rows=[0, 1, 2])
+        assert set(pieces) == {"embeddings", "layer", "head"}
+        assert all(seconds > 0 for seconds in pieces.values())
+    assert children() == before
+
+
+def test_options_are_those_of_load(bundle: Path):
+    with System(str(bundle), {"router": "full"}, TEXTS) as system:
+        assert system.ask("answers")["layers_run"] == [4] * len(TEXTS)
+    with System(str(bundle), {"gate_threshold": 1e9}, TEXTS) as system:
+        assert system.ask("answers")["layers_run"] == [0] * len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"max_layers": 99}, BudgetError), ({"engine": "trt"}, BundleError), ({"router": "x"}, BundleError)],
+)
+def test_what_a_worker_cannot_load_is_the_error_it_would_be_here(
+    bundle: Path, options: dict, error: type[HadskipError]
+):
+    before = children()
+    with pytest.raises(HadskipError) as here:
+        Predictor.load(bundle, **options)
+    with pytest.raises(error) as there, System(str(bundle), options, TEXTS):
+        pytest.fail("it must not start")
+    assert type(there.value) is type(here.value)
+    assert str(there.value) == str(here.value)
+    assert children() == before
+
+
+def test_an_engine_error_comes_through(bundle: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    change_manifest(copy, lambda plain: plain["engines"][0].update(engine="abacus"))
+    with pytest.raises(EngineError, match="abacus"), System(str(copy), {}, TEXTS):
+        pytest.fail("it must not start")
+
+
+def test_a_worker_that_refused_one_request_answers_the_next(bundle: Path):
+    with System(str(bundle), {}, ["good"]) as system:
+        assert system.ask("answers")["layers_run"]
+        with pytest.raises(BudgetError):
+            system.ask("load", bundle=str(bundle), options={"max_layers": 99}, texts=[])
+        assert system.ask("call", rows=[0])["seconds"] > 0
+
+
+def test_a_dead_worker_is_an_error_not_a_wait(bundle: Path):
+    before = children()
+    with System(str(bundle), {}, TEXTS) as system:
+        (worker,) = children() - before
+        os.kill(worker, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(worker)] if psutil.pid_exists(worker) else [], timeout=10)
+        for _ in range(2):
+            with pytest.raises(HadskipError, match="died"):
+                system.ask("call", rows=[0])
+    assert children() == before
+
+
+def test_a_worker_that_crashes_is_an_error(bundle: Path, capfd):
+    with System(str(bundle), {}, TEXTS) as system, pytest.raises(HadskipError, match="died"):
+        system.ask("call", rows=[10**6])
+
+
+def test_turns_fill_a_table_of_calls_by_turns(bundle: Path):
+    calls = [np.array([0, 1]), np.array([2]), np.array([3, 4])]
+    with System(str(bundle), {}, TEXTS) as first, System(str(bundle), {"router": "full"}, TEXTS) as second:
+        seconds = take_turns({"a": first, "b": second}, calls, 4, "turns")
+        assert faster({"a": first, "b": second}, calls, "faster") in ("a", "b")
+    assert set(seconds) == {"a", "b"}
+    for table in seconds.values():
+        assert table.shape == (3, 4)
+        assert (table > 0).all()
+
+
+class Recording:
+    """Notes who was asked, in place of a process, to see the order of turns."""
+
+    def __init__(self, name: str, notes: list, seconds: float):
+        self.name, self.notes, self.seconds = name, notes, seconds
+
+    def ask(self, request: str, rows: list[int]) -> dict[str, float]:
+        self.notes.append((self.name, rows))
+        return {"seconds": self.seconds}
+
+
+def test_turns_are_interleaved_and_the_order_is_drawn_anew():
+    notes: list = []
+    systems = {name: Recording(name, notes, seconds) for name, seconds in (("a", 2.0), ("b", 1.0))}
+    take_turns(systems, [np.array([i]) for i in range(20)], 2, "turns")
+    pairs = [tuple(notes[start : start + 2]) for start in range(2, len(notes), 2)]  # after the two warm-up calls
+    assert len(pairs) == 40
+    assert all({who for who, _ in pair} == {"a", "b"} and pair[0][1] == pair[1][1] for pair in pairs)
+    assert 5 < sum(pair[0][0] == "a" for pair in pairs) < 35
+    assert faster(systems, [np.array([0])], "faster") == "b"

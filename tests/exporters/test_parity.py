@@ -1,0 +1,167 @@
+"""Parity passes what is right and fails what is wrong, by name."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from hadskip_export.errors import HadskipError
+from hadskip_export.exporters.parity import ParityReport, compare, count_flips
+from hadskip_export.exporters.references import OnnxReference
+from hadskip_export.exporters.torch_reference import TorchReference
+from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.tokenization import Encoded, pad
+from tests.conftest import sentences
+from tests.runtime.editing import add_to_weights, change_piece, copy_of
+
+TEXTS = ["", *(text for text, _ in sentences(12, 21)), ("a good film", "a bad plot")]
+EPSILON = 0.1
+
+
+@pytest.fixture(scope="module")
+def reference(bundle: Path) -> OnnxReference:
+    """Of the sound bundle, whatever is done to a copy."""
+    return OnnxReference(read_bundle(bundle))
+
+
+@pytest.fixture(scope="module")
+def inputs(bundle: Path) -> list[Encoded]:
+    with Predictor.load(bundle) as predictor:
+        return predictor.tokenizer.encode(TEXTS)
+
+
+def compared(reference, bundle: Path, inputs: list[Encoded]) -> ParityReport:
+    with Predictor.load(bundle) as predictor:
+        return compare(reference, predictor, inputs)
+
+
+# Counting flips
+
+
+def slow_flips(margins, routes, got) -> int:
+    flips = 0
+    for row in range(len(margins)):
+        for layer in range(margins.shape[1]):
+            if routes[row, layer] != got[row, layer]:
+                flips += abs(margins[row, layer]) > EPSILON
+                break
+    return flips
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.integers(1, 6), st.integers(1, 5))
+def test_flips_are_those_of_a_slow_loop(data, inputs: int, layers: int):
+    margin = st.floats(-1, 1, width=32) | st.sampled_from([0.0, EPSILON, -EPSILON, 0.11, -0.11])
+    margins = data.draw(arrays.arrays(np.float64, (inputs, layers), elements=margin))
+    routes = data.draw(arrays.arrays(bool, (inputs, layers)))
+    got = data.draw(arrays.arrays(bool, (inputs, layers)))
+    assert count_flips(margins, routes, got, EPSILON) == slow_flips(margins, routes, got)
+    assert count_flips(margins, routes, routes, EPSILON) == 0
+
+
+def test_only_the_first_difference_of_an_input_counts():
+    margins = np.array([[0.0, 5.0], [5.0, 0.0], [0.0, 0.0]])
+    routes = np.zeros((3, 2), bool)
+    assert count_flips(margins, routes, ~routes, EPSILON) == 1
+
+
+# Comparing
+
+
+@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle"])
+def test_a_sound_bundle_passes(layout: str, reference, inputs, request: pytest.FixtureRequest):
+    report = compared(reference, request.getfixturevalue(layout), inputs)
+    assert report.parity == "passed"
+    assert report.first_bad_piece is None
+    assert (report.route_agreement, report.label_agreement, report.flips) == (1, 1, 0)
+    assert report.logits_largest < 1e-5
+    assert report.texts == len(TEXTS)
+    assert len(report.pieces) == 12
+    assert all(piece.mean <= piece.largest <= piece.tolerance for piece in report.pieces)
+    assert report.lines()[-1].strip() == "parity passed"
+
+
+def test_what_a_build_reports_is_what_it_wrote(bundle: Path):
+    (written,) = json.loads((bundle / "report.json").read_text())
+    assert written["reference"] == "PyTorch fp32"
+    assert written["texts"] == 40
+    assert written["first_bad_piece"] is None
+
+
+@pytest.mark.parametrize("amount", [1e-2, float("nan")])
+@pytest.mark.parametrize("piece", ["embeddings", "layer_01", "layer_04", "gate_03", "gates", "head", "full"])
+def test_one_altered_piece_fails_and_is_named(
+    bundle: Path, tmp_path: Path, reference, inputs, piece: str, amount: float
+):
+    copy = copy_of(bundle, tmp_path)
+    change_piece(copy, piece, add_to_weights(amount))
+    report = compared(reference, copy, inputs)
+    assert report.parity == "failed"
+    assert report.first_bad_piece == piece
+    assert [found.piece for found in report.pieces if not found.passed] == [piece]
+    assert any(piece in line and line.endswith("FAILED") for line in report.lines())
+    assert report.lines()[-1].strip() == f"parity FAILED at {piece}"
+
+
+def test_the_first_of_several_bad_pieces_is_named(bundle: Path, tmp_path: Path, reference, inputs):
+    copy = copy_of(bundle, tmp_path)
+    for piece in ("head", "layer_03"):
+        change_piece(copy, piece, add_to_weights(1e-2))
+    assert compared(reference, copy, inputs).first_bad_piece == "layer_03"
+
+
+def test_sound_pieces_in_a_chain_that_is_not_fail_as_a_whole(bundle: Path, reference, inputs):
+    """Here the pieces are right and the way they are put together is wrong."""
+    with Predictor.load(bundle) as predictor:
+        chain = predictor.chain
+        predictor.chain = replace(chain, head=lambda hidden: chain.head(hidden) + np.float32(1e-3))
+        report = compare(reference, predictor, inputs)
+        assert all(piece.passed for piece in report.pieces)
+        assert report.first_bad_piece == "logits"
+        predictor.chain = replace(chain, layers=chain.layers[::-1])
+        assert compare(reference, predictor, inputs).first_bad_piece is not None
+        predictor.chain = chain
+        predictor._gates = predictor._gates[::-1]
+        report = compare(reference, predictor, inputs)
+        assert all(piece.passed for piece in report.pieces)
+        assert report.first_bad_piece == "routes"
+        assert report.flips > 0
+
+
+def test_a_threshold_of_one_s_own_does_not_touch_the_comparison(bundle: Path, reference, inputs):
+    with Predictor.load(bundle, gate_threshold=1e9, router="full") as predictor:
+        assert compare(reference, predictor, inputs).parity == "passed"
+
+
+def test_nothing_to_compare_on_is_an_error(bundle: Path, reference):
+    with pytest.raises(HadskipError, match="no text"):
+        compared(reference, bundle, [])
+
+
+# References
+
+
+def test_both_references_trace_alike(source, reference, inputs):
+    torch_reference = TorchReference(source.model, source.full)
+    for encoded in inputs:
+        batch = pad([encoded])
+        ours, theirs = (r.trace(batch, 0.0) for r in (reference, torch_reference))
+        assert ours.route.tolist() == theirs.route.tolist() == (theirs.margins > 0).tolist()
+        for name in ("states", "layer_outputs"):
+            for a, b in zip(getattr(ours, name), getattr(theirs, name), strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-5)
+        for name in ("margins", "logits", "full_logits"):
+            np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-5)
+
+
+def test_a_skipped_layer_leaves_the_state_as_it_was(source, inputs):
+    trace = TorchReference(source.model, source.full).trace(pad([inputs[3]]), 0.0)
+    assert 0 < trace.route.sum() < 4
+    for index, ran in enumerate(trace.route):
+        after = trace.layer_outputs[index] if ran else trace.states[index]
+        np.testing.assert_array_equal(trace.states[index + 1], after)

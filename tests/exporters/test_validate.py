@@ -1,0 +1,107 @@
+"""`validate`: the bundle as it was built passes; anything else that changes an answer does not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hadskip_export import validate
+from hadskip_export.errors import BundleError, DataError
+from tests.conftest import sentences, write_csv
+from tests.runtime.editing import add_to_weights, change_manifest, change_piece, copy_of
+from tests.runtime.oracle import Oracle
+
+ROWS = [(text, "yes" if label == "positive" else "no") for text, label in sentences(30, 31)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("labelled") / "data.csv", ROWS)
+
+
+@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle"])
+def test_a_sound_bundle_passes(layout: str, request: pytest.FixtureRequest):
+    found = validate(request.getfixturevalue(layout))
+    assert found.passed
+    assert found.golden.passed
+    assert found.golden.texts == 64
+    assert found.golden.flips == 0
+    assert found.golden.logits_largest < 1e-5
+    assert found.parity.parity == "passed"
+    assert found.parity.reference.startswith("ONNX pieces")
+    assert found.data is None
+    assert "golden: 64 texts, 0 flips" in found.lines()[0]
+
+
+def test_the_metric_is_that_of_a_slow_computation(bundle: Path, data: Path, source, model_folder: Path):
+    oracle = Oracle(source, model_folder)
+    gated, full = ([ask(text) for text, _ in ROWS] for ask in (oracle.gates, oracle.full))
+    expected = [label for _, label in ROWS]
+    found = validate(bundle, data=data)
+    assert found.passed
+    assert found.data.texts == found.parity.texts == len(ROWS)
+    assert found.data.metric == "accuracy"
+    assert found.data.value == np.mean([a.label == label for a, label in zip(gated, expected, strict=True)])
+    assert found.data.full_value == np.mean([a.label == label for a, label in zip(full, expected, strict=True)])
+    assert found.data.label_agreement == np.mean([a.label == b.label for a, b in zip(gated, full, strict=True)])
+    assert found.data.routes.mean_layers == pytest.approx(np.mean([len(answer.layers) for answer in gated]))
+    assert f"accuracy {found.data.value:.4f}" in "\n".join(found.lines())
+
+
+@pytest.mark.parametrize("piece", ["embeddings", "layer_02", "gate_02", "head"])
+def test_altered_weights_fail_although_the_digests_fit(bundle: Path, tmp_path: Path, piece: str):
+    copy = copy_of(bundle, tmp_path)
+    change_piece(copy, piece, add_to_weights(0.5))
+    found = validate(copy)
+    assert not found.passed
+    assert not found.golden.passed
+    assert "FAILED" in found.lines()[0]
+
+
+def test_weights_that_give_nan_fail(bundle: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    change_piece(copy, "head", add_to_weights(float("nan")))
+    assert not validate(copy).passed
+
+
+def test_another_threshold_fails(bundle: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    change_manifest(copy, lambda plain: plain["router"].update(threshold=1.0))
+    assert not validate(copy).golden.passed
+
+
+def test_an_engine_marked_failed_is_checked_all_the_same(bundle: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    change_manifest(copy, lambda plain: plain["engines"][0].update(parity="failed", first_bad_piece="head"))
+    assert validate(copy).passed
+
+
+def test_columns_have_the_names_they_are_given(bundle: Path, tmp_path: Path):
+    rows = [(label, "x", text) for text, label in ROWS[:5]]
+    file = write_csv(tmp_path / "other.csv", rows, ("answer", "id", "words"))
+    assert validate(bundle, data=file, text_column="words", label_column="answer").data.texts == 5
+    with pytest.raises(DataError, match="no column 'wrong'"):
+        validate(bundle, data=file, text_column="wrong", label_column="answer")
+
+
+def test_pairs_are_pairs(bundle: Path, tmp_path: Path, source, model_folder: Path):
+    rows = [(text, ROWS[-1 - i][0], label) for i, (text, label) in enumerate(ROWS)]
+    file = write_csv(tmp_path / "pairs.csv", rows, ("premise", "hypothesis", "label"))
+    oracle = Oracle(source, model_folder)
+    expected = np.mean([oracle.gates((premise, hypothesis)).label == label for premise, hypothesis, label in rows])
+    assert validate(bundle, data=file).data.value == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [([("good", "maybe")], "'maybe' is not known; the model has no, yes"), ([], "no rows")],
+    ids=["unknown label", "no rows"],
+)
+def test_data_that_cannot_be_used_is_refused(bundle: Path, tmp_path: Path, rows, message: str):
+    with pytest.raises(DataError, match=message):
+        validate(bundle, data=write_csv(tmp_path / "data.csv", rows))
+
+
+def test_an_engine_the_bundle_lacks_is_refused(bundle: Path):
+    with pytest.raises(BundleError, match="trt"):
+        validate(bundle, engine="trt")

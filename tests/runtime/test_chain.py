@@ -1,0 +1,83 @@
+"""The chain against the plainest loop: one input at a time, no padding, no shared batch."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter, StaticRouter
+from tests.runtime import pieces
+
+lengths = st.lists(st.integers(1, 9), min_size=1, max_size=9)
+salts = st.lists(st.integers(0, 20), min_size=1, max_size=6)
+thresholds = st.sampled_from([-1e9, -3.0, -1.5, 0.0, 0.5, 2.0, 3.0, 1e9])
+
+
+def gate_router(salts: list[int], threshold: float) -> GateRouter:
+    return GateRouter([pieces.gate(salt) for salt in salts], threshold)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths, salts, thresholds, st.integers(0, 1000))
+def test_a_batch_gives_what_each_input_gives_alone(lengths, salts, threshold, seed):
+    batch = pieces.ragged(lengths, seed)
+    logits, routes = pieces.chain(len(salts)).run(batch, gate_router(salts, threshold))
+    expected_logits, expected_routes = pieces.one_at_a_time(batch, salts, threshold)
+    np.testing.assert_array_equal(routes, expected_routes)
+    np.testing.assert_array_equal(logits, expected_logits)
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths, salts, thresholds, st.integers(0, 1000))
+def test_a_layer_is_given_only_the_rows_that_run_it_and_only_their_length(lengths, salts, threshold, seed):
+    batch = pieces.ragged(lengths, seed)
+    chain = pieces.chain(len(salts))
+    _, routes = chain.run(batch, gate_router(salts, threshold))
+    for layer, ran in zip(chain.layers, routes.T, strict=True):
+        expected = [(ran.sum(), max(np.array(lengths)[ran]))] if ran.any() else []
+        assert layer.batches == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths, st.lists(st.booleans(), min_size=1, max_size=6), st.integers(0, 1000))
+def test_a_static_router_runs_its_layers_for_every_input(lengths, chosen, seed):
+    batch = pieces.ragged(lengths, seed)
+    logits, routes = pieces.chain(len(chosen)).run(batch, StaticRouter(np.array(chosen)))
+    assert (routes == np.array(chosen)).all()
+    mask, hidden = batch.attention_mask, pieces.embeddings(batch.input_ids, batch.token_type_ids)
+    for index in np.flatnonzero(chosen):
+        hidden = pieces.layer(index)(hidden, mask)
+    np.testing.assert_array_equal(logits, pieces.head(hidden))
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths, salts, thresholds, st.integers(0, 1000), st.integers(1, 6), st.booleans())
+def test_a_cap_gives_what_each_input_gives_alone(lengths, salts, threshold, seed, most, lookahead):
+    batch = pieces.ragged(lengths, seed)
+    router = LookaheadRouter(pieces.gates(salts), len(salts), threshold) if lookahead else gate_router(salts, threshold)
+    logits, routes = pieces.chain(len(salts)).run(batch, CappedRouter(router, most))
+    expected_logits, expected_routes = pieces.one_at_a_time(batch, salts, threshold, most)
+    np.testing.assert_array_equal(routes, expected_routes)
+    np.testing.assert_array_equal(logits, expected_logits)
+
+
+def test_the_arrays_of_a_batch_are_left_as_they_were():
+    batch = pieces.ragged([3, 5, 1], 0)
+    before = [array.copy() for array in (batch.input_ids, batch.attention_mask, batch.token_type_ids)]
+    pieces.chain(3).run(batch, gate_router([1, 2, 3], 0.0))
+    for array, expected in zip((batch.input_ids, batch.attention_mask, batch.token_type_ids), before, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_embeddings_are_given_the_arrays_they_take():
+    """DistilBERT has no token types."""
+    seen = []
+
+    def embeddings(*arrays):
+        seen.extend(arrays)
+        return pieces.embeddings(arrays[0], np.zeros_like(arrays[0]))
+
+    batch = pieces.ragged([2, 4], 0)
+    chain = pieces.chain(1)
+    type(chain)(embeddings, chain.layers, chain.head, ("input_ids",)).run(batch, gate_router([1], 0.0))
+    assert len(seen) == 1
+    assert seen[0] is batch.input_ids

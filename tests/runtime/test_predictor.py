@@ -1,0 +1,362 @@
+"""The Predictor against PyTorch, one input at a time."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hadskip_export.errors import BudgetError, BundleError, DataError, EngineError, HadskipError
+from hadskip_export.exporters.build import Source
+from hadskip_export.runtime import Prediction, Predictor
+from hadskip_export.runtime.tokenization import Text
+from tests.conftest import sentences
+from tests.runtime.editing import change_manifest, copy_of, reseal
+from tests.runtime.oracle import Answer, Oracle
+from tests.runtime.pieces import Counting
+
+LONG = " ".join(["a good film with a bad plot"] * 500)
+ODD: list[Text] = [
+    "", " ", LONG, "🙂 great film 🎬", "naïve café — 漢字 \u200f\u0000\u0301", "[SEP] [CLS] [PAD] [MASK]", "x" * 3000,
+    ("a good film", "a bad film"), ("", ""), ("", "good"), (LONG, "good"), ("good", LONG), "GOOD film", "\n\t",
+]  # fmt: skip
+TEXTS: list[Text] = [text for text, _ in sentences(40, 7)] + ODD + [("the plot", text) for text, _ in sentences(6, 8)]
+
+
+@pytest.fixture(scope="module")
+def oracle(source: Source, model_folder: Path) -> Oracle:
+    return Oracle(source, model_folder)
+
+
+@pytest.fixture(scope="module", params=["separate", "lookahead"])
+def predictor(request: pytest.FixtureRequest):
+    with Predictor.load(
+        request.getfixturevalue({"separate": "bundle", "lookahead": "lookahead_bundle"}[request.param])
+    ) as p:
+        yield p
+
+
+def assert_same(got: list[Prediction], expected: list[Answer]) -> None:
+    for prediction, answer in zip(got, expected, strict=True):
+        assert (prediction.label, prediction.layers, prediction.truncated) == (
+            answer.label,
+            answer.layers,
+            answer.truncated,
+        )
+        assert prediction.probabilities == pytest.approx(answer.probabilities, abs=1e-4)
+
+
+# Answers
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32, 1000])
+def test_answers_are_those_of_pytorch_in_the_order_of_the_inputs(predictor: Predictor, oracle: Oracle, batch_size: int):
+    expected = [oracle.gates(text) for text in TEXTS]
+    assert len({answer.layers for answer in expected}) > 4  # the gates do differ
+    assert {answer.label for answer in expected} == set(oracle.labels)
+    assert_same(predictor(TEXTS, batch_size=batch_size), expected)
+
+
+@pytest.mark.parametrize("threshold", [-1e9, -2.0, -0.5, 0.7, 1.5, 1e9])
+def test_gate_threshold_moves_the_routes(predictor: Predictor, oracle: Oracle, threshold: float):
+    got = predictor(TEXTS, gate_threshold=threshold)
+    assert_same(got, [oracle.gates(text, threshold) for text in TEXTS])
+    if abs(threshold) == 1e9:
+        assert {prediction.layers for prediction in got} == {(1, 2, 3, 4) if threshold < 0 else ()}
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_max_layers_caps_the_route(predictor: Predictor, oracle: Oracle, most: int):
+    got = predictor(TEXTS, max_layers=most, batch_size=5)
+    assert max(len(prediction.layers) for prediction in got) <= most
+    assert_same(got, [oracle.gates(text, max_layers=most) for text in TEXTS])
+
+
+def test_the_full_router_is_the_fine_tuned_model(predictor: Predictor, oracle: Oracle):
+    got = predictor(TEXTS, router="full", batch_size=7)
+    assert {prediction.layers for prediction in got} == {(1, 2, 3, 4)}
+    assert_same(got, [oracle.full(text) for text in TEXTS])
+    all_layers = predictor(TEXTS, gate_threshold=-1e9)  # the student's, which has other weights
+    assert any(
+        abs(a.probabilities["yes"] - b.probabilities["yes"]) > 1e-3 for a, b in zip(got, all_layers, strict=True)
+    )
+
+
+def test_a_single_text_gives_a_single_prediction(predictor: Predictor):
+    assert isinstance(predictor("a good film"), Prediction)
+    assert isinstance(predictor(("a good film", "a bad film")), Prediction)
+    assert predictor("a good film") == predictor(["a good film"])[0]
+    assert predictor(("a", "b")) == predictor([("a", "b")])[0] != predictor(["a", "b"])[0]
+    assert predictor([]) == []
+
+
+@pytest.mark.parametrize("text", ODD, ids=lambda text: repr(text)[:20])
+def test_odd_texts_alone(predictor: Predictor, oracle: Oracle, text: Text):
+    assert_same([predictor(text)], [oracle.gates(text)])
+
+
+def test_truncated_says_whether_the_end_was_read(predictor: Predictor):
+    words = "film " * 30  # with [CLS] and [SEP] the 32 tokens the model takes
+    assert predictor([words, words + "film"])[0].truncated is False
+    assert predictor([words, words + "film"])[1].truncated is True
+    assert predictor(words).probabilities == pytest.approx(predictor(words + "film good").probabilities, abs=1e-6)
+
+
+def test_probabilities_are_plain_numbers_that_sum_to_one(predictor: Predictor):
+    for prediction in predictor(TEXTS):
+        assert list(prediction.probabilities) == ["no", "yes"]
+        assert all(type(p) is float and 0 <= p <= 1 for p in prediction.probabilities.values())
+        assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-6)
+        assert prediction.label == max(prediction.probabilities, key=prediction.probabilities.__getitem__)
+        assert all(type(layer) is int for layer in prediction.layers)
+
+
+def test_a_skipped_layer_is_not_computed(predictor: Predictor):
+    chain = predictor.chain
+    counting = [Counting(layer) for layer in chain.layers]
+    try:
+        predictor.chain = replace(chain, layers=counting)
+        got = predictor(TEXTS, batch_size=8)
+    finally:
+        predictor.chain = chain
+    for index, layer in enumerate(counting, start=1):
+        assert layer.rows == sum(index in prediction.layers for prediction in got)
+    assert 0 < sum(layer.rows for layer in counting) < 4 * len(TEXTS)
+
+
+def test_lookahead_asks_its_engine_once_per_layer_that_ran(lookahead_bundle: Path):
+    with Predictor.load(lookahead_bundle) as predictor:
+        gates = Counting(predictor._gates[0])
+        predictor._gates = [gates]
+        for text in TEXTS:
+            gates.batches.clear()
+            assert len(gates.batches) <= len(predictor(text).layers) + 1
+
+
+# What is set when loading
+
+
+def test_what_a_call_says_goes_before_what_was_loaded(bundle: Path, oracle: Oracle):
+    with Predictor.load(bundle, gate_threshold=1e9) as predictor:
+        assert predictor("good").layers == ()
+        assert predictor("good", gate_threshold=-1e9).layers == (1, 2, 3, 4)
+        assert predictor("good", router="full").layers == (1, 2, 3, 4)
+        assert predictor("good", gate_threshold=0.0).layers == oracle.gates("good").layers
+        assert predictor("good").layers == ()
+    with Predictor.load(bundle, gate_threshold=-1e9, max_layers=2) as predictor:
+        assert predictor("good").layers == (1, 2)
+        assert predictor("good", max_layers=3).layers == (1, 2, 3)
+        assert predictor("good").layers == (1, 2)
+    with Predictor.load(bundle, router="full") as predictor:
+        assert_same(predictor(TEXTS), [oracle.full(text) for text in TEXTS])
+        assert_same(predictor(TEXTS, router="gates"), [oracle.gates(text) for text in TEXTS])
+
+
+def test_the_default_threshold_is_the_manifest_s(bundle: Path, tmp_path: Path, oracle: Oracle):
+    copy = copy_of(bundle, tmp_path)
+    change_manifest(copy, lambda plain: plain["router"].update(threshold=1.5))
+    with Predictor.load(copy) as predictor:
+        assert_same(predictor(TEXTS), [oracle.gates(text, 1.5) for text in TEXTS])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_and_spinning_change_no_answer(bundle: Path, oracle: Oracle, threads: int):
+    with Predictor.load(bundle, threads=threads, spinning=threads == 2) as predictor:
+        assert_same(predictor(TEXTS), [oracle.gates(text) for text in TEXTS])
+
+
+# Many threads at once
+
+
+def test_many_threads_get_the_answers_of_one(predictor: Predictor):
+    parts = [TEXTS[start::8] for start in range(8)]
+    expected = [predictor(part, batch_size=4) for part in parts]
+    start = threading.Barrier(8)
+
+    def work(part: int) -> list[list[Prediction]]:
+        start.wait()
+        return [predictor(parts[part], batch_size=4) for _ in range(10)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for answers, reference in zip(pool.map(work, range(8)), expected, strict=True):
+            for answer in answers:
+                for got, wanted in zip(answer, reference, strict=True):
+                    assert (got.label, got.layers, got.truncated) == (wanted.label, wanted.layers, wanted.truncated)
+                    assert got.probabilities == pytest.approx(wanted.probabilities, abs=1e-6)
+
+
+def test_threads_with_options_of_their_own_do_not_disturb_each_other(bundle: Path, oracle: Oracle):
+    """Also loads the full model and the chain on the first calls, all at once."""
+    options = [{}, {"router": "full"}, {"gate_threshold": 1e9}, {"gate_threshold": -1e9}, {"max_layers": 1}] * 2
+    with Predictor.load(bundle, router="full") as predictor:
+        start = threading.Barrier(len(options))
+
+        def work(option: dict) -> list[Prediction]:
+            start.wait()
+            return predictor(TEXTS, **({"router": "gates"} | option))
+
+        with ThreadPoolExecutor(len(options)) as pool:
+            answers = list(pool.map(work, options))
+    for option, answer in zip(options, answers, strict=True):
+        if option.get("router") == "full":
+            assert_same(answer, [oracle.full(text) for text in TEXTS])
+        else:
+            expected = [oracle.gates(t, option.get("gate_threshold", 0.0), option.get("max_layers")) for t in TEXTS]
+            assert_same(answer, expected)
+
+
+def test_closing_while_others_call_gives_answers_or_engine_errors(bundle: Path):
+    for _ in range(5):
+        predictor = Predictor.load(bundle, threads=1)
+        in_the_middle = threading.Barrier(5)
+
+        def work(predictor=predictor, in_the_middle=in_the_middle) -> BaseException | None:
+            predictor(TEXTS[:6])
+            in_the_middle.wait()
+            try:
+                while True:
+                    predictor(TEXTS[:20], batch_size=1)
+            except BaseException as error:
+                return error
+
+        with ThreadPoolExecutor(4) as pool:
+            workers = [pool.submit(work) for _ in range(4)]
+            in_the_middle.wait()
+            time.sleep(0.01)
+            predictor.close()
+            assert [type(worker.result()) for worker in workers] == [EngineError] * 4
+
+
+# Errors, each one line
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    message = str(error.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        None,
+        5,
+        1.5,
+        b"bytes",
+        ["a", None],
+        ["a", b"b"],
+        [5],
+        ("a", "b", "c"),
+        [("a", "b", "c")],
+        [("a", 5)],
+        ("a", None),
+        [[]],
+    ],
+    ids=repr,
+)
+def test_what_is_no_text_is_a_data_error(predictor: Predictor, inputs):
+    with pytest.raises(DataError) as error:
+        predictor(inputs)
+    assert "text" in one_line(error)
+
+
+@pytest.mark.parametrize("inputs", ["\ud800", ["good", "bad \udfff"], ("good", "\ud83d")], ids=ascii)
+def test_a_lone_surrogate_is_a_data_error(predictor: Predictor, inputs):
+    with pytest.raises(DataError) as error:
+        predictor(inputs)
+    assert f"input {2 if isinstance(inputs, list) else 1}" in one_line(error)
+
+
+def test_a_bad_input_is_named_by_its_place(predictor: Predictor):
+    with pytest.raises(DataError, match="input 3"):
+        predictor(["a", "b", 7, "c"])
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_nothing_is_refused(predictor: Predictor, batch_size: int):
+    with pytest.raises(HadskipError, match="batch_size"):
+        predictor("good", batch_size=batch_size)
+
+
+@pytest.mark.parametrize("most", [0, -1, 5])
+def test_a_cap_the_model_cannot_have_is_refused(bundle: Path, predictor: Predictor, most: int):
+    with pytest.raises(BudgetError, match=r"max_layers=.* 1 to 4"):
+        predictor("good", max_layers=most)
+    with pytest.raises(BudgetError, match=r"max_layers=.* 1 to 4"):
+        Predictor.load(bundle, max_layers=most)
+
+
+def test_an_unknown_router_or_engine_is_refused(bundle: Path, predictor: Predictor):
+    with pytest.raises(HadskipError, match="router='dice'"):
+        predictor("good", router="dice")
+    with pytest.raises(HadskipError, match="router='dice'"):
+        Predictor.load(bundle, router="dice")
+    with pytest.raises(BundleError, match="no engine 'tpu', only ort-fp32"):
+        Predictor.load(bundle, engine="tpu")
+
+
+def test_an_engine_this_version_does_not_know_is_refused(bundle: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    change_manifest(copy, lambda plain: plain["engines"][0].update(engine="abacus"))
+    with pytest.raises(EngineError, match="abacus"):
+        Predictor.load(copy)
+
+
+def test_engines_go_by_either_name(bundle: Path):
+    for name in ("ort", "ort-fp32"):
+        with Predictor.load(bundle, engine=name) as predictor:
+            assert predictor.engine_info.engine == "ort"
+
+
+def test_a_bundle_without_the_full_model_has_no_kill_switch(bundle: Path, tmp_path: Path, oracle: Oracle):
+    copy = copy_of(bundle, tmp_path)
+    (copy / "pieces" / "full.onnx").unlink()
+    change_manifest(copy, lambda plain: plain["engines"][0]["files"].pop("full"))
+    reseal(copy)
+    with Predictor.load(copy) as predictor:
+        assert_same(predictor(TEXTS), [oracle.gates(text) for text in TEXTS])
+        with pytest.raises(BundleError, match="full") as error:
+            predictor("good", router="full")
+        assert str(copy) in one_line(error)
+    with pytest.raises(BundleError, match="full"):
+        Predictor.load(copy, router="full")
+
+
+def test_an_engine_that_failed_parity_is_refused_unless_asked_for(bundle: Path, tmp_path: Path, oracle: Oracle):
+    copy = copy_of(bundle, tmp_path)
+    change_manifest(copy, lambda plain: plain["engines"][0].update(parity="failed", first_bad_piece="layer_03"))
+    with pytest.raises(BundleError, match=r"parity.*layer_03") as error:
+        Predictor.load(copy)
+    assert str(copy) in one_line(error)
+    with Predictor.load(copy, allow_failed=True) as predictor:
+        assert_same(predictor(TEXTS), [oracle.gates(text) for text in TEXTS])
+
+
+@pytest.mark.parametrize("router", ["gates", "full"])
+def test_a_closed_predictor_says_so(bundle: Path, router):
+    with Predictor.load(bundle, router=router) as predictor:
+        predictor("good")
+    with pytest.raises(EngineError, match="closed"):
+        predictor("good")
+    with pytest.raises(EngineError, match="closed"):
+        predictor("good", router="gates" if router == "full" else "full")
+    predictor.close()  # a second time is no harm
+
+
+def test_nan_as_threshold_is_refused(predictor: Predictor):
+    """Every comparison with NaN is false: it would skip every layer without a word."""
+    with pytest.raises(HadskipError, match="gate_threshold"):
+        predictor("good", gate_threshold=float("nan"))
+
+
+def test_run_gives_logits_and_routes(predictor: Predictor, oracle: Oracle):
+    logits, routes = predictor.run(predictor.tokenizer.encode(TEXTS), batch_size=3)
+    assert logits.dtype == np.float32
+    assert routes.dtype == bool
+    assert logits.shape == (len(TEXTS), 2)
+    assert routes.shape == (len(TEXTS), 4)
+    assert [tuple(np.flatnonzero(row) + 1) for row in routes] == [oracle.gates(text).layers for text in TEXTS]

@@ -1,0 +1,593 @@
+"""Every command on tiny models; every bad input ends with one line, exit code 2, and nothing half-written."""
+
+import inspect as signatures
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import hadskip_export
+from hadskip_export.cli import main
+from hadskip_export.exporters import parity
+from hadskip_export.runtime import BundleError, Predictor, read_bundle
+from tests.conftest import QUICK, sentences, write_csv
+from tests.runtime.editing import add_to_weights, change_manifest, change_piece
+
+SETTINGS = [part for setting in QUICK for part in ("--set", setting)]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def succeeded(result: Result) -> Result:
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(result: Result, *parts: str) -> None:
+    """Checks that a command ended with one line that has all of `parts`, and with exit code 2."""
+    assert isinstance(result.exception, SystemExit), f"a traceback: {result.exception!r}"
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert result.stderr.splitlines()[-1] == errors[0]
+    for part in parts:
+        assert part in errors[0]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the first commands made of each other's output, and what they said."""
+
+    model: Path
+    train: Path
+    eval: Path
+    run: Path
+    bundle: Path
+    trained: Result
+    built: Result
+
+
+@pytest.fixture(scope="module")
+def made(model_folder: Path, csv_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("cli")
+    trained = run(
+        "train", "--model", model_folder, "--budget", 2, "--train", csv_files[0], "--eval", csv_files[1],
+        "--out", folder / "run", "--max-length", 32, *SETTINGS,
+    )  # fmt: skip
+    built = run("build", folder / "run", "--engine", "ort", "--precision", "fp32", "--out", folder / "bundle")
+    return Made(model_folder, *csv_files, folder / "run", folder / "bundle", trained, built)
+
+
+# The whole way
+
+
+def test_train_writes_a_run_and_prints_the_frontier(made: Made):
+    succeeded(made.trained)
+    assert f"written: {made.run}" in made.trained.stdout
+    summary = json.loads((made.run / "summary.json").read_text())
+    assert [row["budget"] for row in summary["budgets"]] == [3, 2]
+    for row in summary["budgets"]:
+        assert f"{row['metric']:.4f}" in made.trained.stdout
+
+
+def test_build_writes_a_bundle_and_prints_parity(made: Made):
+    succeeded(made.built)
+    assert "parity passed" in made.built.stdout
+    assert made.built.stdout.splitlines()[-1] == f"written: {made.bundle}"
+    assert read_bundle(made.bundle).manifest.router.budget == 2
+
+
+def test_validate(made: Made):
+    assert "parity passed" in succeeded(run("validate", made.bundle)).stdout
+    output = succeeded(run("validate", made.bundle, "--engine", "ort", "--data", made.eval)).stdout
+    metric = json.loads((made.run / "summary.json").read_text())["budgets"][-1]["metric"]
+    assert f"data: 80 texts, accuracy {metric:.4f}" in output
+
+
+def test_validate_says_no_with_exit_code_1(made: Made, tmp_path: Path):
+    copy = Path(shutil.copytree(made.bundle, tmp_path / "copy"))
+    change_piece(copy, "layer_02", add_to_weights(0.5))
+    result = run("validate", copy)
+    assert result.exit_code == 1
+    assert "FAILED" in result.stdout
+    assert "Error" not in result.stderr
+
+
+def test_build_says_no_with_exit_code_1_and_the_bundle_is_there(made: Made, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(parity.PIECE_TOLERANCE, "head", -1.0)  # no difference is small enough
+    result = run("build", made.run, "--no-full", "--gates", "lookahead", "--budget", 3, "--out", tmp_path / "bundle")
+    assert result.exit_code == 1
+    assert "parity FAILED at head" in result.stdout
+    with pytest.raises(BundleError, match="parity"):
+        Predictor.load(tmp_path / "bundle")
+    refused(run("predict", tmp_path / "bundle", "good"), "parity", "head")
+    assert "parity failed" in succeeded(run("inspect", tmp_path / "bundle")).stdout
+
+
+def lines(output: str) -> list[dict]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def expected(made: Made, texts, **options) -> list[dict]:
+    with Predictor.load(made.bundle) as predictor:
+        return json.loads(json.dumps([prediction.__dict__ for prediction in predictor(texts, **options)]))
+
+
+def equal(got: list[dict], wanted: list[dict]) -> bool:
+    return all(
+        {**a, "probabilities": None} == {**b, "probabilities": None}
+        and a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-6)
+        for a, b in zip(got, wanted, strict=True)
+    )
+
+
+def test_predict_prints_a_line_per_text(made: Made):
+    texts = ["a good film", "", "naïve 🙂", "a dull plot " * 40]
+    assert equal(lines(succeeded(run("predict", made.bundle, *texts)).stdout), expected(made, texts))
+    got = lines(run("predict", made.bundle, "good", "--pair", "bad").stdout)
+    assert equal(got, expected(made, [("good", "bad")]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["--router", "full"], {"router": "full"}),
+        (["--gate-threshold", "1e9"], {"gate_threshold": 1e9}),
+        (["--gate-threshold", "-1e9", "--max-layers", "2"], {"gate_threshold": -1e9, "max_layers": 2}),
+        (["--engine", "ort-fp32"], {}),
+    ],
+)
+def test_predict_passes_its_options_on(made: Made, arguments: list[str], options: dict):
+    texts = ["a good film", "a bad plot and a story"]
+    got = lines(succeeded(run("predict", made.bundle, *texts, *arguments)).stdout)
+    assert equal(got, expected(made, texts, **options))
+
+
+def test_predict_reads_and_writes_files(made: Made, tmp_path: Path):
+    output = tmp_path / "answers.jsonl"
+    result = succeeded(run("predict", made.bundle, "--input", made.eval, "--output", output))
+    assert result.stdout == ""
+    texts = [text for text, _ in sentences(80, 1)]
+    assert equal(lines(output.read_text()), expected(made, texts))
+    assert os.listdir(tmp_path) == ["answers.jsonl"]
+    got = lines(succeeded(run("predict", made.bundle, "first", "--input", made.eval)).stdout)
+    assert equal(got, expected(made, ["first", *texts]))
+
+
+def test_predict_finds_columns_by_name_and_by_option(made: Made, tmp_path: Path):
+    pairs = write_csv(tmp_path / "pairs.csv", [("good", "bad"), ("a film", "a plot")], ("premise", "hypothesis"))
+    wanted = expected(made, [("good", "bad"), ("a film", "a plot")])
+    assert equal(lines(succeeded(run("predict", made.bundle, "--input", pairs)).stdout), wanted)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"a": "good", "b": "bad"}\n{"b": "a plot", "a": "a film"}\n')
+    options = ("--text-column", "a", "--pair-column", "b")
+    assert equal(lines(succeeded(run("predict", made.bundle, "--input", other, *options)).stdout), wanted)
+    tsv = tmp_path / "texts.tsv"
+    tsv.write_text('sentence\tid\n"a good" film\t1\n')
+    assert equal(lines(run("predict", made.bundle, "--input", tsv).stdout), expected(made, ['"a good" film']))
+
+
+def test_inspect_knows_bundles_and_runs(made: Made):
+    output = succeeded(run("inspect", made.bundle)).stdout
+    for part in ("3 layers of 32", "negative, positive", "budget 2 of 3", "ort-fp32", "parity passed", "routes"):
+        assert part in output
+    assert json.loads(succeeded(run("inspect", made.bundle, "--json")).stdout)["format"] == 1
+    assert "teacher" in succeeded(run("inspect", made.run)).stdout
+    summary = json.loads((made.run / "summary.json").read_text())
+    assert json.loads(succeeded(run("inspect", made.run, "--json")).stdout) == summary
+
+
+def test_bench_prints_and_writes_figures(made: Made, tmp_path: Path):
+    file = tmp_path / "bench.json"
+    result = succeeded(run("bench", made.bundle, "--data", made.eval, "--batch", 40, "--batch", 80, "--json", file))
+    assert result.stdout.count("speedup") == 2
+    figures = json.loads(file.read_text())
+    assert set(figures) == {"environment", "rows"}
+    assert [row["batch"] for row in figures["rows"]] == [40, 80]
+
+
+def program(*arguments: object, **options) -> subprocess.Popen[str]:
+    """Starts the installed program in a process of its own."""
+    found = shutil.which("hadskip-export", path=str(Path(sys.executable).parent))
+    assert found, "the package is not installed in this environment"
+    command = [found, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_results_go_to_stdout_and_errors_to_stderr(made: Made):
+    process = program("predict", made.bundle, "good")
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stderr) == (0, "")
+    assert equal(lines(stdout), expected(made, ["good"]))
+    process = program("predict", made.run, "good")
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout) == (2, "")
+    assert stderr.startswith("Error: ")
+    assert len(stderr.splitlines()) == 1
+
+
+def test_a_reader_that_goes_away_is_no_traceback(made: Made, tmp_path: Path):
+    process = program("predict", made.bundle, "--input", write_csv(tmp_path / "many.csv", sentences(6000, 5)))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert json.loads(process.stdout.readline())
+    process.stdout.close()
+    stderr = process.stderr.read()
+    process.wait()
+    assert "Traceback" not in stderr
+    assert "Exception ignored" not in stderr
+
+
+def test_an_interrupted_training_says_so_and_can_go_on(made: Made, tmp_path: Path):
+    out = tmp_path / "run"
+    process = program(
+        "train", "--model", made.model, "--budget", 2, "--train", made.train, "--eval", made.eval, "--out", out,
+        "--set", "stage1_epochs=500",
+    )  # fmt: skip
+    while process.poll() is None and not (out / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "Error: interrupted"
+    assert "Traceback" not in stdout + stderr
+    assert not (out / "summary.json").exists()
+    refused(run("build", out, "--out", tmp_path / "bundle"), str(out), "--resume")
+
+
+# Bad input to train
+
+
+def train(made: Made, out: Path, **changed: object) -> Result:
+    """`train` as it works, but for the options in `changed` (None leaves one out)."""
+    options = {"model": made.model, "budget": 2, "train": made.train, "eval": made.eval, "max_length": 32} | changed
+    arguments = [
+        a for name, value in options.items() if value is not None for a in (f"--{name.replace('_', '-')}", value)
+    ]
+    return run("train", "--out", out, *arguments)
+
+
+def no_run(out: Path) -> bool:
+    return not (out / "summary.json").exists() and not (out / "stage1").exists()
+
+
+def file_of(folder: Path, name: str, content: str | bytes) -> Path:
+    file = folder / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+DATA_FILES: dict[str, tuple[str, str | bytes | None, str]] = {
+    "missing": ("data.csv", None, "no such file"),
+    "no header": ("data.csv", "", "no rows"),
+    "no rows": ("data.csv", "text,label\n", "no rows"),
+    "empty jsonl": ("data.jsonl", "\n\n", "no rows"),
+    "another type": ("data.xlsx", "PK", ".csv, .tsv or .jsonl"),
+    "not UTF-8": ("data.csv", "text,label\ncafé,positive\n".encode("latin-1"), "UTF-8"),
+    "open quote": ("data.csv", 'text,label\n"open,positive\n', "line"),
+    "short row": ("data.csv", "text,label\na,positive\nb\n", "line 3"),
+    "long row": ("data.csv", "text,label\na,positive,c\n", "line 2"),
+    "unknown columns": ("data.csv", "words,answer\na,positive\n", "--text-column"),
+    "no label column": ("data.csv", "text,answer\na,positive\n", "--label-column"),
+    "not JSON": ("data.jsonl", '{"text": "a", "label": "positive"}\n{', "line 2"),
+    "no object": ("data.jsonl", '["a", "positive"]\n', "line 1"),
+    "missing field": ("data.jsonl", '{"text": "a", "label": "positive"}\n{"text": "b"}\n', "line 2"),
+}
+
+
+@pytest.mark.parametrize("option", ["train", "eval"])
+@pytest.mark.parametrize("case", DATA_FILES)
+def test_train_refuses_a_data_file(made: Made, tmp_path: Path, option: str, case: str):
+    name, content, message = DATA_FILES[case]
+    file = tmp_path / name if content is None else file_of(tmp_path, name, content)
+    refused(train(made, tmp_path / "out", **{option: file}), str(file), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_refuses_labels_it_cannot_learn(made: Made, tmp_path: Path):
+    out = tmp_path / "out"
+    unknown = write_csv(tmp_path / "eval.csv", [("good", "positive"), ("so so", "mixed")])
+    refused(train(made, out, eval=unknown), str(unknown), "row 2", "'mixed'", "negative, positive")
+    one = write_csv(tmp_path / "one.csv", [("good", "positive")] * 5)
+    refused(train(made, out, train=one), str(one), "'positive'", "two")
+    assert not out.exists()
+
+
+def test_train_refuses_labels_a_fine_tuned_model_does_not_know(made: Made, tmp_path: Path):
+    other = write_csv(tmp_path / "other.csv", [("good", "yes"), ("bad", "no")] * 10)
+    result = run(
+        "train", "--model", made.run / "stage1", "--fine-tuned", "--budget", 2, "--train", other, "--eval", other,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    refused(result, str(other), "row 1", "'yes'", "negative, positive")
+    assert not (tmp_path / "out").exists()
+
+
+BAD_OPTIONS = [
+    ({"budget": 3.5}, ["--budget 3.5", "3 layers"]),
+    ({"budget": 0}, ["--budget 0", "3 layers"]),
+    ({"budget": -1}, ["--budget -1", "3 layers"]),
+    ({"budget": "nan"}, ["--budget nan"]),
+    ({"budget": "many"}, ["--budget", "'many'"]),
+    ({"text_column": "words"}, ["'words'", "--text-column", "'text'"]),
+    ({"label_column": "answer"}, ["'answer'", "--label-column", "'label'"]),
+    ({"pair_column": "second"}, ["'second'", "--pair-column"]),
+    ({"max_length": 7}, ["--max-length 7", "8 to 64"]),
+    ({"max_length": 65}, ["--max-length 65", "8 to 64"]),
+    ({"device": "abacus"}, ["--device abacus"]),
+    ({"set": "speed=9"}, ["speed"]),
+    ({"set": "batch_size=many"}, ["batch_size"]),
+    ({"set": "batch_size"}, ["batch_size"]),
+    ({"recipe": "/no/such/recipe.toml"}, ["/no/such/recipe.toml"]),
+    ({"task": "sst2"}, ["--task", "--train"]),
+    ({"task": "sst9", "train": None, "eval": None}, ["--task sst9", "sst2"]),
+    ({"task": "sst2", "train": None, "eval": None}, ["--data-dir"]),
+    ({"task": "sst2", "data_dir": "/no/such", "train": None, "eval": None}, ["/no/such"]),
+    ({"train": None, "eval": None}, ["--task", "--train"]),
+    ({"eval": None}, ["--eval"]),
+    ({"model": "/no/such/model"}, ["/no/such/model", "no such folder"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("changed", "parts"), BAD_OPTIONS, ids=lambda value: str(value) if isinstance(value, dict) else ""
+)
+def test_train_refuses_an_option(made: Made, tmp_path: Path, changed: dict, parts: list[str]):
+    refused(train(made, tmp_path / "out", **changed), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def other_model(made: Made, folder: Path, **config: object) -> Path:
+    copy = Path(shutil.copytree(made.model, folder / "model"))
+    plain = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(plain | config))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "gpt2"}, "'gpt2' is not supported"),
+        ({"model_type": "no-such-architecture"}, "no-such-architecture"),
+        ({"hidden_act": "silu"}, "'silu' is not supported"),
+        ({"position_embedding_type": "relative_key"}, "'relative_key' is not supported"),
+        ({"is_decoder": True}, "decoder"),
+    ],
+    ids=str,
+)
+def test_train_refuses_an_architecture(made: Made, tmp_path: Path, config: dict, message: str):
+    model = other_model(made, tmp_path, **config)
+    refused(train(made, tmp_path / "out", model=model), str(model), message)
+    assert no_run(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda model: (model / "config.json").unlink(), "config.json"),
+        (lambda model: (model / "config.json").write_text("{"), "config.json"),
+        (lambda model: (model / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda model: (model / "model.safetensors").rename(model / "pytorch_model.bin"), "pickled"),
+        (lambda model: os.truncate(model / "model.safetensors", 5000), "model.safetensors"),
+        (
+            lambda model: [file.unlink() for file in model.iterdir() if "token" in file.name or "vocab" in file.name],
+            "tokenizer",
+        ),
+    ],
+    ids=["no config", "broken config", "no weights", "pickled weights", "truncated weights", "no tokenizer"],
+)
+def test_train_refuses_a_damaged_model(made: Made, tmp_path: Path, damage: Callable[[Path], object], message: str):
+    model = other_model(made, tmp_path)
+    damage(model)
+    refused(train(made, tmp_path / "out", model=model), str(model), message)
+    assert no_run(tmp_path / "out")
+
+
+def test_train_refuses_a_folder_that_is_not_empty(made: Made, tmp_path: Path):
+    out = tmp_path / "out"
+    out.mkdir()
+    file_of(out, "mine", "mine")
+    refused(train(made, out), str(out), "not empty", "--out")
+    assert [file.name for file in out.iterdir()] == ["mine"]
+    refused(train(made, out / "mine"), "mine", "--out")
+    assert (out / "mine").read_text() == "mine"
+
+
+# Bad input to the other commands
+
+
+def test_build_refuses(made: Made, tmp_path: Path):
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    refused(run("build", tmp_path / "missing", "--out", out), "missing", "not a run folder")
+    refused(run("build", tmp_path / "empty", "--out", out), "empty", "not a run folder")
+    refused(run("build", made.bundle, "--out", out), str(made.bundle), "bundle")
+    refused(run("build", made.run, "--out", out, "--budget", 2.5), "--budget 2.5", "3, 2")
+    refused(run("build", made.run, "--out", out, "--budget", 4), "--budget 4", "3 layers")
+    refused(run("build", made.run, "--out", out, "--budget", 0), "--budget 0", "3 layers")
+    refused(run("build", made.run, "--out", out, "--engine", "abacus"), "--engine abacus", "ort")
+    refused(run("build", made.run, "--out", out, "--precision", "int7"), "--precision int7", "fp32")
+    refused(run("build", made.run, "--out", out, "--golden", tmp_path / "none.txt"), "--golden", "none.txt")
+    refused(run("build", made.run, "--out", out, "--gates", "sideways"), "sideways")
+    refused(run("build", made.run), "--out")
+    refused(run("build", made.run, "--out", made.bundle), str(made.bundle), "exists already")
+    assert os.listdir(tmp_path) == ["empty"]
+
+
+def copied(made: Made, folder: Path) -> Path:
+    return Path(shutil.copytree(made.bundle, folder / "copy"))
+
+
+def replace(file: Path, old: bytes, new: bytes) -> None:
+    content = file.read_bytes()
+    assert old in content
+    file.write_bytes(content.replace(old, new))
+
+
+def list_a_path_that_leaves(bundle: Path) -> None:
+    change_manifest(bundle, lambda plain: plain["files"].update({"../x": plain["files"]["report.json"]}))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no manifest": (lambda b: (b / "manifest.json").unlink(), "manifest.json"),
+    "edited manifest": (lambda b: replace(b / "manifest.json", b"passed", b"Passed"), "manifest.json"),
+    "newer format": (lambda b: change_manifest(b, lambda plain: plain.update(format=2)), "format 2"),
+    "missing piece": (lambda b: (b / "pieces/layer_02.onnx").unlink(), "layer_02.onnx"),
+    "truncated piece": (lambda b: os.truncate(b / "pieces/layer_02.onnx", 1000), "layer_02.onnx"),
+    "edited tokenizer": (lambda b: replace(b / "tokenizer/tokenizer.json", b"good", b"gOOd"), "tokenizer.json"),
+    "a path that leaves": (list_a_path_that_leaves, "../x"),
+}
+COMMANDS = {"validate": [], "predict": ["good"], "inspect": [], "bench": []}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_bundle_is_refused(made: Made, tmp_path: Path, damage: str, command: str):
+    copy = copied(made, tmp_path)
+    DAMAGE[damage][0](copy)
+    refused(run(command, copy, *COMMANDS[command]), str(copy), DAMAGE[damage][1])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_no_bundle_is_refused(made: Made, tmp_path: Path, command: str):
+    for path in (tmp_path, tmp_path / "missing", made.eval):
+        refused(run(command, path, *COMMANDS[command]), str(path), "not a bundle")
+
+
+@pytest.mark.parametrize("command", ["validate", "predict", "bench"])
+def test_an_engine_the_bundle_lacks_is_refused(made: Made, command: str):
+    refused(run(command, made.bundle, *COMMANDS[command], "--engine", "trt"), "'trt'", "ort-fp32")
+
+
+@pytest.mark.parametrize("command", ["validate", "bench"])
+@pytest.mark.parametrize("case", DATA_FILES)
+def test_labelled_data_that_cannot_be_used_is_refused(made: Made, tmp_path: Path, case: str, command: str):
+    name, content, message = DATA_FILES[case]
+    file = tmp_path / name if content is None else file_of(tmp_path, name, content)
+    refused(run(command, made.bundle, "--data", file), str(file), message)
+
+
+@pytest.mark.parametrize("command", ["validate", "bench"])
+def test_labels_the_model_does_not_know_are_refused(made: Made, tmp_path: Path, command: str):
+    file = write_csv(tmp_path / "data.csv", [("good", "positive"), ("bad", "yes")])
+    refused(run(command, made.bundle, "--data", file), str(file), "row 2", "'yes'", "negative, positive")
+    refused(run(command, made.bundle, "--data", file, "--text-column", "words"), "'words'", "--text-column")
+
+
+def test_bench_refuses(made: Made, tmp_path: Path):
+    file = tmp_path / "bench.json"
+    refused(run("bench", made.bundle, "--against", "full,pigeons", "--json", file), "--against pigeons", "full")
+    refused(run("bench", made.bundle, "--batch", 0, "--json", file), "--batch")
+    assert not file.exists()
+
+
+def test_bench_finds_out_that_it_cannot_write_before_it_measures(made: Made, tmp_path: Path):
+    result = run("bench", made.bundle, "--data", made.eval, "--json", tmp_path / "missing" / "bench.json")
+    refused(result, "missing")
+    assert "done in" not in result.stderr
+
+
+def test_predict_refuses(made: Made, tmp_path: Path):
+    refused(run("predict", made.bundle), "--input")
+    refused(run("predict", made.bundle, "a", "b", "--pair", "c"), "--pair")
+    refused(run("predict", made.bundle, "--pair", "c", "--input", made.eval), "--pair")
+    refused(run("predict", made.bundle, "good", "--max-layers", 0), "max_layers", "1 to 3")
+    refused(run("predict", made.bundle, "good", "--max-layers", 4), "max_layers", "1 to 3")
+    refused(run("predict", made.bundle, "good", "--gate-threshold", "high"), "--gate-threshold", "'high'")
+    refused(run("predict", made.bundle, "good", "--router", "dice"), "--router", "dice")
+
+
+def test_predict_refuses_bytes_that_are_no_text(made: Made):
+    """What Python makes of a command line that is not UTF-8."""
+    refused(run("predict", made.bundle, os.fsdecode(b"caf\xe9")), "Unicode")
+
+
+def test_predict_says_when_the_bundle_has_no_full_model(made: Made, tmp_path: Path):
+    copy = copied(made, tmp_path)
+    change_manifest(copy, lambda plain: plain["engines"][0]["files"].pop("full"))
+    refused(run("predict", copy, "good", "--router", "full"), str(copy), "--no-full")
+    refused(run("bench", copy), str(copy), "--no-full")
+
+
+LATE = {
+    "short row": ("data.csv", "text,label\n" + "good,positive\n" * 3000 + "alone\n", "line 3002"),
+    "open quote": ("data.csv", "text,label\n" + "good,positive\n" * 3000 + '"open\n', "line"),
+    "not JSON": ("data.jsonl", '{"text": "good"}\n' * 3000 + "{\n", "line 3001"),
+    "missing field": ("data.jsonl", '{"text": "good"}\n' * 3000 + '{"words": "bad"}\n', "line 3001"),
+    "not UTF-8": ("data.csv", b"text\n" + b"good\n" * 30000 + b"\xff\n", "UTF-8"),
+    "not Unicode": ("data.jsonl", '{"text": "good"}\n' * 3000 + '{"text": "\\ud800"}\n', "Unicode"),
+}
+
+
+@pytest.mark.parametrize("before", [None, "an older answer"])
+@pytest.mark.parametrize("case", LATE)
+def test_predict_writes_the_whole_file_or_nothing(made: Made, tmp_path: Path, case: str, before: str | None):
+    """The fault comes after thousands of good rows, which are written by then."""
+    name, content, message = LATE[case]
+    file, output = file_of(tmp_path, name, content), tmp_path / "answers.jsonl"
+    if before is not None:
+        output.write_text(before)
+    refused(run("predict", made.bundle, "--input", file, "--output", output), message)
+    assert (output.read_text() if output.exists() else None) == before
+    assert {path.name for path in tmp_path.iterdir()} == {name} | ({"answers.jsonl"} if before else set())
+
+
+def test_predict_says_when_it_cannot_read_or_write(made: Made, tmp_path: Path):
+    refused(run("predict", made.bundle, "--input", tmp_path / "none.csv"), "none.csv", "no such file")
+    refused(run("predict", made.bundle, "--input", made.eval, "--text-column", "words"), "'words'", "--text-column")
+    refused(run("predict", made.bundle, "good", "--output", tmp_path / "missing" / "answers.jsonl"), "missing")
+    (tmp_path / "folder").mkdir()
+    refused(run("predict", made.bundle, "good", "--output", tmp_path / "folder"), "folder")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("case", ["no header", "no rows", "empty jsonl"])
+def test_predict_refuses_an_empty_file(made: Made, tmp_path: Path, case: str):
+    name, content, message = DATA_FILES[case]
+    file, output = file_of(tmp_path, name, content), tmp_path / "answers.jsonl"
+    refused(run("predict", made.bundle, "--input", file, "--output", output), str(file), message)
+    assert not output.exists()
+
+
+# The commands themselves
+
+
+def test_every_command_explains_itself():
+    for name, command in main.commands.items():
+        assert command.help
+        for flag in ("-h", "--help"):
+            assert succeeded(run(name, flag)).stdout.startswith(f"Usage: main {name}")
+    assert set(main.commands) <= set(succeeded(run("--help")).stdout.split())
+    assert succeeded(run("--version")).stdout.strip() == f"hadskip-export, version {hadskip_export.__version__}"
+
+
+def test_an_unknown_command_or_option_is_a_usage_error(made: Made):
+    refused(run("fly"), "fly")
+    refused(run("inspect", made.bundle, "--fly"), "--fly")
+    refused(run("inspect"), "PATH")
+
+
+def test_every_command_is_a_function_with_the_same_arguments():
+    assert set(main.commands) == set(hadskip_export.__all__) - {"__version__"}
+    renamed = {"train_file": "train", "eval_file": "eval", "no_full": "full"}
+    only_here = {"as_json", "json_file"}  # how to print, and where to
+    for name, command in main.commands.items():
+        options = {renamed.get(p.name, p.name) for p in command.params if isinstance(p, click.Parameter)} - only_here
+        function = signatures.signature(getattr(hadskip_export, name)).parameters
+        if "options" in function:  # predict hands the rest to `Predictor.load`
+            loading = signatures.signature(Predictor.load).parameters
+            assert options - {"pair"} <= set(function) | set(loading)
+        else:
+            assert options == set(function)
