@@ -23,5 +23,10 @@ __all__ = ["__version__", *_FUNCTIONS]  # noqa: PLE0604
 
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+        try:
+            return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+        except ModuleNotFoundError as error:
+            from hadskip_export.errors import EngineError
+
+            raise EngineError(f'{name} needs {error.name}; pip install "hadskip-export[train]"') from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

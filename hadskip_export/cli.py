@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 done, and the answer is no; 2 the request, the files or the machine are at fault.
 """
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ class _Commands(click.Group):
             click.echo(f"Error: {error}", err=True)
             sys.exit(2)
         except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever reads has had enough: click ends quietly
+                raise
             click.echo(f"Error: {error.filename or 'the system'}: {error.strerror or error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
@@ -149,6 +152,8 @@ def inspect(path: Path, as_json: bool) -> None:
 @_columns(*COLUMN_OPTIONS)
 def bench(json_file: Path | None, against: str, **options: Any) -> None:
     """Time a bundle against full BERT on the same inputs, in interleaved turns."""
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise click.UsageError(f"--json {json_file}: no folder {json_file.parent}; make it first")
     result = hadskip_export.bench(against=tuple(against.split(",")), **options)
     from hadskip_export.benchmark.bench import Row
 

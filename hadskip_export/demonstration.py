@@ -8,6 +8,7 @@ import csv
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -142,7 +143,9 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
 
 
 def _write(file: Path, rows: list[tuple[str, str]]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as lines:
+    part = file.with_suffix(".part")
+    with part.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines)
         writer.writerow(("text", "label"))
         writer.writerows(rows)
+    os.replace(part, file)

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from hadskip_export.errors import optional_import
 from hadskip_export.runtime.bundle import MANIFEST, Manifest, read_bundle
 
 
@@ -16,8 +17,10 @@ def inspect(path: str | Path) -> tuple[dict[str, Any], list[str]]:
 
     Raises:
         BundleError: neither of the two, or a damaged one.
+        EngineError: a run needs the extra `train`.
     """
     if not (Path(path) / MANIFEST).is_file() and (Path(path) / "recipe.json").is_file():
+        optional_import("torch", "train")
         from hadskip_export.trainers.run_folder import read_run
         from hadskip_export.trainers.summary import table
 

@@ -25,6 +25,7 @@ class Columns:
     label: str | None = None
 
 
+NO_ROWS = "no rows; a header line and at least one row are needed"
 ANY_COLUMNS = Columns()
 
 
@@ -130,6 +131,8 @@ def read_texts(file: str | Path, columns: Columns = ANY_COLUMNS) -> Iterator[Tex
     for row in read_rows(Path(file)):
         text = text or find_text(row, columns)
         yield text(row)
+    if text is None:
+        raise DataError(f"{file}: {NO_ROWS}")
 
 
 def read_examples(file: str | Path, columns: Columns = ANY_COLUMNS, known: tuple[str, ...] | None = None) -> Examples:
@@ -151,7 +154,7 @@ def read_examples(file: str | Path, columns: Columns = ANY_COLUMNS, known: tuple
         texts.append(text(row))
         labels.append(row[label])
     if not texts:
-        raise DataError(f"{path}: no rows; a header line and at least one row are needed")
+        raise DataError(f"{path}: {NO_ROWS}")
     examples = Examples(texts, labels)
     if known is not None:
         check_labels(examples, known, path)

@@ -130,6 +130,9 @@ def bench(
         examples = read_examples(data, Columns(text_column, pair_column, label_column), manifest.model.labels)
         texts = examples.texts
         labels = np.array([manifest.model.labels.index(label) for label in examples.labels])
+    for size in batch:
+        if size > len(texts):
+            raise DataError(f"--batch {size}: there are only {len(texts)} texts; give more with --data")
     before = environment()
     tokenizer = Tokenizer(opened.file(manifest.tokenizer), manifest.model.max_length)
     lengths = np.array([len(encoded) for encoded in tokenizer.encode(texts)])
@@ -218,8 +221,7 @@ def measure(
 def choose_calls(texts: int, batch: int, seed: int = 0) -> list[np.ndarray]:
     """At most `MOST_CALLS` calls of `batch` different texts each, drawn at random; int arrays of row numbers."""
     order = np.random.default_rng(seed).permutation(texts)
-    size = min(batch, texts)
-    return [order[start : start + size] for start in range(0, texts - size + 1, size)][:MOST_CALLS]
+    return [order[start : start + batch] for start in range(0, texts - batch + 1, batch)][:MOST_CALLS]
 
 
 def _pieces(alone: System, calls: Sequence[np.ndarray]) -> dict[str, float]:

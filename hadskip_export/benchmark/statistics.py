@@ -20,23 +20,17 @@ def speedup(baseline: np.ndarray, candidate: np.ndarray, seed: int = 0) -> Ratio
     """How many times faster the candidate answers the same calls: total time over total time.
 
     Each call counts with the median of its turns, so that a disturbed turn does not. The interval is a bootstrap over
-    calls and, within a call, over turns.
+    calls: what noise is left in a call's median differs from call to call, so it is in there too.
 
     Args:
         baseline, candidate: seconds, float [calls, turns], row by row the same inputs.
     """
     random = np.random.default_rng(seed)
-    value = np.median(baseline, axis=1).sum() / np.median(candidate, axis=1).sum()
-    calls, turns = baseline.shape
-    ratios = np.empty(BOOTSTRAP_SAMPLES)
-    for sample in range(BOOTSTRAP_SAMPLES):
-        rows = random.integers(0, calls, (calls, 1))
-        columns = random.integers(0, turns, (calls, turns))
-        ratios[sample] = (
-            np.median(baseline[rows, columns], axis=1).sum() / np.median(candidate[rows, columns], axis=1).sum()
-        )
+    slow, fast = np.median(baseline, axis=1), np.median(candidate, axis=1)
+    rows = random.integers(0, len(slow), (BOOTSTRAP_SAMPLES, len(slow)))
+    ratios = slow[rows].sum(axis=1) / fast[rows].sum(axis=1)
     low, high = np.quantile(ratios, [0.025, 0.975])
-    return Ratio(float(value), float(low), float(high))
+    return Ratio(float(slow.sum() / fast.sum()), float(low), float(high))
 
 
 def percentiles(seconds: np.ndarray) -> tuple[float, float, float]:

@@ -5,6 +5,7 @@ unless the user names a file of them.
 """
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,9 @@ def read_golden(bundle: Bundle) -> Golden:
         lines = bundle.file(INPUTS).read_text(encoding="utf-8").splitlines()
         texts = [text if isinstance(text, str) else tuple(text) for text in map(json.loads, lines)]
         with np.load(bundle.file(OUTPUTS), allow_pickle=False) as arrays:
-            return Golden(texts, arrays["margins"], arrays["routes"], arrays["logits"])
-    except (OSError, ValueError, KeyError) as error:
+            golden = Golden(texts, arrays["margins"], arrays["routes"], arrays["logits"])
+        if not len(texts) == len(golden.margins) == len(golden.routes) == len(golden.logits) > 0:
+            raise ValueError(f"{len(texts)} texts, {len(golden.logits)} answers")
+        return golden
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise BundleError(f"{bundle.path}: its golden files cannot be read ({error}); build it again") from error

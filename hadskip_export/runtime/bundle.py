@@ -9,6 +9,7 @@ against damage, not against somebody who can write both.
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -248,8 +249,7 @@ def new_bundle(path: Path) -> Iterator[Path]:
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise BundleError(f"{path}: exists already; choose another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.part")
     temporary.mkdir()
     try:
         yield temporary

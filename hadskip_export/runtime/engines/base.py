@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from hadskip_export.errors import EngineError
+
 
 class Piece(Protocol):
     """A loaded piece. Safe to call from many threads at once."""
@@ -33,6 +35,10 @@ class EngineOptions:
 
     threads: int | None = None
     spinning: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise EngineError(f"threads={self.threads}: expected at least 1")
 
     @property
     def thread_count(self) -> int:
