@@ -12,10 +12,16 @@ from hadskip_export.runtime.tokenization import Batch
 
 @dataclass(frozen=True)
 class Chain:
-    """The pieces of a model that has been cut up. `embedding_inputs`: names of the `Batch` arrays it takes."""
+    """The pieces of a model that has been cut up.
+
+    Args:
+        gates: one per layer, or a single one that answers for all; routers ask them, the loop does not.
+        embedding_inputs: names of the `Batch` arrays that `embeddings` takes.
+    """
 
     embeddings: Piece
     layers: Sequence[Piece]
+    gates: Sequence[Piece]
     head: Piece
     embedding_inputs: tuple[str, ...]
 

@@ -73,10 +73,9 @@ class Predictor:
         self.engine = engine_class(self.engine_info.engine)(files, EngineOptions(threads, spinning))
         self._lock = threading.Lock()
         self.chain: Chain | None = None  # what `router="gates"` runs; None until it is needed
-        self._gates: list[Piece] = []
         self._full: Piece | None = None
         self._closed = False
-        self._load(router)
+        _ = self._load_full() if router == "full" else self._load_chain()
 
     @classmethod
     def load(
@@ -185,23 +184,17 @@ class Predictor:
         self._check(router, max_layers, threshold)
         if batch_size < 1:
             raise BudgetError(f"batch_size={batch_size}: expected at least 1")
-        self._load(router)
-        chain, gates, full = self.chain, self._gates, self._full  # a close() from now on does not disturb this call
-        if (full if router == "full" else chain) is None:
-            raise EngineError(CLOSED)
-        num_layers = self.bundle.manifest.model.layers
+        pieces = self._load_full() if router == "full" else self._load_chain()
         logits = np.zeros((len(encoded), len(self.labels)), np.float32)
-        routes = np.ones((len(encoded), num_layers), bool)
+        routes = np.ones((len(encoded), self.bundle.manifest.model.layers), bool)
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = pad([encoded[row] for row in rows])
-            if router == "full":
-                assert full is not None
-                answer = full(*(getattr(batch, name) for name in self.bundle.manifest.model.inputs))
+            if isinstance(pieces, Chain):
+                answer, routes[rows] = pieces.run(batch, self._new_router(pieces.gates, threshold, max_layers))
             else:
-                assert chain is not None
-                answer, routes[rows] = chain.run(batch, self._new_router(gates, threshold, max_layers))
+                answer = pieces(*(getattr(batch, name) for name in self.bundle.manifest.model.inputs))
             if answer.shape != (len(rows), len(self.labels)):
                 raise BundleError(
                     f"{self.bundle.path}: logits {answer.shape[1:]} for {len(self.labels)} labels; build it again"
@@ -212,7 +205,7 @@ class Predictor:
     def close(self) -> None:
         """Frees the engines. A closed predictor raises `EngineError` when called."""
         with self._lock:
-            self._closed, self.chain, self._gates, self._full = True, None, [], None
+            self._closed, self.chain, self._full = True, None, None
 
     def __enter__(self) -> "Predictor":
         return self
@@ -240,24 +233,31 @@ class Predictor:
         if math.isnan(threshold):
             raise BudgetError("gate_threshold=nan: expected a number; every layer would be skipped")
 
-    def _load(self, router: RouterName) -> None:
-        """Loads what `router` needs, once: the full model only when it is asked for, the chain likewise."""
-        if self._closed:
-            raise EngineError(CLOSED)
-        if self._full is not None if router == "full" else self.chain is not None:
-            return
+    def _load_chain(self) -> Chain:
+        """Loads the chain when it is first needed. A call that has it is not disturbed by a `close` from then on."""
         with self._lock:
-            if router == "full":
-                self._full = self._full or self.engine.load("full")
-            elif self.chain is None:
-                count = range(1, self.bundle.manifest.model.layers + 1)
+            if self._closed:
+                raise EngineError(CLOSED)
+            if self.chain is None:
+                numbers = [f"{index:02d}" for index in range(1, self.bundle.manifest.model.layers + 1)]
                 lookahead = self.engine_info.gates == "lookahead"
-                names = ["gates"] if lookahead else [f"gate_{index:02d}" for index in count]
-                self._gates = [self.engine.load(name) for name in names]
-                inputs = tuple(name for name in EMBEDDING_INPUTS if name in self.bundle.manifest.model.inputs)
+                gates = ["gates"] if lookahead else [f"gate_{number}" for number in numbers]
                 self.chain = Chain(
-                    self.engine.load("embeddings"),
-                    [self.engine.load(f"layer_{index:02d}") for index in count],
-                    self.engine.load("head"),
-                    inputs,
+                    embeddings=self.engine.load("embeddings"),
+                    layers=[self.engine.load(f"layer_{number}") for number in numbers],
+                    gates=[self.engine.load(gate) for gate in gates],
+                    head=self.engine.load("head"),
+                    embedding_inputs=tuple(
+                        name for name in EMBEDDING_INPUTS if name in self.bundle.manifest.model.inputs
+                    ),
                 )
+            return self.chain
+
+    def _load_full(self) -> Piece:
+        """The same for the full model, so that whoever never asks for it does not hold it in memory."""
+        with self._lock:
+            if self._closed:
+                raise EngineError(CLOSED)
+            if self._full is None:
+                self._full = self.engine.load("full")
+            return self._full

@@ -62,7 +62,7 @@ def head(hidden: np.ndarray) -> np.ndarray:
 
 def chain(num_layers: int) -> Chain:
     layers = [Counting(layer(index)) for index in range(num_layers)]
-    return Chain(embeddings, layers, head, ("input_ids", "token_type_ids"))
+    return Chain(embeddings, layers, [], head, ("input_ids", "token_type_ids"))
 
 
 def one_at_a_time(batch: Batch, salts: list[int], threshold: float, most: int | None = None):
