@@ -15,7 +15,8 @@ from hadskip_export.errors import HadskipError
 from hadskip_export.progress import track
 from hadskip_export.runtime.tokenization import Text
 
-PAUSE = 0.002  # seconds after each turn: a pool that spins has gone to sleep by then
+PAUSE = 0.002  # seconds after each call: a pool that spins has gone to sleep by then
+CALLS_PER_TURN = 20
 
 
 class System:
@@ -75,7 +76,11 @@ class System:
 def take_turns(
     systems: dict[str, System], calls: Sequence[np.ndarray], turns: int, label: str, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Times every system on every call, `turns` times, in an order drawn anew for each call.
+    """Times every system on every call, `turns` times.
+
+    A turn is a block of calls with a pause after each, as a service meets them; the order of the systems is drawn anew
+    for each block. Were they to alternate call by call, each would find the caches full of the other's weights, which
+    hurts most whichever alone would fit in them.
 
     Args:
         calls: rows of the systems' texts, int arrays; each call is one batch.
@@ -88,10 +93,14 @@ def take_turns(
     seconds = {name: np.zeros((len(calls), turns)) for name in names}
     for name in names:  # once through the longest call, to warm up
         systems[name].ask("call", rows=[int(row) for row in max(calls, key=len)])
-    schedule = [(turn, call) for turn in range(turns) for call in range(len(calls))]
-    for turn, call in track(schedule, len(schedule), label):
-        for position in random.permutation(len(names)):
-            name = names[position]
+    blocks = [
+        (turn, first, names[position])
+        for turn in range(turns)
+        for first in range(0, len(calls), CALLS_PER_TURN)
+        for position in random.permutation(len(names))
+    ]
+    for turn, first, name in track(blocks, len(blocks), label):
+        for call in range(first, min(first + CALLS_PER_TURN, len(calls))):
             seconds[name][call, turn] = systems[name].ask("call", rows=[int(row) for row in calls[call]])["seconds"]
             time.sleep(PAUSE)
     return seconds
