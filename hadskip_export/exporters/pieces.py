@@ -3,14 +3,15 @@
 Shapes: `b` batch, `s` length, both dynamic. Dtypes: ids and mask int64, everything else float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hadskip_export.modeling.encoder import Classifier, Layer, attention_bias
-from hadskip_export.modeling.gated import Gate, GatedClassifier
+from hadskip_export.modeling.gated import Gate, GatedClassifier, pooled
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,34 @@ class LayerPiece(nn.Module):
         return self.layer(hidden_states, attention_bias(attention_mask, hidden_states.dtype))[0]
 
 
-class GatePiece(nn.Module):
-    def __init__(self, gate: Gate):
-        super().__init__()
-        self.gate = gate
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.gate.margin(hidden_states, attention_mask)
-
-
 class GatesPiece(nn.Module):
-    """All gates on the same states, margins [b, L]: the look-ahead layout."""
+    """Gates on the same states, margins [b, L]: the look-ahead layout.
 
-    def __init__(self, gates: nn.ModuleList):
+    All hidden layers are one matrix, and the two logits are subtracted in the weights: one gate then costs ten small
+    operators, and so do twelve.
+    """
+
+    def __init__(self, gates: Sequence[Gate]):
         super().__init__()
-        self.gates = gates
+        self.hidden_weight = nn.Parameter(torch.cat([gate.hidden.weight for gate in gates]).detach())  # [L w, H]
+        self.hidden_bias = nn.Parameter(torch.cat([gate.hidden.bias for gate in gates]).detach())  # [L w]
+        difference = [gate.logits.weight[0] - gate.logits.weight[1] for gate in gates]
+        self.weight = nn.Parameter(torch.block_diag(*difference).detach())  # [L, L w]
+        self.bias = nn.Parameter(torch.stack([gate.logits.bias[0] - gate.logits.bias[1] for gate in gates]).detach())
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        return torch.stack([gate.margin(hidden_states, attention_mask) for gate in self.gates], dim=1)
+        hidden = torch.tanh(F.linear(pooled(hidden_states, attention_mask), self.hidden_weight, self.hidden_bias))
+        return F.linear(hidden, self.weight, self.bias)
+
+
+class GatePiece(GatesPiece):
+    """One gate, margin [b]."""
+
+    def __init__(self, gate: Gate):
+        super().__init__([gate])
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        return super().forward(hidden_states, attention_mask)[:, 0]
 
 
 class FullPiece(nn.Module):
@@ -83,7 +94,7 @@ def cut(model: GatedClassifier, full: Classifier | None) -> Iterator[Piece]:
         yield Piece(layer_name(index), LayerPiece(layer), states, "layer_output")
     for index, gate in enumerate(model.gates):
         yield Piece(gate_name(index), GatePiece(gate), states, "margin")
-    yield Piece("gates", GatesPiece(model.gates), states, "margins")
+    yield Piece("gates", GatesPiece(list(model.gates)), states, "margins")
     yield Piece("head", body.head, ("hidden_states",), "logits")
     if full is not None:
         yield Piece("full", FullPiece(full), ("input_ids", "attention_mask", "token_type_ids"), "logits")

@@ -31,14 +31,19 @@ class Gate(nn.Module):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         """float32 [b, s, H], int64 [b, s] -> logits float32 [b, 2]; index 0 is run, as in the paper's algorithm 1."""
-        mask = attention_mask[..., None].to(hidden_states.dtype)
-        mean = (hidden_states * mask).sum(dim=1) / mask.sum(dim=1)
-        return self.logits(torch.tanh(self.hidden(F.layer_norm(mean, mean.shape[-1:]))))
+        return self.logits(torch.tanh(self.hidden(pooled(hidden_states, attention_mask))))
 
     def margin(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         """`logit_run - logit_skip`, float32 [b]: the layer runs where it is above the threshold."""
         logits = self(hidden_states, attention_mask)
         return logits[:, 0] - logits[:, 1]
+
+
+def pooled(hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+    """What a gate sees, float32 [b, H]: the mean of the real tokens, normalised."""
+    mask = attention_mask.to(hidden_states.dtype)
+    mean = (mask[:, None] @ hidden_states)[:, 0] / mask.sum(dim=1, keepdim=True)
+    return F.layer_norm(mean, mean.shape[-1:])
 
 
 @dataclass

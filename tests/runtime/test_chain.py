@@ -78,6 +78,6 @@ def test_embeddings_are_given_the_arrays_they_take():
 
     batch = pieces.ragged([2, 4], 0)
     chain = pieces.chain(1)
-    type(chain)(embeddings, chain.layers, chain.head, ("input_ids",)).run(batch, gate_router([1], 0.0))
+    type(chain)(embeddings, chain.layers, [], chain.head, ("input_ids",)).run(batch, gate_router([1], 0.0))
     assert len(seen) == 1
     assert seen[0] is batch.input_ids
