@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from hadskip_export.benchmark.systems import System, faster, take_turns
+from hadskip_export.benchmark.systems import CALLS_PER_TURN, System, faster, take_turns
 from hadskip_export.errors import BudgetError, BundleError, EngineError, HadskipError
 from hadskip_export.runtime import Predictor
 from tests.conftest import sentences
@@ -118,9 +118,18 @@ class Recording:
 def test_turns_are_interleaved_and_the_order_is_drawn_anew():
     notes: list = []
     systems = {name: Recording(name, notes, seconds) for name, seconds in (("a", 2.0), ("b", 1.0))}
-    take_turns(systems, [np.array([i]) for i in range(20)], 2, "turns")
-    pairs = [tuple(notes[start : start + 2]) for start in range(2, len(notes), 2)]  # after the two warm-up calls
-    assert len(pairs) == 40
-    assert all({who for who, _ in pair} == {"a", "b"} and pair[0][1] == pair[1][1] for pair in pairs)
-    assert 5 < sum(pair[0][0] == "a" for pair in pairs) < 35
+    calls, turns = 2 * CALLS_PER_TURN + 3, 12
+    take_turns(systems, [np.array([i]) for i in range(calls)], turns, "turns")
+    timed = iter(notes[2:])  # after the two warm-up calls
+    first = []
+    for _ in range(turns):
+        for start in range(0, calls, CALLS_PER_TURN):
+            block = [[row] for row in range(start, min(start + CALLS_PER_TURN, calls))]
+            turn = [next(timed) for _ in range(2 * len(block))]
+            assert [rows for _, rows in turn] == 2 * block
+            one, other = ({who for who, _ in half} for half in (turn[: len(block)], turn[len(block) :]))
+            assert {*one, *other} == {"a", "b"} and len(one) == len(other) == 1
+            first.append(*one)
+    assert next(timed, None) is None
+    assert 5 < first.count("a") < len(first) - 5
     assert faster(systems, [np.array([0])], "faster") == "b"
