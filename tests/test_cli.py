@@ -203,6 +203,8 @@ def program(*arguments: object, **options) -> subprocess.Popen[str]:
     found = shutil.which("hadskip-export", path=str(Path(sys.executable).parent))
     assert found, "the package is not installed in this environment"
     command = [found, *map(str, arguments)]
+    # A shell that runs the tests in its background has them, and what they start, ignore interrupts.
+    options |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
