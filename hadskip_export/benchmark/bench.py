@@ -21,7 +21,7 @@ from hadskip_export.tables import Columns, read_examples
 PEERS = ("full",)
 MOST_CALLS = 100
 TURNS = 5
-FULL_SETTINGS = {"full, threads at rest between calls": False, "full, threads spinning": True}
+FULL_SETTINGS = {"full, threads asleep": False, "full, threads spinning": True}
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def measure(
         }
         score = full_score = None
         if labels is not None:
-            full_answers = full["full, threads at rest between calls"].ask("answers")
+            full_answers = full["full, threads asleep"].ask("answers")
             score = METRICS[metric](np.array(answers["predicted"]), labels)
             full_score = METRICS[metric](np.array(full_answers["predicted"]), labels)
         rows = []

@@ -96,7 +96,7 @@ class Predictor:
             path: the bundle's folder.
             engine: one of the bundle's engines, `ort` or `ort-fp32`; the first if left out.
             threads: the most threads one call computes with; the CPUs this process may use if left out.
-            spinning: let engine threads wait busily between calls too, see `EngineOptions`.
+            spinning: let idle engine threads wait busily, see `EngineOptions`.
             router: `gates`, or `full` to run the fine-tuned BERT with every layer (the kill switch).
             gate_threshold: a layer runs where its gate's margin, in logits, is above this; the fitted value if left
                 out. Raise it for speed, lower it for accuracy.

@@ -29,8 +29,8 @@ class EngineOptions:
     """
     Args:
         threads: the most threads one piece may compute with; the CPUs this process may use, if left out.
-        spinning: let the threads of a piece go on waiting busily after a call. Right for one engine alone, ruinous for
-            a chain of them: twelve pools then fight over the cores.
+        spinning: let idle threads of a piece wait busily. Faster for one engine alone, ruinous for a chain of them:
+            twelve pools then fight over the cores.
     """
 
     threads: int | None = None

@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU. Runs the ONNX pieces as they are.
 
 Two traps, both measured (docs/performance.md): every session has a thread pool that spins after a call, and a memory
-arena that stays at its peak. So a pool stops spinning when its call returns, small pieces get no pool, and all sessions
-share one arena.
+arena that stays at its peak. So pools do not spin unless asked, small pieces get no pool, and all sessions share one
+arena.
 """
 
 import threading
@@ -36,8 +36,8 @@ class OrtEngine:
         options.intra_op_num_threads = 1 if piece.startswith(_SMALL) else self._options.thread_count
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        if not self._options.spinning:  # threads wait busily within a call and go to sleep when it returns
-            options.add_session_config_entry("session.force_spinning_stop", "1")
+        if not self._options.spinning:  # not even within a call: `force_spinning_stop` has worse tails
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.use_env_allocators", "1")
         try:
             session = self._ort.InferenceSession(str(file), options, providers=[PROVIDER])
