@@ -9,7 +9,10 @@ from types import ModuleType
 
 
 class HadskipError(Exception):
-    """The request, the files or the machine are at fault."""
+    """The request, the files or the machine are at fault. The message is one line, whatever it quotes."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
 
 
 class BundleError(HadskipError):

@@ -16,7 +16,7 @@ from hadskip_export.exporters.torch_reference import TorchReference
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.progress import say, track
+from hadskip_export.progress import track
 from hadskip_export.runtime.bundle import (
     MANIFEST,
     Bundle,
@@ -181,8 +181,6 @@ def write_bundle(
         checked = replace(info, parity=report.parity, first_bad_piece=report.first_bad_piece)
         (folder / "report.json").write_text(json.dumps([asdict(report)], indent=2) + "\n")
         seal(folder, replace(manifest, engines=(checked,)))
-    for line in report.lines():
-        say(line)
     return report
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from hadskip_export.errors import HadskipError
 from hadskip_export.exporters.references import Reference, Trace, traces
 from hadskip_export.progress import track
+from hadskip_export.runtime.bundle import gate_name, layer_name
 from hadskip_export.runtime.engines import Piece
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Encoded, pad
@@ -104,7 +105,7 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
     got_logits, got_routes = predictor.run(inputs, router="gates", gate_threshold=threshold)
     same = (got_routes == routes).all(axis=1)
     flips = count_flips(margins - threshold, routes, got_routes, ROUTE_EPSILON)
-    largest = float(np.abs(got_logits[same] - logits[same]).max()) if same.any() else float("inf")
+    largest = largest_difference(got_logits[same], logits[same])
     bad = next((report.piece for report in piece_reports if not report.passed), None)
     if bad is None and flips:
         bad = "routes"
@@ -140,6 +141,11 @@ def count_flips(margins: np.ndarray, routes: np.ndarray, got: np.ndarray, epsilo
     return int((different.any(axis=1) & clear).sum())
 
 
+def largest_difference(got: np.ndarray, expected: np.ndarray) -> float:
+    """Of logits, float [n, classes]; infinite where there is nothing to compare."""
+    return float(np.abs(got - expected).max()) if len(got) else float("inf")
+
+
 class _Difference:
     """Running largest and mean of absolute differences."""
 
@@ -169,7 +175,7 @@ def _compare_pieces(
     differences["embeddings"].add(pieces["embeddings"](*embedding_inputs), trace.states[0])
     for index, expected in enumerate(trace.layer_outputs):
         state = trace.states[index]
-        layer, gate = f"layer_{index + 1:02d}", f"gate_{index + 1:02d}"
+        layer, gate = layer_name(index), gate_name(index)
         differences[layer].add(pieces[layer](state, mask), expected)
         differences[gate].add(pieces[gate](state, mask), trace.margins[index : index + 1])
         column = pieces["gates"](state, mask)[:, index]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from hadskip_export.modeling.encoder import Classifier, Layer, attention_bias
 from hadskip_export.modeling.gated import Gate, GatedClassifier, pooled
+from hadskip_export.runtime.bundle import gate_name, layer_name
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,6 @@ class FullPiece(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         return self.model(input_ids, attention_mask, token_type_ids).logits
-
-
-def layer_name(index: int) -> str:
-    """Index from 0 -> `layer_01`; likewise `gate_name`."""
-    return f"layer_{index + 1:02d}"
-
-
-def gate_name(index: int) -> str:
-    return f"gate_{index + 1:02d}"
 
 
 def cut(model: GatedClassifier, full: Classifier | None) -> Iterator[Piece]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hadskip_export.errors import optional_import
-from hadskip_export.runtime.bundle import Bundle
+from hadskip_export.runtime.bundle import Bundle, gate_name, layer_name
 from hadskip_export.runtime.tokenization import Batch, Encoded, pad
 
 
@@ -60,10 +60,10 @@ class OnnxReference:
         self._ort: Any = optional_import("onnxruntime", "ort or ort-gpu")
         model = bundle.manifest.model
         folder = bundle.file("pieces")
-        layers = range(1, model.layers + 1)
+        layers = range(model.layers)
         self._embeddings = self._session(folder / "embeddings.onnx")
-        self._layers = [self._session(folder / f"layer_{index:02d}.onnx") for index in layers]
-        self._gates = [self._session(folder / f"gate_{index:02d}.onnx") for index in layers]
+        self._layers = [self._session(folder / f"{layer_name(index)}.onnx") for index in layers]
+        self._gates = [self._session(folder / f"{gate_name(index)}.onnx") for index in layers]
         self._head = self._session(folder / "head.onnx")
         full = folder / "full.onnx"
         self._full = self._session(full) if full.is_file() else None

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from hadskip_export.exporters.golden import read_golden
-from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport, compare, count_flips
+from hadskip_export.exporters.parity import (
+    LOGITS_TOLERANCE,
+    ROUTE_EPSILON,
+    ParityReport,
+    compare,
+    count_flips,
+    largest_difference,
+)
 from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.metrics import METRICS
 from hadskip_export.routes import RouteStatistics, statistics
@@ -99,7 +106,7 @@ def validate(
         threshold = predictor.bundle.manifest.router.threshold
         flips = count_flips(golden.margins - threshold, golden.routes, routes, ROUTE_EPSILON)
         same = (routes == golden.routes).all(axis=1)
-        largest = float(np.abs(logits[same] - golden.logits[same]).max()) if same.any() else float("inf")
+        largest = largest_difference(logits[same], golden.logits[same])
         check = GoldenCheck(len(golden.texts), flips, largest)
         texts = golden.texts if examples is None else examples.texts
         report = compare(OnnxReference(predictor.bundle), predictor, predictor.tokenizer.encode(texts))

@@ -23,6 +23,21 @@ FORMAT = 1
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
 
 
+def layer_name(index: int) -> str:
+    """The piece of layer `index` (from 0): `layer_01`, for whoever reads a file name counts from 1."""
+    return f"layer_{index + 1:02d}"
+
+
+def gate_name(index: int) -> str:
+    """The piece of the gate before layer `index` (from 0): `gate_01`."""
+    return f"gate_{index + 1:02d}"
+
+
+def gate_names(layout: str, num_layers: int) -> list[str]:
+    """The pieces a router of this layout asks: one per layer, or one for all."""
+    return ["gates"] if layout == "lookahead" else [gate_name(index) for index in range(num_layers)]
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """Sizes and names of the model. `inputs`: what embeddings and the full model take, in order."""
@@ -154,10 +169,9 @@ def _check_model(folder: Path, manifest: Manifest) -> None:
     model = manifest.model
     if model.layers < 1 or model.max_length < 3 or len(set(model.labels)) < 2 or not manifest.engines:
         raise BundleError(f"{folder / MANIFEST}: needs a layer, room for three tokens, two labels and an engine")
-    numbers = [f"{number:02d}" for number in range(1, model.layers + 1)]
+    layers = [layer_name(index) for index in range(model.layers)]
     for engine in manifest.engines:
-        gates = ["gates"] if engine.gates == "lookahead" else [f"gate_{number}" for number in numbers]
-        for piece in ["embeddings", *(f"layer_{number}" for number in numbers), *gates, "head"]:
+        for piece in ["embeddings", *layers, *gate_names(engine.gates, model.layers), "head"]:
             if piece not in engine.files:
                 raise BundleError(f"{folder / MANIFEST}: {engine.engine}-{engine.precision} has no {piece}")
 
@@ -177,9 +191,7 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         version = msgspec.json.decode(content, type=dict)["format"]
         if version != FORMAT:
-            raise BundleError(
-                f"{file}: format {' '.join(str(version).split())}, this version reads {FORMAT}; upgrade hadskip-export"
-            )
+            raise BundleError(f"{file}: format {version}, this version reads {FORMAT}; upgrade hadskip-export")
         return msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{file}: not a manifest ({error})") from error

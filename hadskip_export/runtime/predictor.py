@@ -12,7 +12,7 @@ import numpy as np
 
 from hadskip_export.errors import BudgetError, BundleError, EngineError
 from hadskip_export.routes import as_route
-from hadskip_export.runtime.bundle import Bundle, read_bundle
+from hadskip_export.runtime.bundle import Bundle, gate_names, layer_name, read_bundle
 from hadskip_export.runtime.chain import Chain
 from hadskip_export.runtime.engines import EngineOptions, Piece, engine_class
 from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter, Router
@@ -239,13 +239,11 @@ class Predictor:
             if self._closed:
                 raise EngineError(CLOSED)
             if self.chain is None:
-                numbers = [f"{index:02d}" for index in range(1, self.bundle.manifest.model.layers + 1)]
-                lookahead = self.engine_info.gates == "lookahead"
-                gates = ["gates"] if lookahead else [f"gate_{number}" for number in numbers]
+                count = self.bundle.manifest.model.layers
                 self.chain = Chain(
                     embeddings=self.engine.load("embeddings"),
-                    layers=[self.engine.load(f"layer_{number}") for number in numbers],
-                    gates=[self.engine.load(gate) for gate in gates],
+                    layers=[self.engine.load(layer_name(index)) for index in range(count)],
+                    gates=[self.engine.load(name) for name in gate_names(self.engine_info.gates, count)],
                     head=self.engine.load("head"),
                     embedding_inputs=tuple(
                         name for name in EMBEDDING_INPUTS if name in self.bundle.manifest.model.inputs

@@ -56,9 +56,10 @@ class HardRoutes:
 
 
 def fit_threshold(model: GatedClassifier, data: Dataset, budget: float, device: str = "cpu") -> float:
-    """The threshold at which mean layers over `data` come closest to `budget`, in logits.
+    """The threshold at which mean layers over `data` meet `budget`, in logits.
 
-    Among crossings the one nearest to 0, where training left the gates. The value is the midpoint between
+    Where they cross it more than once, the crossing nearest to 0, where training left the gates; where they never do,
+    the grid's closest. The value is the midpoint between
     neighbouring margins: one that lies exactly on an input's margin would flip with the last bit.
     """
     routes = HardRoutes(model, data, device)

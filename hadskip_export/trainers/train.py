@@ -32,7 +32,7 @@ from hadskip_export.trainers.recipe import Recipe, load_recipe
 from hadskip_export.trainers.run_folder import RunFolder, finished_folder, open_run, write_json, write_texts
 from hadskip_export.trainers.schedule import budget_name, homotopy, resolve_budget
 from hadskip_export.trainers.stages import Session, fine_tune, initialise_gates, train_jointly
-from hadskip_export.trainers.summary import budget_row, table
+from hadskip_export.trainers.summary import budget_row
 from hadskip_export.trainers.tasks import TaskData, hold_out, load_task
 from hadskip_export.trainers.threshold import fit_threshold
 
@@ -162,7 +162,6 @@ def _run(
         )
         summary["budgets"].append(row)
     write_json(run.summary, summary)
-    say(table(summary))
     return summary
 
 

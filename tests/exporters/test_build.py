@@ -275,14 +275,14 @@ def test_nothing_half_written_is_left_when_the_export_stops(run_folder: Path, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bundle_that_misses_parity_is_written_marked_and_refused(one_layer, tmp_path: Path, monkeypatch, capsys):
+def test_a_bundle_that_misses_parity_is_written_marked_and_refused(one_layer, tmp_path: Path, monkeypatch):
     out = tmp_path / "here" / "bundle"
     with monkeypatch.context() as patch:
         patch.setitem(parity.PIECE_TOLERANCE, "head", -1.0)  # no difference is small enough
         report = building.write_bundle(one_layer, out)
     assert report.parity == "failed"
     assert report.first_bad_piece == "head"
-    assert "parity FAILED at head" in capsys.readouterr().err
+    assert report.lines()[-1].strip() == "parity FAILED at head"
     engine = read_bundle(out).engine()
     assert (engine.parity, engine.first_bad_piece) == ("failed", "head")
     assert json.loads((out / "report.json").read_text())[0]["first_bad_piece"] == "head"

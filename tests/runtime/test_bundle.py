@@ -331,6 +331,11 @@ def test_whatever_a_manifest_says_reading_it_gives_a_bundle_or_a_bundle_error(bu
     assert isinstance(found, Refusal) or found.manifest.format == 1
 
 
+def test_an_error_is_one_line_whatever_it_quotes(copy: Path):
+    change_manifest(copy, lambda plain: plain["engines"][0]["files"].update(head="pieces/a\nb"))
+    refused(copy, "pieces/a b")
+
+
 # Writing
 
 
