@@ -52,16 +52,6 @@ class LookaheadRouter:
         return self._stale
 
 
-class StaticRouter:
-    """The same layers for every row; bool [L]."""
-
-    def __init__(self, layers: np.ndarray):
-        self._layers = layers
-
-    def select(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        return np.full(len(hidden_states), self._layers[index])
-
-
 class CappedRouter:
     """Another router, until a row has run `max_layers` layers; from then on that row skips."""
 

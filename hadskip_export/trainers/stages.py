@@ -70,8 +70,8 @@ def initialise_gates(model: GatedClassifier, session: Session) -> None:
         return loss, {"task": loss.detach(), "layers": output.gates.detach().sum(dim=1).mean()}
 
     groups = [(model.gates.parameters(), session.recipe.gate_lr)]
-    for epoch in _epochs(model.gates, groups, step, session, session.recipe.stage2_epochs, "stage II"):
-        session.log(stage="2", epoch=epoch)
+    for _ in _epochs(model.gates, groups, step, session, session.recipe.stage2_epochs, "stage II"):
+        pass
     model.classifier.requires_grad_(True)
     model.eval()
 
@@ -104,8 +104,8 @@ def train_jointly(
         return loss, terms | {"layers": output.gates.detach().sum(dim=1).mean()}
 
     groups = [(model.classifier.parameters(), recipe.body_lr), (model.gates.parameters(), recipe.gate_lr)]
-    for epoch in _epochs(model, groups, step, session, epochs, f"stage III, budget {budget:g}"):
-        session.log(stage="3", budget=budget, epoch=epoch)
+    for _ in _epochs(model, groups, step, session, epochs, f"stage III, budget {budget:g}"):
+        pass
     model.eval()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter, StaticRouter
+from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter
 from tests.runtime import pieces
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=9)
@@ -41,7 +41,7 @@ def test_a_layer_is_given_only_the_rows_that_run_it_and_only_their_length(length
 @given(lengths, st.lists(st.booleans(), min_size=1, max_size=6), st.integers(0, 1000))
 def test_a_static_router_runs_its_layers_for_every_input(lengths, chosen, seed):
     batch = pieces.ragged(lengths, seed)
-    logits, routes = pieces.chain(len(chosen)).run(batch, StaticRouter(np.array(chosen)))
+    logits, routes = pieces.chain(len(chosen)).run(batch, pieces.StaticRouter(np.array(chosen)))
     assert (routes == np.array(chosen)).all()
     mask, hidden = batch.attention_mask, pieces.embeddings(batch.input_ids, batch.token_type_ids)
     for index in np.flatnonzero(chosen):

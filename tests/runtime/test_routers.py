@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter, StaticRouter
+from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter
 from tests.runtime import pieces
 from tests.runtime.test_chain import gate_router, lengths, salts, thresholds
 
@@ -58,13 +58,6 @@ def test_a_gate_fires_above_the_threshold_not_at_it():
     assert GateRouter([lambda hidden, mask: margins], 0.5).select(0, hidden, mask).tolist() == expected
     lookahead = LookaheadRouter(lambda hidden, mask: margins[:, None].copy(), 1, 0.5)
     assert lookahead.select(0, hidden, mask).tolist() == expected
-
-
-def test_a_static_router_answers_for_every_row():
-    router = StaticRouter(np.array([True, False]))
-    hidden, mask = np.zeros((3, 2, 3), np.float32), np.ones((3, 2), np.int64)
-    assert router.select(0, hidden, mask).tolist() == [True] * 3
-    assert router.select(1, hidden, mask).tolist() == [False] * 3
 
 
 @settings(max_examples=100, deadline=None)
