@@ -4,9 +4,12 @@ Every command of `hadskip-export` is a function here, imported when it is first 
 """
 
 import importlib
+import logging
 from typing import Any
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet, unless the application listens
 
 _FUNCTIONS = {
     "train": "hadskip_export.trainers.train",
@@ -14,6 +17,8 @@ _FUNCTIONS = {
     "validate": "hadskip_export.exporters.validate",
     "inspect": "hadskip_export.inspection",
     "bench": "hadskip_export.benchmark.bench",
+    "estimate": "hadskip_export.benchmark.estimate",
+    "doctor": "hadskip_export.doctor",
     "demo": "hadskip_export.demonstration",
     "predict": "hadskip_export.prediction",
 }

@@ -5,7 +5,9 @@ Exit codes: 0 done; 1 done, and the answer is no; 2 the request, the files or th
 
 import errno
 import json
+import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +48,40 @@ def _columns(*kinds: str) -> Any:
     return decorate
 
 
+def _check_folder(json_file: Path | None) -> None:
+    """Before the work is done, not after."""
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise click.UsageError(f"--json {json_file}: no folder {json_file.parent}; make it first")
+
+
+def _write_json(json_file: Path | None, result: Any) -> None:
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+        click.echo(f"written: {json_file}")
+
+
 engine_option = click.option("--engine", help="One of the bundle's engines, ort or ort-fp32; the first if left out.")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(hadskip_export.__version__, prog_name="hadskip-export")
-def main() -> None:
+@click.option("-v", "--verbose", count=True, help="Log what is done; twice for more.")
+def main(verbose: int) -> None:
     """Train a BERT classifier to skip the layers an input does not need, and serve it so that they are not computed."""
+    if verbose:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+        logger = logging.getLogger("hadskip_export")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
 
 
 @main.command()
 @click.option("--model", required=True, help="A Hugging Face BERT: a local folder or a hub name.")
 @click.option("--budget", type=float, required=True, help="Layers per input on average; below 1 a share of the layers.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.")
-@click.option("--task", help="A GLUE task: sst2.")
-@click.option("--data-dir", help="The task's folder (train.tsv, dev.tsv), or GLUE's root.")
+@click.option("--task", help="A GLUE task: sst2, rte, cola, mrpc, qnli, qqp or mnli.")
+@click.option("--data-dir", help="The task's folder (train.tsv, dev.tsv), or GLUE's root; the hub's if left out.")
 @click.option("--train", "train_file", help="Labelled texts to train on: CSV, TSV or JSONL.")
 @click.option("--eval", "eval_file", help="Labelled texts to report figures on.")
 @click.option("--fine-tuned", is_flag=True, help="MODEL already is the classifier: skip stage I, it is the teacher.")
@@ -104,6 +125,13 @@ def build(no_full: bool, **options: Any) -> None:
 @click.option("--input", help="Classify the rows of a CSV, TSV or JSONL file.")
 @click.option("--output", help="Write the answers there instead of printing them.")
 @click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="At a bad row of the file: stop and write nothing, or name it on stderr and do the others.",
+)
+@click.option(
     "--gate-threshold", type=float, help="Run a layer where its margin is above this; the fitted value if left out."
 )
 @click.option("--max-layers", type=int, help="The most layers an input may run.")
@@ -124,12 +152,15 @@ def predict(bundle: Path, texts: tuple[str, ...], pair: str | None, **options: A
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", help="Labelled texts (CSV, TSV, JSONL) to compare on and to measure the metric on.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all of it there, every flip.")
 @engine_option
 @_columns(*COLUMN_OPTIONS)
-def validate(**options: Any) -> None:
+def validate(json_file: Path | None, **options: Any) -> None:
     """Check a bundle on this machine: golden files, every piece, routes, labels."""
+    _check_folder(json_file)
     validation = hadskip_export.validate(**options)
     click.echo("\n".join(validation.lines()))
+    _write_json(json_file, validation.plain())
     sys.exit(0 if validation.passed else 1)
 
 
@@ -147,20 +178,56 @@ def inspect(path: Path, as_json: bool) -> None:
 @click.option("--data", help="Labelled texts (CSV, TSV, JSONL) to time and to measure the metric on.")
 @click.option("--batch", type=int, multiple=True, default=(1,), show_default=True, help="Inputs per call; repeatable.")
 @click.option("--against", default="full", show_default=True, help="What to compare with, separated by commas.")
+@click.option("--max-layers", type=int, help="The most layers an input may run.")
+@click.option("--profile", is_flag=True, help="Split a call into tokeniser, embeddings, layers, gates, head, Python.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures and raw samples there.")
 @engine_option
 @_columns(*COLUMN_OPTIONS)
 def bench(json_file: Path | None, against: str, **options: Any) -> None:
     """Time a bundle against full BERT on the same inputs, in interleaved turns."""
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise click.UsageError(f"--json {json_file}: no folder {json_file.parent}; make it first")
+    _check_folder(json_file)
     result = hadskip_export.bench(against=tuple(against.split(",")), **options)
     from hadskip_export.benchmark.bench import Row
 
     click.echo("\n\n".join("\n".join(Row(**row).lines()) for row in result["rows"]))
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=1) + "\n")
-        click.echo(f"written: {json_file}")
+    _write_json(json_file, result)
+
+
+@main.command()
+@click.option(
+    "--model", required=True, help="bert-base, bert-large, minilm, a model folder, its config.json, a hub name."
+)
+@click.option("--layers-run", type=float, required=True, help="Layers that each input runs; below 1 a share of them.")
+@click.option("--engine", default="ort", show_default=True, help=f"One of {', '.join(ENGINES)}.")
+@click.option("--precision", default="fp32", show_default=True)
+@click.option("--seq", type=int, multiple=True, default=(64, 128), show_default=True, help="Tokens; repeatable.")
+@click.option("--batch", type=int, multiple=True, default=(1,), show_default=True, help="Inputs per call; repeatable.")
+@click.option(
+    "--routing",
+    type=click.Choice(["same", "mixed"]),
+    multiple=True,
+    help="The same layers for all inputs, or each its own; repeatable. Both, above batch 1, if left out.",
+)
+@click.option("--gates", type=click.Choice(["separate", "lookahead"]), default="separate", show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures and raw samples there.")
+def estimate(json_file: Path | None, **options: Any) -> None:
+    """The speedup this machine would give, before anyone trains: random weights, forced gates."""
+    _check_folder(json_file)
+    result = hadskip_export.estimate(**options)
+    from hadskip_export.benchmark.estimate import table
+
+    click.echo("\n".join(table(result["rows"])))
+    _write_json(json_file, result)
+
+
+@main.command()
+@click.option("--fresh", is_flag=True, help="Measure again, even if this machine was measured before.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def doctor(fresh: bool, as_json: bool) -> None:
+    """Say what this machine can run, what it lacks, and which engine is the fastest on it."""
+    diagnosis = hadskip_export.doctor(fresh=fresh)
+    click.echo(json.dumps(asdict(diagnosis), indent=2) if as_json else "\n".join(diagnosis.lines()))
+    sys.exit(0 if diagnosis.healthy else 1)
 
 
 @main.command()

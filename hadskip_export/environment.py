@@ -39,3 +39,8 @@ def environment() -> dict[str, Any]:
         "versions": versions(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+def load_per_core() -> float | None:
+    """The one-minute load average by CPU; None where the system tells none."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else None

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -15,8 +17,9 @@ from hadskip_export.errors import HadskipError
 from hadskip_export.progress import track
 from hadskip_export.runtime.tokenization import Text
 
-PAUSE = 0.002  # seconds after each call: a pool that spins has gone to sleep by then
 CALLS_PER_TURN = 20
+PAUSE = 0.02  # seconds after each turn, again and again until its threads are asleep: some spin for 300 ms
+MOST_PAUSES = 50
 
 
 class System:
@@ -26,10 +29,12 @@ class System:
         bundle: the bundle's folder.
         options: keyword arguments of `Predictor.load`.
         texts: what calls may ask about, by position.
+        routes: the layers that each text runs, bool [texts, L]; left to the gates if None.
     """
 
-    def __init__(self, bundle: str, options: dict[str, Any], texts: Sequence[Text]):
-        self._load = {"bundle": bundle, "options": options, "texts": list(texts)}
+    def __init__(self, bundle: str, options: dict[str, Any], texts: Sequence[Text], routes: np.ndarray | None = None):
+        forced = None if routes is None else routes.tolist()
+        self._load = {"bundle": bundle, "options": options, "texts": list(texts), "routes": forced}
 
     def __enter__(self) -> "System":
         self._process = subprocess.Popen(
@@ -73,40 +78,64 @@ class System:
         return reply
 
 
-def take_turns(
-    systems: dict[str, System], calls: Sequence[np.ndarray], turns: int, label: str, seed: int = 0
-) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class Turns:
+    """What the systems took.
+
+    Args:
+        seconds: by system, float [calls, turns].
+        idle_share: by system, processor time it used while others were timed, as a share of one core.
+    """
+
+    seconds: dict[str, np.ndarray]
+    idle_share: dict[str, float]
+
+
+def take_turns(systems: dict[str, System], calls: Sequence[np.ndarray], turns: int, label: str, seed: int = 0) -> Turns:
     """Times every system on every call, `turns` times.
 
-    A turn is a block of calls with a pause after each, as a service meets them; the order of the systems is drawn anew
-    for each block. Were they to alternate call by call, each would find the caches full of the other's weights, which
-    hurts most whichever alone would fit in them.
+    A turn is a block of calls made one after the other; the order of the systems is drawn anew for each block. Were
+    they to alternate call by call, each would find the caches full of the other's weights, which hurts most whichever
+    alone would fit in them, and every call would begin on cores that have just gone to sleep.
 
     Args:
         calls: rows of the systems' texts, int arrays; each call is one batch.
-
-    Returns:
-        Seconds by system, float [calls, turns].
     """
     random = np.random.default_rng(seed)
-    names = list(systems)
-    seconds = {name: np.zeros((len(calls), turns)) for name in names}
-    for name in names:  # once through the longest call, to warm up
-        systems[name].ask("call", rows=[int(row) for row in max(calls, key=len)])
-    blocks = [
-        (turn, first, names[position])
-        for turn in range(turns)
-        for first in range(0, len(calls), CALLS_PER_TURN)
-        for position in random.permutation(len(names))
-    ]
+    rows = [[int(row) for row in call] for call in calls]
+    seconds = {name: np.zeros((len(calls), turns)) for name in systems}
+    idle: defaultdict[str, float] = defaultdict(float)
+    watched: defaultdict[str, float] = defaultdict(float)
+    for system in systems.values():  # once through the longest call, to warm up
+        system.ask("calls", calls=[max(rows, key=len)])
+        _wait_until_asleep(system)
+    blocks = list(_blocks(list(systems), len(calls), turns, random))
     for turn, first, name in track(blocks, len(blocks), label):
-        for call in range(first, min(first + CALLS_PER_TURN, len(calls))):
-            seconds[name][call, turn] = systems[name].ask("call", rows=[int(row) for row in calls[call]])["seconds"]
-            time.sleep(PAUSE)
-    return seconds
+        others = {other: system for other, system in systems.items() if other != name}
+        before = {other: system.ask("cpu")["seconds"] for other, system in others.items()}
+        started = time.perf_counter()
+        block = slice(first, first + CALLS_PER_TURN)
+        seconds[name][block, turn] = systems[name].ask("calls", calls=rows[block])["seconds"]
+        for other, system in others.items():
+            idle[other] += system.ask("cpu")["seconds"] - before[other]
+            watched[other] += time.perf_counter() - started
+        _wait_until_asleep(systems[name])
+    return Turns(seconds, {name: idle[name] / watched[name] for name in watched})
 
 
-def faster(candidates: dict[str, System], calls: Sequence[np.ndarray], label: str) -> str:
-    """The name of the candidate with the smaller total time, each call at the median of three turns."""
-    seconds = take_turns(candidates, calls, turns=3, label=label)
-    return min(seconds, key=lambda name: float(np.median(seconds[name], axis=1).sum()))
+def _wait_until_asleep(system: System) -> None:
+    """Returns when the system's threads rest, or after a second: then `idle_share` tells."""
+    used = system.ask("cpu")["seconds"]
+    for _ in range(MOST_PAUSES):
+        time.sleep(PAUSE)
+        before, used = used, system.ask("cpu")["seconds"]
+        if used - before < PAUSE / 10:
+            return
+
+
+def _blocks(names: list[str], calls: int, turns: int, random: np.random.Generator) -> Iterator[tuple[int, int, str]]:
+    """(turn, first call, system) in the order in which they are timed."""
+    for turn in range(turns):
+        for first in range(0, calls, CALLS_PER_TURN):
+            for position in random.permutation(len(names)):
+                yield turn, first, names[position]

@@ -11,47 +11,71 @@ from typing import Any
 
 import numpy as np
 
+from hadskip_export.benchmark.profile import profile
 from hadskip_export.errors import HadskipError
 from hadskip_export.runtime.predictor import EMBEDDING_INPUTS, Predictor
-from hadskip_export.runtime.tokenization import Text, pad
+from hadskip_export.runtime.tokenization import Input, pad
+
+Calls = list[list[int]]  # rows of the texts, by call
 
 
 class Worker:
-    """Answers requests for one loaded bundle."""
+    """Answers requests for one loaded bundle.
 
-    def __init__(self, bundle: str, options: dict[str, Any], texts: list[Text]):
+    Args:
+        routes: the layers that each text runs whatever its gates say, bool [texts, L]; None leaves it to the gates.
+    """
+
+    def __init__(self, bundle: str, options: dict[str, Any], texts: list[Any], routes: list[list[bool]] | None):
         self._predictor = Predictor.load(bundle, **options)
-        self._texts: list[Text] = [text if isinstance(text, str) else (text[0], text[1]) for text in texts]
+        self._texts: list[Input] = [text if isinstance(text, str) else (text[0], text[1]) for text in texts]
+        self._routes = None if routes is None else np.array(routes, bool)
 
-    def call(self, rows: list[int]) -> dict[str, Any]:
-        """One timed call on the texts at `rows`, as an application makes it: text in, predictions out."""
+    def calls(self, calls: Calls) -> dict[str, Any]:
+        """Timed calls, one after the other, as an application makes them: text in, predictions out."""
+        return {"seconds": [self._call(rows) for rows in calls]}
+
+    def _call(self, rows: list[int]) -> float:
         texts = [self._texts[row] for row in rows]
         inputs = texts[0] if len(texts) == 1 else texts
+        routes = None if self._routes is None else self._routes[rows]
         started = time.perf_counter()
-        self._predictor(inputs, batch_size=len(rows))
-        return {"seconds": time.perf_counter() - started}
+        self._predictor(inputs, batch_size=len(rows), routes=routes)
+        return time.perf_counter() - started
 
-    def pieces(self, rows: list[int]) -> dict[str, Any]:
-        """Embeddings, one layer and head timed alone on the batch that the call would make."""
+    def cpu(self) -> dict[str, Any]:
+        """Processor time used so far by all threads: what grows between requests was taken from somebody else."""
+        return {"seconds": time.process_time()}
+
+    def pieces(self, calls: Calls, repeats: int) -> dict[str, Any]:
+        """Embeddings, one layer and head timed alone on the batches that the calls would make; seconds, medians."""
         model = self._predictor.bundle.manifest.model
-        batch = pad(self._predictor.tokenizer.encode([self._texts[row] for row in rows]))
         chain = self._predictor.chain
         assert chain is not None
-        ids = [getattr(batch, name) for name in EMBEDDING_INPUTS if name in model.inputs]
-        moments = [time.perf_counter()]
-        hidden = chain.embeddings(*ids)
-        moments.append(time.perf_counter())
-        for layer in chain.layers:
-            hidden = layer(hidden, batch.attention_mask)
-        moments.append(time.perf_counter())
-        chain.head(hidden)
-        moments.append(time.perf_counter())
-        embeddings, layers, head = np.diff(moments)
+        samples = []
+        for rows in calls:
+            batch = pad(self._predictor.tokenizer.encode([self._texts[row] for row in rows]))
+            ids = [getattr(batch, name) for name in EMBEDDING_INPUTS if name in model.inputs]
+            for _ in range(repeats):
+                moments = [time.perf_counter()]
+                hidden = chain.embeddings(*ids)
+                moments.append(time.perf_counter())
+                for layer in chain.layers:
+                    hidden = layer(hidden, batch.attention_mask)
+                moments.append(time.perf_counter())
+                chain.head(hidden)
+                moments.append(time.perf_counter())
+                samples.append(np.diff(moments))
+        embeddings, layers, head = np.median(samples, axis=0).tolist()
         return {"embeddings": embeddings, "layer": layers / len(chain.layers), "head": head}
+
+    def profile(self, calls: Calls) -> dict[str, Any]:
+        """Where the time of a call goes: mean seconds by part."""
+        return {"parts": profile(self._predictor, [[self._texts[row] for row in rows] for rows in calls])}
 
     def answers(self) -> dict[str, Any]:
         """Class index and layers run of every text, untimed."""
-        logits, routes = self._predictor.run(self._predictor.tokenizer.encode(self._texts))
+        logits, routes = self._predictor.run(self._predictor.tokenizer.encode(self._texts), routes=self._routes)
         return {"predicted": logits.argmax(axis=1).tolist(), "layers_run": routes.sum(axis=1).tolist()}
 
 

@@ -10,8 +10,9 @@ from hadskip_export.environment import chip
 from hadskip_export.errors import BudgetError, BundleError, EngineError
 from hadskip_export.exporters import golden as golden_files
 from hadskip_export.exporters.onnx import OPSET, export
-from hadskip_export.exporters.parity import ParityReport, compare
+from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport, compare
 from hadskip_export.exporters.pieces import cut
+from hadskip_export.exporters.quantise import is_quantised, quantise
 from hadskip_export.exporters.torch_reference import TorchReference
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated
 from hadskip_export.modeling.encoder import Classifier
@@ -25,6 +26,7 @@ from hadskip_export.runtime.bundle import (
     Manifest,
     ModelInfo,
     RouterInfo,
+    Tolerance,
     new_bundle,
     seal,
 )
@@ -35,7 +37,7 @@ from hadskip_export.trainers.run_folder import read_run, read_texts
 from hadskip_export.trainers.schedule import budget_name, resolve_budget
 from hadskip_export.trainers.summary import MARGIN_QUANTILES
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8")
 GateLayout = Literal["separate", "lookahead"]
 TOKENIZER = "tokenizer/tokenizer.json"
 
@@ -157,8 +159,10 @@ def write_bundle(
         (folder / TOKENIZER).parent.mkdir()
         shutil.copyfile(source.tokenizer, folder / TOKENIZER)
         tokenizer = Tokenizer(folder / TOKENIZER, source.max_length)
-        files = _write_pieces(source, folder)
-        info = EngineInfo(engine, precision, gates, versions, chip(), files, "unverified")
+        pieces = _write_pieces(source, folder)
+        files = pieces if precision == "fp32" else _write_int8(pieces, folder, engine)
+        unchecked = Tolerance((ROUTE_EPSILON,) * config.num_layers, LOGITS_TOLERANCE)
+        info = EngineInfo(engine, precision, gates, versions, chip(), files, "unverified", unchecked)
         manifest = Manifest(
             format=1,
             created_by=f"hadskip-export {__version__}",
@@ -169,6 +173,7 @@ def write_bundle(
             ),
             router=RouterInfo("gates", source.threshold, source.budget),
             opset=OPSET,
+            pieces=pieces,
             engines=(info,),
             held_out=source.held_out,
             tokenizer=TOKENIZER,
@@ -178,7 +183,9 @@ def write_bundle(
         golden_files.write_golden(folder, texts, tokenizer, reference, source.threshold)
         with Predictor(Bundle(folder, manifest)) as predictor:
             report = compare(reference, predictor, tokenizer.encode(source.texts or texts))
-        checked = replace(info, parity=report.parity, first_bad_piece=report.first_bad_piece)
+        checked = replace(
+            info, parity=report.parity, first_bad_piece=report.first_bad_piece, tolerance=report.tolerance
+        )
         (folder / "report.json").write_text(json.dumps([asdict(report)], indent=2) + "\n")
         seal(folder, replace(manifest, engines=(checked,)))
     return report
@@ -189,8 +196,19 @@ def _write_pieces(source: Source, folder: Path) -> dict[str, str]:
     (folder / "pieces").mkdir()
     pieces = list(cut(source.model, source.full))
     hidden_size = source.model.classifier.config.hidden_size
-    files = {}
+    files, written = {}, {}
     for piece in track(pieces, len(pieces), "export"):
-        files[piece.name] = f"pieces/{piece.name}.onnx"
-        export(piece, hidden_size, folder / files[piece.name])
+        if piece.module not in written:
+            written[piece.module] = f"pieces/{piece.name}.onnx"
+            export(piece, hidden_size, folder / written[piece.module])
+        files[piece.name] = written[piece.module]
     return files
+
+
+def _write_int8(pieces: dict[str, str], folder: Path, engine: str) -> dict[str, str]:
+    """Quantises what an int8 engine has of its own; returns piece -> file, the others' as they are."""
+    own = {file: f"engines/{engine}-int8/{Path(file).name}" for piece, file in pieces.items() if is_quantised(piece)}
+    (folder / "engines" / f"{engine}-int8").mkdir(parents=True)
+    for source, out in track(own.items(), len(own), "quantise"):
+        quantise(folder / source, folder / out)
+    return {piece: own.get(file, file) for piece, file in pieces.items()}

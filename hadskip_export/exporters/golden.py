@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from hadskip_export.errors import BundleError, DataError
+from hadskip_export.exporters.parity import count_flips, largest_difference
 from hadskip_export.exporters.references import Reference
 from hadskip_export.runtime.bundle import Bundle
+from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text, Tokenizer, pad
 
 COUNT = 64
@@ -84,3 +86,35 @@ def read_golden(bundle: Bundle) -> Golden:
         return golden
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise BundleError(f"{bundle.path}: its golden files cannot be read ({error}); build it again") from error
+
+
+@dataclass(frozen=True)
+class GoldenCheck:
+    """An engine on this machine against the answers recorded when the bundle was built (by PyTorch)."""
+
+    texts: int
+    flips: int
+    logits_largest: float
+    logits_tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.flips == 0 and self.logits_largest <= self.logits_tolerance
+
+    def __str__(self) -> str:
+        return (
+            f"{self.texts} texts, {self.flips} flips, logits differ by at most {self.logits_largest:.1e}, tolerance"
+            f" {self.logits_tolerance:.0e}"
+        )
+
+
+def check_golden(predictor: Predictor, golden: Golden) -> GoldenCheck:
+    """Runs the golden inputs through the engine that `predictor` has loaded."""
+    tolerance, threshold = predictor.engine_info.tolerance, predictor.bundle.manifest.router.threshold
+    inputs = predictor.tokenizer.encode(golden.texts)
+    logits, routes = predictor.run(inputs, router="gates", gate_threshold=threshold)
+    flips = count_flips(golden.margins - threshold, golden.routes, routes, np.array(tolerance.margins))
+    same = (routes == golden.routes).all(axis=1)
+    return GoldenCheck(
+        len(golden.texts), flips, largest_difference(logits[same], golden.logits[same]), tolerance.logits
+    )

@@ -58,15 +58,12 @@ class OnnxReference:
 
     def __init__(self, bundle: Bundle):
         self._ort: Any = optional_import("onnxruntime", "ort or ort-gpu")
-        model = bundle.manifest.model
-        folder = bundle.file("pieces")
-        layers = range(model.layers)
-        self._embeddings = self._session(folder / "embeddings.onnx")
-        self._layers = [self._session(folder / f"{layer_name(index)}.onnx") for index in layers]
-        self._gates = [self._session(folder / f"{gate_name(index)}.onnx") for index in layers]
-        self._head = self._session(folder / "head.onnx")
-        full = folder / "full.onnx"
-        self._full = self._session(full) if full.is_file() else None
+        pieces, layers = bundle.manifest.pieces, range(bundle.manifest.model.layers)
+        sessions = {file: self._session(bundle.file(file)) for file in set(pieces.values())}
+        self._embeddings, self._head = sessions[pieces["embeddings"]], sessions[pieces["head"]]
+        self._layers = [sessions[pieces[layer_name(index)]] for index in layers]
+        self._gates = [sessions[pieces[gate_name(index)]] for index in layers]
+        self._full = sessions[pieces["full"]] if "full" in pieces else None
 
     def trace(self, batch: Batch, threshold: float) -> Trace:
         mask = batch.attention_mask

@@ -75,6 +75,7 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
     """Reads config.json.
 
     Args:
+        folder: the model folder, or its configuration file.
         labels: class names of the task; left out, the checkpoint must already be a classifier and brings its own.
 
     Raises:
@@ -82,13 +83,14 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
     """
     from transformers import AutoConfig
 
-    if not (folder / "config.json").is_file():
+    file = folder if folder.is_file() else folder / "config.json"
+    if not file.is_file():
         raise BundleError(f"{folder}: no config.json there; --model takes a Hugging Face model folder")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(file)
         names = tuple(config.id2label[index] for index in range(config.num_labels))
     except Exception as error:  # transformers and its validators raise whatever they like about a bad file
-        raise BundleError(f"{folder / 'config.json'}: cannot be read ({_first_line(error)})") from error
+        raise BundleError(f"{file}: cannot be read ({_first_line(error)})") from error
     refused = _why_refused(config, classifier=labels is None)
     if refused:
         raise BundleError(f"{folder}: {refused} is not supported; this package takes BERT text classifiers")

@@ -72,8 +72,26 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """How far an engine may be from the reference.
+
+    Args:
+        margins: per gate, in logits; a margin closer than this to the threshold may fall on either side of it.
+        logits: largest difference of a logit where routes agree.
+    """
+
+    margins: tuple[float, ...]
+    logits: float
+
+
+@dataclass(frozen=True)
 class EngineInfo:
-    """One engine of the bundle. `files`: piece -> file, relative to the bundle."""
+    """One engine of the bundle.
+
+    Args:
+        files: piece -> file, relative to the bundle.
+        tolerance: what its parity check allowed; a machine where it is farther off computes something else.
+    """
 
     engine: str
     precision: str
@@ -82,6 +100,7 @@ class EngineInfo:
     chip: str
     files: dict[str, str]
     parity: Literal["passed", "failed", "unverified"]
+    tolerance: Tolerance
     first_bad_piece: str | None = None
 
 
@@ -93,7 +112,12 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json, format 1. Everything a deployment needs to know; no code, no pickle."""
+    """manifest.json, format 1. Everything a deployment needs to know; no code, no pickle.
+
+    Args:
+        pieces: the fp32 ONNX pieces, piece -> file, relative to the bundle; what other engines are made from and
+            compared with. Layers with the same weights share a file.
+    """
 
     format: int
     created_by: str
@@ -102,6 +126,7 @@ class Manifest:
     model: ModelInfo
     router: RouterInfo
     opset: int
+    pieces: dict[str, str]
     engines: tuple[EngineInfo, ...]
     held_out: HeldOut | None = None
     tokenizer: str = "tokenizer/tokenizer.json"
@@ -151,12 +176,12 @@ def read_bundle(path: str | Path) -> Bundle:
         if sha256(file) != info.sha256:
             raise BundleError(f"{folder / name}: its content is not what the manifest lists; copy it again")
     _check_model(folder, manifest)
-    run_by_engines = {file for engine in manifest.engines for file in engine.files.values()}
-    for name in {manifest.tokenizer} | run_by_engines:
+    pieces = {file for files in (manifest.pieces, *(e.files for e in manifest.engines)) for file in files.values()}
+    for name in {manifest.tokenizer} | pieces:
         _inside(root, folder, name)
         if name not in manifest.files:
             raise BundleError(f"{folder / name}: used by the manifest but not listed among its files")
-    for name in run_by_engines | {name for name in manifest.files if name.endswith(".onnx")}:
+    for name in pieces | {name for name in manifest.files if name.endswith(".onnx")}:
         _check_external_data(folder, root, name, manifest)
     return Bundle(folder, manifest)
 
@@ -170,10 +195,18 @@ def _check_model(folder: Path, manifest: Manifest) -> None:
     if model.layers < 1 or model.max_length < 3 or len(set(model.labels)) < 2 or not manifest.engines:
         raise BundleError(f"{folder / MANIFEST}: needs a layer, room for three tokens, two labels and an engine")
     layers = [layer_name(index) for index in range(model.layers)]
+    separate = gate_names("separate", model.layers)
+    for piece in ["embeddings", *layers, *separate, "head"]:
+        if piece not in manifest.pieces:
+            raise BundleError(f"{folder / MANIFEST}: the ONNX pieces lack {piece}")
     for engine in manifest.engines:
         for piece in ["embeddings", *layers, *gate_names(engine.gates, model.layers), "head"]:
             if piece not in engine.files:
                 raise BundleError(f"{folder / MANIFEST}: {engine.engine}-{engine.precision} has no {piece}")
+        if len(engine.tolerance.margins) != model.layers:
+            raise BundleError(
+                f"{folder / MANIFEST}: {engine.engine}-{engine.precision} needs a tolerance for each gate"
+            )
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -1,12 +1,14 @@
 """`Predictor`: text in, label out, through the layers each input needs."""
 
+import logging
 import math
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -15,12 +17,31 @@ from hadskip_export.routes import as_route
 from hadskip_export.runtime.bundle import Bundle, gate_names, layer_name, read_bundle
 from hadskip_export.runtime.chain import Chain
 from hadskip_export.runtime.engines import EngineOptions, Piece, engine_class
-from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter, Router
-from hadskip_export.runtime.tokenization import Encoded, Text, Tokenizer, pad
+from hadskip_export.runtime.routers import CappedRouter, ForcedRouter, GateRouter, LookaheadRouter, Router
+from hadskip_export.runtime.tokenization import Encoded, Ids, Input, Text, Tokenizer, pad
 
 RouterName = Literal["gates", "full"]
 CLOSED = "this predictor is closed; load the bundle again"
 EMBEDDING_INPUTS = ("input_ids", "token_type_ids")
+WARM_UP = Encoded([0] * 16, [0] * 16, truncated=False)  # as good as any input: one of every size is too many
+logger = logging.getLogger(__name__)
+
+
+class CallOptions(TypedDict, total=False):
+    """What one call may ask for.
+
+    Args:
+        batch_size: the most inputs computed together (32); inputs of similar length share a batch.
+        router, gate_threshold, max_layers: for this call only, see `Predictor.load`.
+        routes: bool [n, L], run just these layers whatever the gates say, which are asked all the same. For
+            measurements: what would other routes cost, and answer?
+    """
+
+    batch_size: int
+    router: RouterName | None
+    gate_threshold: float | None
+    max_layers: int | None
+    routes: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,7 @@ class Predictor:
         gate_threshold: float | None = None,
         max_layers: int | None = None,
         allow_failed: bool = False,
+        warm_up: bool = True,
     ):
         manifest = bundle.manifest
         self.bundle = bundle
@@ -76,6 +98,8 @@ class Predictor:
         self._full: Piece | None = None
         self._closed = False
         _ = self._load_full() if router == "full" else self._load_chain()
+        if warm_up:
+            self.run([WARM_UP], gate_threshold=-math.inf, max_layers=manifest.model.layers)
 
     @classmethod
     def load(
@@ -89,6 +113,7 @@ class Predictor:
         gate_threshold: float | None = None,
         max_layers: int | None = None,
         allow_failed: bool = False,
+        warm_up: bool = True,
     ) -> "Predictor":
         """Checks a bundle and loads its engines.
 
@@ -102,60 +127,49 @@ class Predictor:
                 out. Raise it for speed, lower it for accuracy.
             max_layers: the most layers an input may run.
             allow_failed: load an engine whose parity check failed.
+            warm_up: run every piece once, so that the first call is as fast as the second.
 
         Raises:
             BundleError: see `read_bundle`; also no such engine, a failed parity check, no full model in the bundle.
             EngineError: the engine's library is missing or refuses a piece.
             BudgetError: `max_layers` is not between 1 and the number of layers.
         """
+        started = time.perf_counter()
         bundle = read_bundle(path)
-        return cls(bundle, engine, threads, spinning, router, gate_threshold, max_layers, allow_failed)
+        predictor = cls(bundle, engine, threads, spinning, router, gate_threshold, max_layers, allow_failed, warm_up)
+        name = f"{predictor.engine_info.engine}-{predictor.engine_info.precision}"
+        if predictor.engine_info.parity == "unverified":
+            logger.warning("%s: %s was never checked; run hadskip-export validate on this machine", path, name)
+        logger.info("%s: %s loaded in %.2f s", path, name, time.perf_counter() - started)
+        return predictor
+
+    @overload
+    def __call__(self, inputs: str | tuple[str, str] | Ids, **options: Unpack[CallOptions]) -> Prediction: ...
 
     @overload
     def __call__(
         self,
-        inputs: str | tuple[str, str],
-        *,
-        batch_size: int = 32,
-        router: RouterName | None = None,
-        gate_threshold: float | None = None,
-        max_layers: int | None = None,
-    ) -> Prediction: ...
-
-    @overload
-    def __call__(
-        self,
-        inputs: list[str] | list[tuple[str, str]] | list[Text],
-        *,
-        batch_size: int = 32,
-        router: RouterName | None = None,
-        gate_threshold: float | None = None,
-        max_layers: int | None = None,
+        inputs: list[str] | list[tuple[str, str]] | list[Text] | list[Ids] | list[Input],
+        **options: Unpack[CallOptions],
     ) -> list[Prediction]: ...
 
     def __call__(
-        self,
-        inputs: str | tuple[str, str] | Sequence[Text],
-        *,
-        batch_size: int = 32,
-        router: RouterName | None = None,
-        gate_threshold: float | None = None,
-        max_layers: int | None = None,
+        self, inputs: Input | Sequence[Input], **options: Unpack[CallOptions]
     ) -> Prediction | list[Prediction]:
-        """Classifies a text, a pair of texts (a tuple), or a list of either.
+        """Classifies a text, a pair of texts (a tuple), an input tokenised before (a mapping with `input_ids`, see
+        `Tokenizer.encode`), or a list of these.
 
         Args:
             inputs: a list gives a list, in the same order.
-            batch_size: the most inputs computed together; inputs of similar length share a batch.
-            router, gate_threshold, max_layers: for this call only, see `load`.
+            options: see `CallOptions`.
 
         Raises:
-            DataError: an input is neither a text nor a pair, or is not valid Unicode.
+            DataError: an input that is nothing of the sort, see `Tokenizer.encode`.
             BudgetError: see `load`.
         """
-        single = isinstance(inputs, str | tuple)
-        encoded = self.tokenizer.encode([inputs] if single else inputs)  # type: ignore[list-item]
-        logits, routes = self.run(encoded, batch_size, router, gate_threshold, max_layers)
+        single = isinstance(inputs, str | tuple | Mapping)
+        encoded = self.tokenizer.encode([inputs] if single else inputs)  # type: ignore[list-item,arg-type]
+        logits, routes = self.run(encoded, **options)
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = shifted / shifted.sum(axis=1, keepdims=True)
         predictions = [
@@ -176,6 +190,7 @@ class Predictor:
         router: RouterName | None = None,
         gate_threshold: float | None = None,
         max_layers: int | None = None,
+        routes: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The call without its text: tokenised inputs to logits float32 [n, classes] and routes bool [n, L]."""
         router = router or self._router
@@ -184,15 +199,19 @@ class Predictor:
         self._check(router, max_layers, threshold)
         if batch_size < 1:
             raise BudgetError(f"batch_size={batch_size}: expected at least 1")
+        shape = (len(encoded), self.bundle.manifest.model.layers)
+        if routes is not None and (routes.shape != shape or routes.dtype != bool):
+            raise BudgetError(f"routes: expected bool {shape}, got {routes.dtype} {routes.shape}")
         pieces = self._load_full() if router == "full" else self._load_chain()
         logits = np.zeros((len(encoded), len(self.labels)), np.float32)
-        routes = np.ones((len(encoded), self.bundle.manifest.model.layers), bool)
+        ran = np.ones(shape, bool)
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = pad([encoded[row] for row in rows])
             if isinstance(pieces, Chain):
-                answer, routes[rows] = pieces.run(batch, self._new_router(pieces.gates, threshold, max_layers))
+                forced = None if routes is None else routes[rows]
+                answer, ran[rows] = pieces.run(batch, self._new_router(pieces.gates, threshold, max_layers, forced))
             else:
                 answer = pieces(*(getattr(batch, name) for name in self.bundle.manifest.model.inputs))
             if answer.shape != (len(rows), len(self.labels)):
@@ -200,7 +219,7 @@ class Predictor:
                     f"{self.bundle.path}: logits {answer.shape[1:]} for {len(self.labels)} labels; build it again"
                 )
             logits[rows] = answer
-        return logits, routes
+        return logits, ran
 
     def close(self) -> None:
         """Frees the engines. A closed predictor raises `EngineError` when called."""
@@ -215,11 +234,15 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _new_router(self, gates: Sequence[Piece], threshold: float, max_layers: int | None) -> Router:
+    def _new_router(
+        self, gates: Sequence[Piece], threshold: float, max_layers: int | None, routes: np.ndarray | None
+    ) -> Router:
         if self.engine_info.gates == "lookahead":
             router: Router = LookaheadRouter(gates[0], self.bundle.manifest.model.layers, threshold)
         else:
             router = GateRouter(gates, threshold)
+        if routes is not None:
+            router = ForcedRouter(router, routes)
         return router if max_layers is None else CappedRouter(router, max_layers)
 
     def _check(self, router: RouterName, max_layers: int | None, threshold: float) -> None:

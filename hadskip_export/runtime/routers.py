@@ -67,3 +67,19 @@ class CappedRouter:
         rows &= self._ran < self._max_layers
         self._ran += rows
         return rows
+
+
+class ForcedRouter:
+    """Another router is asked, so that its gates are paid for, and overruled. For measurements.
+
+    Args:
+        routes: the rows' layers, bool [b, L].
+    """
+
+    def __init__(self, router: Router, routes: np.ndarray):
+        self._router = router
+        self._routes = routes
+
+    def select(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        self._router.select(index, hidden_states, attention_mask)
+        return self._routes[:, index].copy()

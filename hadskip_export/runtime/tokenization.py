@@ -1,6 +1,6 @@
 """Text to padded ids. Training and serving use this same file, so they see the same tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from tokenizers import Tokenizer as BackendTokenizer
 from hadskip_export.errors import BundleError, DataError
 
 Text = str | tuple[str, str]
+Ids = Mapping[str, Sequence[int]]  # what a tokenizer of `transformers` gives for one input
+Input = Text | Ids
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Tokenizer:
             self._backend = BackendTokenizer.from_file(str(file))
         except Exception as error:  # the Rust library raises plain Exception
             raise BundleError(f"{file}: cannot be read as a tokenizer ({error})") from error
+        self._max_length, self._vocab_size = max_length, self._backend.get_vocab_size()
         self._backend.no_padding()
         self._backend.enable_truncation(max_length, strategy="longest_first")
 
@@ -56,17 +59,24 @@ class Tokenizer:
         """Every token, sorted."""
         return sorted(self._backend.get_vocab())
 
-    def encode(self, inputs: Sequence[Text]) -> list[Encoded]:
+    def encode(self, inputs: Sequence[Input]) -> list[Encoded]:
         """One by one on the calling thread: the library's batch call would use a thread pool of its own.
 
+        Args:
+            inputs: texts, pairs of texts, or inputs that are tokenised already: mappings with `input_ids` and, where
+                they matter, `token_type_ids` and `attention_mask`, special tokens included.
+
         Raises:
-            DataError: an input is neither a text nor a pair of texts, or is not valid Unicode.
+            DataError: an input is none of these, is not valid Unicode, or has ids that the model does not know.
         """
         if not isinstance(inputs, Sequence) or isinstance(inputs, str | bytes):
             raise DataError(f"expected a list of texts, got {type(inputs).__name__}")
-        return [self._encode_one(index, text) for index, text in enumerate(inputs)]
+        return [
+            self._from_ids(index, item) if isinstance(item, Mapping) else self._from_text(index, item)
+            for index, item in enumerate(inputs)
+        ]
 
-    def _encode_one(self, index: int, text: Text) -> Encoded:
+    def _from_text(self, index: int, text: Text) -> Encoded:
         pair = (text,) if isinstance(text, str) else text
         if not isinstance(pair, tuple | list) or len(pair) not in (1, 2) or not all(isinstance(t, str) for t in pair):
             raise DataError(f"input {index + 1}: expected a text or a pair of texts, got {type(text).__name__}")
@@ -77,6 +87,30 @@ class Tokenizer:
                 f"input {index + 1}: a text that is not valid Unicode; it holds half of a character"
             ) from error
         return Encoded(encoding.ids, encoding.type_ids, bool(encoding.overflowing))
+
+    def _from_ids(self, index: int, given: Ids) -> Encoded:
+        try:
+            ids = np.asarray(given["input_ids"])
+            mask = np.asarray(given.get("attention_mask", np.ones_like(ids)))
+            type_ids = np.asarray(given.get("token_type_ids", np.zeros_like(ids)))
+        except (KeyError, ValueError) as error:
+            raise DataError(
+                f"input {index + 1}: tokenised, but without input_ids that are a list of numbers"
+            ) from error
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or not ids.shape == mask.shape == type_ids.shape:
+            raise DataError(
+                f"input {index + 1}: expected input_ids, token_type_ids and attention_mask of one length, one list of"
+                " whole numbers each; give a list of such inputs to ask for several"
+            )
+        real = mask == 1  # padding is made anew, for the batch at hand
+        ids, type_ids = ids[real], type_ids[real]
+        if not 1 <= len(ids) <= self._max_length:
+            raise DataError(f"input {index + 1}: {len(ids)} tokens; the model takes 1 to {self._max_length}")
+        if ids.min() < 0 or ids.max() >= self._vocab_size:
+            raise DataError(f"input {index + 1}: an id that is not in the vocabulary of {self._vocab_size}")
+        if not np.isin(type_ids, (0, 1)).all():
+            raise DataError(f"input {index + 1}: token_type_ids other than 0 and 1")
+        return Encoded(ids.tolist(), type_ids.tolist(), truncated=False)
 
 
 def pad(inputs: Sequence[Encoded]) -> Batch:

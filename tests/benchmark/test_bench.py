@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from hadskip_export import bench, validate
 from hadskip_export.benchmark import bench as benching
-from hadskip_export.benchmark.bench import MOST_CALLS, TURNS, Row, choose_calls
+from hadskip_export.benchmark.bench import MOST_CALLS, Row, choose_calls
+from hadskip_export.benchmark.measure import TURNS
 from hadskip_export.errors import BundleError, DataError
 from hadskip_export.runtime import Predictor
 from tests.conftest import sentences, write_csv
-from tests.runtime.editing import Refusal, change_manifest, copy_of, outcome
+from tests.runtime.editing import Refusal, add_to_weights, change_manifest, change_piece, copy_of, outcome
 
 ROWS = [(text, "yes" if label == "positive" else "no") for text, label in sentences(12, 51)]
 # DESIGN.md: a row of `estimate`, and what `bench` has besides.
@@ -34,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(bundle: Path, data: Path) -> dict:
-    return bench(bundle, data=data, batch=(1, 5))
+    return bench(bundle, data=data, batch=(1, 5), profile=True)
 
 
 def test_rows_have_the_fields_of_the_design(result: dict):
@@ -88,6 +89,30 @@ def test_a_row_reads_well(result: dict):
     lines = "\n".join(Row(**result["rows"][0]).lines())
     for part in ("full BERT", "hadskip", "speedup", "95 % interval", "ideal", "efficiency", "layers run: ", "accuracy"):
         assert part in lines
+
+
+def test_a_profile_adds_up_to_calls_and_names_every_part(result: dict):
+    for row in result["rows"]:
+        assert list(row["profile"]) == [
+            "tokeniser", "embeddings", *(f"layer_0{number}" for number in range(1, 5)), "gates", "head", "python",
+        ]  # fmt: skip
+        assert min(row["profile"].values()) >= 0
+        assert 0.2 * row["p50"] < sum(row["profile"].values()) < 20 * row["p50"]
+        assert "where a call's time goes" in "\n".join(Row(**row).lines())
+
+
+def test_max_layers_caps_the_layers_that_are_timed(bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(benching, "MOST_CALLS", 2)
+    (row,) = bench(bundle, data=data, max_layers=1)["rows"]
+    assert row["mean_layers"] <= 1
+    assert row["profile"] is None
+
+
+def test_an_engine_that_gives_wrong_answers_is_not_timed(bundle: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    change_piece(copy, "layer_02", add_to_weights(0.5))
+    with pytest.raises(BundleError, match="does not give its golden answers .* hadskip-export validate"):
+        bench(copy)
 
 
 def test_golden_texts_are_timed_where_no_data_is_given(lookahead_bundle: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,12 +3,14 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
-from hadskip_export.benchmark.systems import CALLS_PER_TURN, System, faster, take_turns
+from hadskip_export.benchmark import systems as systems_module
+from hadskip_export.benchmark.systems import CALLS_PER_TURN, System, take_turns
 from hadskip_export.errors import BudgetError, BundleError, EngineError, HadskipError
 from hadskip_export.runtime import Predictor
 from tests.conftest import sentences
@@ -29,9 +31,9 @@ def test_a_worker_answers_as_the_predictor_does(bundle: Path):
         expected = predictor(TEXTS)
         assert [predictor.labels[index] for index in answers["predicted"]] == [p.label for p in expected]
         assert answers["layers_run"] == [len(p.layers) for p in expected]
-        assert system.ask("call", rows=[0, 6])["seconds"] > 0
-        assert system.ask("call", rows=[8])["seconds"] > 0
-        pieces = system.ask("pieces", rows=[0, 1, 2])
+        seconds = system.ask("calls", calls=[[0, 6], [8]])["seconds"]
+        assert len(seconds) == 2 and min(seconds) > 0
+        pieces = system.ask("pieces", calls=[[0, 1, 2], [4]], repeats=2)
         assert set(pieces) == {"embeddings", "layer", "head"}
         assert all(seconds > 0 for seconds in pieces.values())
     assert children() == before
@@ -72,8 +74,8 @@ def test_a_worker_that_refused_one_request_answers_the_next(bundle: Path):
     with System(str(bundle), {}, ["good"]) as system:
         assert system.ask("answers")["layers_run"]
         with pytest.raises(BudgetError):
-            system.ask("load", bundle=str(bundle), options={"max_layers": 99}, texts=[])
-        assert system.ask("call", rows=[0])["seconds"] > 0
+            system.ask("load", bundle=str(bundle), options={"max_layers": 99}, texts=[], routes=None)
+        assert system.ask("calls", calls=[[0]])["seconds"][0] > 0
 
 
 def test_a_dead_worker_is_an_error_not_a_wait(bundle: Path):
@@ -84,40 +86,50 @@ def test_a_dead_worker_is_an_error_not_a_wait(bundle: Path):
         psutil.wait_procs([psutil.Process(worker)] if psutil.pid_exists(worker) else [], timeout=10)
         for _ in range(2):
             with pytest.raises(HadskipError, match="died"):
-                system.ask("call", rows=[0])
+                system.ask("calls", calls=[[0]])
     assert children() == before
 
 
 def test_a_worker_that_crashes_is_an_error(bundle: Path, capfd):
     with System(str(bundle), {}, TEXTS) as system, pytest.raises(HadskipError, match="died"):
-        system.ask("call", rows=[10**6])
+        system.ask("calls", calls=[[10**6]])
+
+
+def test_forced_routes_are_run_and_the_gates_do_not_matter(bundle: Path):
+    routes = np.random.default_rng(0).random((len(TEXTS), 4)) < 0.5
+    with System(str(bundle), {"gate_threshold": 1e9}, TEXTS, routes) as system:
+        assert system.ask("answers")["layers_run"] == routes.sum(axis=1).tolist()
 
 
 def test_turns_fill_a_table_of_calls_by_turns(bundle: Path):
     calls = [np.array([0, 1]), np.array([2]), np.array([3, 4])]
     with System(str(bundle), {}, TEXTS) as first, System(str(bundle), {"router": "full"}, TEXTS) as second:
-        seconds = take_turns({"a": first, "b": second}, calls, 4, "turns")
-        assert faster({"a": first, "b": second}, calls, "faster") in ("a", "b")
-    assert set(seconds) == {"a", "b"}
-    for table in seconds.values():
+        found = take_turns({"a": first, "b": second}, calls, 4, "turns")
+    assert set(found.seconds) == set(found.idle_share) == {"a", "b"}
+    for table in found.seconds.values():
         assert table.shape == (3, 4)
         assert (table > 0).all()
 
 
 class Recording:
-    """Notes who was asked, in place of a process, to see the order of turns."""
+    """Notes who was asked, in place of a process, to see the order of turns. `idle`: processor seconds used whenever
+    somebody asks."""
 
-    def __init__(self, name: str, notes: list, seconds: float):
-        self.name, self.notes, self.seconds = name, notes, seconds
+    def __init__(self, name: str, notes: list, idle: float = 0.0):
+        self.name, self.notes, self.idle, self.used = name, notes, idle, 0.0
 
-    def ask(self, request: str, rows: list[int]) -> dict[str, float]:
-        self.notes.append((self.name, rows))
-        return {"seconds": self.seconds}
+    def ask(self, request: str, calls: Any = None) -> dict[str, Any]:
+        if request == "cpu":
+            self.used += self.idle
+            return {"seconds": self.used}
+        self.notes.append((self.name, calls))
+        return {"seconds": [1.0] * len(calls)}
 
 
-def test_turns_are_interleaved_and_the_order_is_drawn_anew():
+def test_turns_are_interleaved_and_the_order_is_drawn_anew(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(systems_module, "PAUSE", 0.0001)
     notes: list = []
-    systems = {name: Recording(name, notes, seconds) for name, seconds in (("a", 2.0), ("b", 1.0))}
+    systems: dict[str, Any] = {name: Recording(name, notes) for name in "ab"}
     calls, turns = 2 * CALLS_PER_TURN + 3, 12
     take_turns(systems, [np.array([i]) for i in range(calls)], turns, "turns")
     timed = iter(notes[2:])  # after the two warm-up calls
@@ -125,11 +137,27 @@ def test_turns_are_interleaved_and_the_order_is_drawn_anew():
     for _ in range(turns):
         for start in range(0, calls, CALLS_PER_TURN):
             block = [[row] for row in range(start, min(start + CALLS_PER_TURN, calls))]
-            turn = [next(timed) for _ in range(2 * len(block))]
-            assert [rows for _, rows in turn] == 2 * block
-            one, other = ({who for who, _ in half} for half in (turn[: len(block)], turn[len(block) :]))
-            assert {*one, *other} == {"a", "b"} and len(one) == len(other) == 1
-            first.append(*one)
+            (one, asked), (other, asked_too) = next(timed), next(timed)
+            assert asked == asked_too == block
+            assert {one, other} == {"a", "b"}
+            first.append(one)
     assert next(timed, None) is None
     assert 5 < first.count("a") < len(first) - 5
-    assert faster(systems, [np.array([0])], "faster") == "b"
+
+
+def test_a_system_that_does_not_rest_is_told_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(systems_module, "PAUSE", 0.0001)
+    systems: dict[str, Any] = {"a": Recording("a", []), "b": Recording("b", [], idle=0.01)}
+    found = take_turns(systems, [np.array([0])], 3, "turns")
+    assert found.idle_share["a"] == 0
+    assert found.idle_share["b"] > 0.1
+
+
+def test_threads_that_spin_are_asleep_before_the_next_turn(bundle: Path):
+    """The pool of a full model that may spin stays awake for up to a third of a second."""
+    calls = [np.array([0])]
+    with (
+        System(str(bundle), {"threads": 2}, TEXTS) as skip,
+        System(str(bundle), {"threads": 2, "router": "full", "spinning": True}, TEXTS) as full,
+    ):
+        assert max(take_turns({"skip": skip, "full": full}, calls, 5, "turns").idle_share.values()) < 0.5

@@ -60,14 +60,14 @@ def test_flips_are_those_of_a_slow_loop(data, inputs: int, layers: int):
     margins = data.draw(arrays.arrays(np.float64, (inputs, layers), elements=margin))
     routes = data.draw(arrays.arrays(bool, (inputs, layers)))
     got = data.draw(arrays.arrays(bool, (inputs, layers)))
-    assert count_flips(margins, routes, got, EPSILON) == slow_flips(margins, routes, got)
-    assert count_flips(margins, routes, routes, EPSILON) == 0
+    assert count_flips(margins, routes, got, np.full(layers, EPSILON)) == slow_flips(margins, routes, got)
+    assert count_flips(margins, routes, routes, np.full(layers, EPSILON)) == 0
 
 
 def test_only_the_first_difference_of_an_input_counts():
     margins = np.array([[0.0, 5.0], [5.0, 0.0], [0.0, 0.0]])
     routes = np.zeros((3, 2), bool)
-    assert count_flips(margins, routes, ~routes, EPSILON) == 1
+    assert count_flips(margins, routes, ~routes, np.full(2, EPSILON)) == 1
 
 
 # Comparing

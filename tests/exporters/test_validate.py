@@ -1,12 +1,16 @@
 """`validate`: the bundle as it was built passes; anything else that changes an answer does not."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from hadskip_export import validate
 from hadskip_export.errors import BundleError, DataError
+from hadskip_export.runtime import Predictor
 from tests.conftest import sentences, write_csv
 from tests.runtime.editing import add_to_weights, change_manifest, change_piece, copy_of
 from tests.runtime.oracle import Oracle
@@ -46,6 +50,63 @@ def test_the_metric_is_that_of_a_slow_computation(bundle: Path, data: Path, sour
     assert found.data.label_agreement == np.mean([a.label == b.label for a, b in zip(gated, full, strict=True)])
     assert found.data.routes.mean_layers == pytest.approx(np.mean([len(answer.layers) for answer in gated]))
     assert f"accuracy {found.data.value:.4f}" in "\n".join(found.lines())
+
+
+def lean_the_other_way(bundle: Path, texts: list[str]) -> None:
+    """Gives the head a bias with which, with gates, half of `texts` change their label; full BERT stays as it is."""
+    with Predictor.load(bundle) as predictor:
+        odds = [answer.probabilities["yes"] / answer.probabilities["no"] for answer in predictor(texts)]
+
+    def shift(model: onnx.ModelProto) -> None:
+        bias = np.array([0, -np.log(np.median(odds))], np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(bias, "bias"))
+        model.graph.node[-1].input.append("bias")  # of the last Gemm, which has none: it was zero
+
+    change_piece(bundle, "head", shift)
+
+
+def test_classes_and_flips_are_those_of_a_slow_computation(bundle: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    lean_the_other_way(copy, [text for text, _ in ROWS])
+    file = tmp_path / "data.jsonl"
+    file.write_text("\n".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in ROWS))
+    with Predictor.load(copy) as predictor:
+        answers = [(predictor(text, router="full").label, predictor(text).label, label) for text, label in ROWS]
+    found = validate(copy, data=file).data
+    assert [(flip.line, flip.text, flip.full, flip.gates, flip.expected) for flip in found.flips] == [
+        (1 + 2 * row, ROWS[row][0], *answer) for row, answer in enumerate(answers) if answer[0] != answer[1]
+    ]
+    assert 10 < len(found.flips) < len(ROWS)
+    assert found.better == sum(gates == label != full for full, gates, label in answers) > 0
+    assert found.worse == sum(full == label != gates for full, gates, label in answers) > 0
+    assert sum("->" in line for line in found.lines()) == 10
+    for scores, column in ((found.full_classes, 0), (found.classes, 1)):
+        for score in scores:
+            hits = sum(answer[column] == answer[2] == score.label for answer in answers)
+            claims = sum(answer[column] == score.label for answer in answers)
+            assert score.support == sum(label == score.label for _, label in ROWS)
+            assert score.precision == (hits / claims if claims else None)
+            assert score.recall == hits / score.support
+
+
+def test_without_full_bert_there_is_nothing_to_flip_against(bundle: Path, data: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    change_manifest(copy, lambda plain: plain["engines"][0]["files"].pop("full"))
+    found = validate(copy, data=data)
+    assert found.data.classes == validate(bundle, data=data).data.classes
+    assert found.data.full_value is found.data.full_classes is found.data.flips is found.data.better is None
+    assert "full BERT" not in "\n".join(found.data.lines())
+
+
+def test_plain_is_the_whole_of_it(bundle: Path, data: Path):
+    found = validate(bundle, data=data)
+    plain = json.loads(json.dumps(found.plain()))
+    assert plain["passed"] is True
+    assert plain["golden"]["texts"] == 64
+    assert [piece["piece"] for piece in plain["parity"]["pieces"]] == [piece.piece for piece in found.parity.pieces]
+    assert plain["data"]["value"] == found.data.value
+    assert plain["data"]["flips"] == [vars(flip) for flip in found.data.flips]
+    assert plain["data"]["full_classes"] == [vars(score) for score in found.data.full_classes]
 
 
 @pytest.mark.parametrize("piece", ["embeddings", "layer_02", "gate_02", "head"])

@@ -209,7 +209,8 @@ def test_every_file_an_engine_runs_is_looked_into_whatever_its_name(copy: Path):
     """The engine reads the file the manifest names: a name that does not end in .onnx must not spare it the check."""
     change_piece(copy, "head", keep_outside("../../outside.bin", copy.parent / "outside.bin"))
     (copy / "pieces" / "head.onnx").rename(copy / "pieces" / "head.model")
-    change_manifest(copy, lambda plain: plain["engines"][0]["files"].update(head="pieces/head.model"))
+    for files in (lambda plain: plain["pieces"], lambda plain: plain["engines"][0]["files"]):
+        change_manifest(copy, lambda plain, files=files: files(plain).update(head="pieces/head.model"))
     reseal(copy)
     refused(copy, "head.model", "outside.bin")
 

@@ -316,7 +316,7 @@ def test_engines_go_by_either_name(bundle: Path):
 def test_a_bundle_without_the_full_model_has_no_kill_switch(bundle: Path, tmp_path: Path, oracle: Oracle):
     copy = copy_of(bundle, tmp_path)
     (copy / "pieces" / "full.onnx").unlink()
-    change_manifest(copy, lambda plain: plain["engines"][0]["files"].pop("full"))
+    change_manifest(copy, lambda plain: (plain["engines"][0]["files"].pop("full"), plain["pieces"].pop("full")))
     reseal(copy)
     with Predictor.load(copy) as predictor:
         assert_same(predictor(TEXTS), [oracle.gates(text) for text in TEXTS])

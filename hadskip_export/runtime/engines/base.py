@@ -29,8 +29,8 @@ class EngineOptions:
     """
     Args:
         threads: the most threads one piece may compute with; the CPUs this process may use, if left out.
-        spinning: let idle threads of a piece wait busily. Faster for one engine alone, ruinous for a chain of them:
-            twelve pools then fight over the cores.
+        spinning: let idle threads of a piece wait busily for as long as the library likes. Faster for one engine alone,
+            ruinous for a chain of them: twelve pools then fight over the cores.
     """
 
     threads: int | None = None

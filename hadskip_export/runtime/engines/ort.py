@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU. Runs the ONNX pieces as they are.
 
-Two traps, both measured (docs/performance.md): every session has a thread pool that spins after a call, and a memory
-arena that stays at its peak. So pools do not spin unless asked, small pieces get no pool, and all sessions share one
-arena.
+Two traps, both measured (docs/performance.md): every session has a thread pool that spins long after a call, and a
+memory arena that stays at its peak. So a pool spins just long enough to bridge the gap between two operators,
+small pieces get no pool, and all sessions share one arena.
 """
 
 import threading
@@ -16,6 +16,7 @@ from hadskip_export.errors import EngineError, optional_import
 from hadskip_export.runtime.engines.base import EngineOptions, Piece
 
 PROVIDER = "CPUExecutionProvider"
+SPIN_MICROSECONDS = 20  # asleep between operators costs a wake-up each; awake after the call slows the next piece
 _SMALL = ("gate", "head")  # pieces too small to share between threads
 _arena_lock = threading.Lock()
 _arena_registered = False
@@ -36,8 +37,8 @@ class OrtEngine:
         options.intra_op_num_threads = 1 if piece.startswith(_SMALL) else self._options.thread_count
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        if not self._options.spinning:  # not even within a call: `force_spinning_stop` has worse tails
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not self._options.spinning:
+            options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
         options.add_session_config_entry("session.use_env_allocators", "1")
         try:
             session = self._ort.InferenceSession(str(file), options, providers=[PROVIDER])

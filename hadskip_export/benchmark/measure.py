@@ -1,0 +1,179 @@
+"""The one way in which a speedup is measured: the Predictor and full BERT in turns, pieces alone, what to distrust."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hadskip_export.benchmark.statistics import Ratio, ideal_speedup, percentiles, speedup
+from hadskip_export.benchmark.systems import System, take_turns
+from hadskip_export.runtime.bundle import EngineInfo, ModelInfo
+from hadskip_export.runtime.tokenization import Text
+
+TURNS = 5
+FULL_SETTINGS = {"full, threads asleep": False, "full, threads spinning": True}
+IDLE_SHARE = 0.05  # of a core; a worker that waits uses less than a hundredth
+WIDE_INTERVAL = 0.1  # of the speedup
+BUSY_LOAD = 0.5  # per core, before anything was started here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """One workload, measured. Times are milliseconds per call; `p50`, `p90`, `p99` are the Predictor's, `full_*` full
+    BERT's.
+
+    Args:
+        seq: mean tokens per input.
+        routing: `data` (the gates decide), `same` or `mixed` (forced, the same layers for all inputs or not).
+        layers_run: mean layers per input.
+        embeddings_ms, layer_ms, head_ms: p50 of each alone, in the same run.
+        speedup, speedup_low, speedup_high: full BERT's time over the Predictor's, and its 95 % interval.
+        ideal: the speedup if gates, routing and copies cost nothing; `efficiency = speedup / ideal`.
+        full_setting: the thread setting at which full BERT was faster; that is what it is timed at.
+        warnings: why not to trust the figures; empty is good.
+        samples: seconds, [calls][turns], by system.
+    """
+
+    engine: str
+    precision: str
+    seq: float
+    batch: int
+    routing: str
+    layers: int
+    layers_run: float
+    embeddings_ms: float
+    layer_ms: float
+    head_ms: float
+    full_p50_ms: float
+    skip_p50_ms: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    ideal: float
+    efficiency: float
+    p50: float
+    p90: float
+    p99: float
+    full_p90_ms: float
+    full_p99_ms: float
+    full_setting: str
+    warnings: list[str]
+    samples: dict[str, list[list[float]]]
+
+
+class Contest:
+    """The Predictor and full BERT on the same texts, each in a process of its own. Use it as a context manager.
+
+    Args:
+        bundle: the bundle's folder.
+        info: the engine, the same for both.
+        options: keyword arguments of `Predictor.load` for the Predictor that is timed.
+        routes: forces the layers that each text runs, bool [texts, L].
+    """
+
+    def __init__(
+        self,
+        bundle: str,
+        info: EngineInfo,
+        model: ModelInfo,
+        texts: Sequence[Text],
+        options: dict[str, Any] | None = None,
+        routes: np.ndarray | None = None,
+    ):
+        name = {"engine": f"{info.engine}-{info.precision}"}
+        self._info, self._model = info, model
+        self.skip = System(bundle, name | (options or {}), texts, routes)
+        self.full = {
+            setting: System(bundle, name | {"router": "full", "spinning": spinning}, texts)
+            for setting, spinning in FULL_SETTINGS.items()
+        }
+
+    def __enter__(self) -> "Contest":
+        self._entered: list[System] = []
+        try:
+            for system in (self.skip, *self.full.values()):
+                self._entered.append(system.__enter__())
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for system in self._entered:
+            system.__exit__(None, None, None)
+
+    def measure(
+        self,
+        calls: Sequence[np.ndarray],
+        lengths: np.ndarray,
+        layers_run: np.ndarray,
+        routing: str,
+        label: str,
+        load: float | None,
+        turns: int = TURNS,
+    ) -> Figures:
+        """Times both on `calls`.
+
+        Args:
+            calls: rows of the texts, int arrays of one size; each call is one batch.
+            lengths, layers_run: of every text, int [texts].
+            load: the machine's load average per core before anything was started; None if it tells none.
+        """
+        few = calls[: max(1, len(calls) // 5)]
+        settings = take_turns(self.full, few, 3, f"{label}: full BERT's thread settings").seconds
+        setting = min(settings, key=lambda name: float(np.median(settings[name], axis=1).sum()))
+        found = take_turns({"skip": self.skip, "full": self.full[setting]}, calls, turns, label)
+        parts = self.skip.ask("pieces", calls=[call.tolist() for call in few], repeats=3 * max(1, 20 // len(few)))
+        milliseconds = {part: seconds * 1e3 for part, seconds in parts.items()}
+        skip, full = found.seconds["skip"], found.seconds["full"]
+        timed = np.concatenate(calls)
+        k = float(layers_run[timed].mean())
+        ratio = speedup(full, skip)
+        ideal = ideal_speedup(parts["embeddings"], parts["layer"], parts["head"], self._model.layers, k)
+        p50, p90, p99 = percentiles(skip)
+        full_p50, full_p90, full_p99 = percentiles(full)
+        return Figures(
+            engine=self._info.engine,
+            precision=self._info.precision,
+            seq=float(lengths[timed].mean()),
+            batch=len(calls[0]),
+            routing=routing,
+            layers=self._model.layers,
+            layers_run=k,
+            embeddings_ms=milliseconds["embeddings"],
+            layer_ms=milliseconds["layer"],
+            head_ms=milliseconds["head"],
+            full_p50_ms=full_p50,
+            skip_p50_ms=p50,
+            speedup=ratio.value,
+            speedup_low=ratio.low,
+            speedup_high=ratio.high,
+            ideal=ideal,
+            efficiency=ratio.value / ideal,
+            p50=p50,
+            p90=p90,
+            p99=p99,
+            full_p90_ms=full_p90,
+            full_p99_ms=full_p99,
+            full_setting=setting,
+            warnings=distrust(ratio, found.idle_share, load),
+            samples={system: values.tolist() for system, values in found.seconds.items()},
+        )
+
+
+def distrust(ratio: Ratio, idle_share: dict[str, float], load: float | None) -> list[str]:
+    """Why the figures should not be believed, a line each."""
+    found = []
+    if load is not None and load > BUSY_LOAD:
+        found.append(f"the machine was busy before this began (load {load:.2f} per core); stop the other work")
+    for system, share in idle_share.items():
+        if share > IDLE_SHARE:
+            found.append(
+                f"{system} used {share:.0%} of a core while it should wait; what the other one took is too long"
+            )
+    if ratio.high - ratio.low > WIDE_INTERVAL * ratio.value:
+        found.append(f"too noisy: the speedup may be anything from {ratio.low:.2f} to {ratio.high:.2f}; run it again")
+    elif ratio.low <= 1 <= ratio.high:
+        found.append("no difference between the two can be told from noise")
+    return found

@@ -1,0 +1,56 @@
+"""A bundle of random weights, for measurements that need no training."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+
+from hadskip_export.exporters.build import GateLayout, Source, write_bundle
+from hadskip_export.exporters.parity import ParityReport
+from hadskip_export.modeling.encoder import Classifier, EncoderConfig
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.runtime.tokenization import Text
+
+WORD = "word"
+
+
+def text_of(tokens: int) -> str:
+    """A text of exactly so many tokens, special tokens included."""
+    return " ".join([WORD] * (tokens - 2))
+
+
+def write_random_bundle(
+    out: Path, config: EncoderConfig, engine: str = "ort", precision: str = "fp32", gates: GateLayout = "separate"
+) -> ParityReport:
+    """Writes a bundle of a size, checked like any other.
+
+    All its layers have the same weights, and so have its gates: they share a file, which every engine loads for
+    itself, so a layer costs what it would cost, and only one of them is to be exported. Full BERT has layers of its
+    own: in one file the engine would keep equal weights once. Margins and label are far from a tie.
+    """
+    torch.manual_seed(0)
+    with torch.no_grad():
+        full = Classifier(config).init_weights()
+        model = GatedClassifier(Classifier(config).init_weights())
+        for head in (full.head, model.classifier.head):
+            head.classifier.bias[0] = 10.0
+        gate = model.gates[0]
+        gate.logits.weight.zero_()
+        gate.logits.bias.copy_(torch.tensor([1.0, 0.0]))
+    model.classifier.layers = nn.ModuleList([model.classifier.layers[0]] * config.num_layers)
+    model.gates = nn.ModuleList([gate] * config.num_layers)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = out.parent / "tokenizer.json"
+    write_tokenizer(tokenizer)
+    texts: list[Text] = [text_of(length) for length in (8, 16, min(64, config.max_positions))]
+    source = Source(model, full, tokenizer, config.max_positions, 0.0, config.num_layers, "random", "accuracy", texts)
+    return write_bundle(source, out, engine, precision, gates, golden=texts)
+
+
+def write_tokenizer(file: Path) -> None:
+    """A tokenizer of one word."""
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, WORD: 4}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(file))

@@ -1,0 +1,178 @@
+"""`doctor`: what this machine can run, what it lacks, and which engine is the fastest on it."""
+
+import importlib.util
+import json
+import os
+import platform
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hadskip_export.environment import chip, environment
+from hadskip_export.errors import EngineError
+from hadskip_export.progress import say, track
+from hadskip_export.runtime.engines import ENGINES, engine_class
+
+# What makes a difference here -> the flags of the system's CPU description that tell of it.
+FEATURES = {
+    "AVX2": {"avx2"},
+    "AVX512": {"avx512f"},
+    "VNNI": {"avx512_vnni", "avx_vnni", "asimddp"},
+    "BF16": {"avx512_bf16", "bf16"},
+    "AMX": {"amx_tile"},
+}
+TOKENS, ROUNDS = 128, 15
+WORTH_WHILE = 1.1  # times faster than fp32; int8 costs some agreement
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """
+    Args:
+        features: by name; None where the system does not tell.
+        engines: by name, None if it can run, else the one thing it lacks.
+        training: the same for training and export.
+        layer_ms: of a BERT-base layer of 128 tokens, by `engine-precision`; None if it could not be measured.
+        recommendation: what to build, in words.
+    """
+
+    environment: dict[str, Any]
+    features: dict[str, bool] | None
+    engines: dict[str, str | None]
+    training: str | None
+    layer_ms: dict[str, float] | None
+    recommendation: str
+
+    @property
+    def healthy(self) -> bool:
+        return any(lack is None for lack in self.engines.values())
+
+    def lines(self) -> list[str]:
+        """As a person reads it."""
+        about = self.environment
+        lines = [
+            f"chip: {about['chip']}, {about['cpus']} CPUs",
+            "features: "
+            + (
+                "not told by this system"
+                if self.features is None
+                else ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in self.features.items())
+            ),
+            "versions: " + ", ".join(f"{library} {version}" for library, version in about["versions"].items()),
+        ]
+        rows = {f"engine {name}": lack for name, lack in self.engines.items()} | {"training and build": self.training}
+        lines += [f"{name}: {'ready' if lack is None else lack}" for name, lack in rows.items()]
+        lines += [
+            f"{name}: {ms:.2f} ms for a BERT-base layer of {TOKENS} tokens"
+            for name, ms in (self.layer_ms or {}).items()
+        ]
+        return [*lines, f"recommended: {self.recommendation}"]
+
+
+def doctor(*, fresh: bool = False) -> Diagnosis:
+    """Looks at this machine.
+
+    Args:
+        fresh: measure again, even if the same chip was measured with the same versions before.
+    """
+    engines = {name: _lack_of(name) for name in ENGINES}
+    training = _lack_of_training()
+    layer_ms = None
+    if training is None and any(lack is None for lack in engines.values()):
+        layer_ms = _measured([name for name, lack in engines.items() if lack is None], fresh)
+    about = environment()
+    return Diagnosis(about, features(), engines, training, layer_ms, _recommendation(engines, training, layer_ms))
+
+
+def features() -> dict[str, bool] | None:
+    """What of `FEATURES` this chip has; None where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return None
+    for line in cpuinfo.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            flags = set(value.split())
+            return {feature: bool(wanted & flags) for feature, wanted in FEATURES.items()}
+    return None
+
+
+def _lack_of(engine: str) -> str | None:
+    try:
+        engine_class(engine).versions()
+    except EngineError as error:
+        return str(error)
+    return None
+
+
+def _lack_of_training() -> str | None:
+    for module in ("torch", "transformers", "onnx", "onnxscript"):
+        if importlib.util.find_spec(module) is None:
+            return f'needs {module}; pip install "hadskip-export[train]"'
+    return None
+
+
+def _recommendation(engines: dict[str, str | None], training: str | None, layer_ms: dict[str, float] | None) -> str:
+    ready = [name for name, lack in engines.items() if lack is None]
+    if not ready:
+        return 'pip install "hadskip-export[ort]"; no engine can run here'
+    if layer_ms is None:
+        return f"--engine {ready[0]} --precision fp32 (nothing was measured: that {training})"
+    plain = min((name for name in layer_ms if name.endswith("-fp32")), key=lambda name: layer_ms[name])
+    best = min(layer_ms, key=lambda name: layer_ms[name])
+    gain = layer_ms[plain] / layer_ms[best]
+    name = best if gain > WORTH_WHILE else plain
+    engine, _, precision = name.rpartition("-")
+    text = f"--engine {engine} --precision {precision}"
+    if name != plain:
+        text += f", {gain:.1f} times as fast as {plain}; what it costs in labels, validate --data tells"
+    return text
+
+
+def _measured(engines: list[str], fresh: bool) -> dict[str, float]:
+    """Milliseconds of a layer by `engine-precision`, from the cache if this machine is in it."""
+    about = environment()
+    key = json.dumps([chip(), about["cpus"], platform.platform(), about["versions"], engines], sort_keys=True)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hadskip-export" / "doctor.json"
+    try:
+        known = json.loads(cache.read_text())
+        assert isinstance(known, dict)
+    except (OSError, ValueError, AssertionError):
+        known = {}
+    if fresh or key not in known:
+        say("measuring a layer on each engine, once; half a minute")
+        known[key] = _measure(engines)
+        part = cache.with_suffix(f".{os.getpid()}.part")
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(known))
+            os.replace(part, cache)
+        except OSError as error:  # a home that cannot be written to: measured again the next time
+            say(f"{cache}: not kept ({error.strerror})")
+    return known[key]
+
+
+def _measure(engines: list[str]) -> dict[str, float]:
+    from contextlib import ExitStack
+    from statistics import median
+
+    from hadskip_export.benchmark.estimate import SIZES
+    from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
+    from hadskip_export.benchmark.systems import System
+    from hadskip_export.exporters.build import PRECISIONS
+
+    config = replace(SIZES["bert-base"], num_layers=1, vocab_size=64)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        systems = {}
+        for engine in engines:
+            for precision in PRECISIONS:
+                name = f"{engine}-{precision}"
+                write_random_bundle(folder / name / "bundle", config, engine, precision)
+                systems[name] = stack.enter_context(System(str(folder / name / "bundle"), {}, [text_of(TOKENS)]))
+        samples: dict[str, list[float]] = {name: [] for name in systems}
+        for _ in track(range(ROUNDS), ROUNDS, "measure"):
+            for name, system in systems.items():
+                samples[name].append(system.ask("pieces", calls=[[0]], repeats=10)["layer"])
+    return {name: median(seconds) * 1e3 for name, seconds in samples.items()}
