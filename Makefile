@@ -34,7 +34,9 @@ check: lint types test
 # The figures the README quotes that the demo does not print.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/import_time.py
-	$(BIN)/python benchmarks/chain.py
+	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine ort
+	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine ort --precision int8
+	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine ort --seq 64 --batch 8 --routing mixed
 	$(BIN)/python benchmarks/memory.py
 
 clean:

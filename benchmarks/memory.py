@@ -5,6 +5,7 @@ BERT-base size, random weights, every gate open: all twelve layers run, the most
     python benchmarks/memory.py
 """
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import click
 import psutil
-from random_bundle import BERT_BASE, text_of, write_random_bundle
 
+from hadskip_export.benchmark.estimate import SIZES
+from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
 from hadskip_export.runtime import Predictor
 
 BATCH, TOKENS = 32, 128
@@ -22,7 +24,7 @@ BATCH, TOKENS = 32, 128
 def resident_after_batch(bundle: str, router: str) -> int:
     """Bytes resident once a batch has been answered; run in a process of its own."""
     with Predictor.load(bundle, router=router) as predictor:  # type: ignore[arg-type]
-        predictor([text_of(TOKENS)] * BATCH, batch_size=BATCH)
+        predictor([text_of(TOKENS)] * BATCH, batch_size=BATCH, gate_threshold=-math.inf)
         return psutil.Process().memory_info().rss
 
 
@@ -34,7 +36,7 @@ def main(measure: tuple[str, str] | None) -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) / "bundle"
-        write_random_bundle(bundle, tuple(range(1, BERT_BASE.num_layers + 1)), BERT_BASE)
+        write_random_bundle(bundle, SIZES["bert-base"])
         resident = {}
         for router in ("gates", "full"):
             command = [sys.executable, __file__, "--measure", str(bundle), router]

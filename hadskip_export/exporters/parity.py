@@ -24,7 +24,7 @@ LOGITS_TOLERANCE = 1e-4  # fp32
 PIECE_TOLERANCE = {"gate": ROUTE_EPSILON, "head": LOGITS_TOLERANCE, "full": LOGITS_TOLERANCE}
 STATE_TOLERANCE = 1e-4  # embeddings and layers
 # Below fp32 single values stray; the mean difference may be this share of the mean of what the reference gives.
-MEAN_SHARE = 0.1
+MEAN_SHARE = 0.2
 # Labels that may differ beyond what full BERT's own precision costs (int8), or at all.
 LABEL_DISAGREEMENT = {"fp32": 0.0, "bf16": 0.005, "fp16": 0.005, "int8": 0.01}
 # A near tie below fp32: so many times the margin's error after one layer, at most this share of the gate's spread.

@@ -36,11 +36,14 @@ def budget_row(
     metric: str,
     held_out: Dataset,
     evaluation: Dataset,
+    mismatched: Dataset | None,
     device: str,
 ) -> tuple[dict[str, Any], HeldOutFigures]:
     """One row of summary.json, all of it on the evaluation data with hard gates, and the held-out figures.
 
+    `retained`: None where the teacher's metric is not above 0, for then a share of it says nothing.
     `static_metric`: the best fixed set of round(budget) layers of the same weights, chosen on the held-out slice.
+    `mismatched_metric`: only with `mismatched`, MNLI's second evaluation data.
     """
     score = METRICS[metric]
     num_layers = len(model.gates)
@@ -61,7 +64,7 @@ def budget_row(
         "mean_layers": seen.mean_layers,
         "mean_layers_se": seen.standard_error,
         "metric": value,
-        "retained": value / teacher_metric if teacher_metric else None,
+        "retained": value / teacher_metric if teacher_metric > 0 else None,
         "threshold": threshold,
         "routes": seen.distinct,
         "route_entropy_bits": seen.entropy_bits,
@@ -74,22 +77,31 @@ def budget_row(
         "histogram": seen.histogram,
         "held_out_mean_layers": held.mean_layers,
     }
+    if mismatched:
+        row["mismatched_metric"] = score(
+            predict_routed(model, mismatched, above(threshold), device)[0], mismatched.labels
+        )
     quantiles = np.quantile(margins, MARGIN_QUANTILES, axis=0).T.tolist()
     return row, HeldOutFigures(held, quantiles)
 
 
 def table(summary: dict[str, Any]) -> str:
     """summary.json as a person reads it."""
-    teacher = summary["teacher"]["metric"]
+    metric, teacher = summary["metric"], summary["teacher"]
+    has_mismatched = "mismatched_metric" in teacher
+    other, column = "", ""
+    if has_mismatched:
+        other, column = f" (mismatched {teacher['mismatched_metric']:.4f})", f" {'mismatched':>10}"
     lines = [
-        f"{summary['task']}: {summary['metric']}, teacher {teacher:.4f} with all {summary['layers']} layers",
-        f"{'budget':>7} {'layers':>7} {summary['metric']:>9} {'retained':>9} {'routes':>7} {'entropy':>8}"
+        f"{summary['task']}: {metric}, teacher {teacher['metric']:.4f}{other} with all {summary['layers']} layers",
+        f"{'budget':>7} {'layers':>7} {metric:>9}{column} {'retained':>9} {'routes':>7} {'entropy':>8}"
         f" {'top share':>10} {'top alone':>10} {'static':>7}",
     ]
     for row in summary["budgets"]:
         retained = "" if row["retained"] is None else f"{row['retained']:.1%}"
+        other = f" {row['mismatched_metric']:>10.4f}" if has_mismatched else ""
         lines.append(
-            f"{row['budget']:>7g} {row['mean_layers']:>7.2f} {row['metric']:>9.4f} {retained:>9}"
+            f"{row['budget']:>7g} {row['mean_layers']:>7.2f} {row['metric']:>9.4f}{other} {retained:>9}"
             f" {row['routes']:>7} {row['route_entropy_bits']:>8.2f} {row['top_route_share']:>10.1%}"
             f" {row['top_route_metric']:>10.4f} {row['static_metric']:>7.4f}"
         )

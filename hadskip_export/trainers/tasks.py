@@ -8,31 +8,21 @@ import numpy as np
 
 from hadskip_export.errors import DataError
 from hadskip_export.tables import Columns, Examples, check_labels, read_examples
+from hadskip_export.trainers.glue import GLUE_TASKS, HUB_REPOSITORY, read_folder, read_hub
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 2000
 
 
 @dataclass(frozen=True)
-class GlueTask:
-    """A task of GLUE's folder layout."""
-
-    folder: str
-    metric: str
-    columns: Columns
-
-
-GLUE_TASKS = {"sst2": GlueTask("SST-2", "accuracy", Columns("sentence", None, "label"))}
-
-
-@dataclass(frozen=True)
 class TaskData:
-    """Labelled texts of a task. `labels`: class names, index = class."""
+    """Labelled texts of a task. `labels`: class names, index = class. `mismatched`: MNLI's second evaluation."""
 
     name: str
     metric: str
     labels: tuple[str, ...]
     train: Examples
     evaluation: Examples
+    mismatched: Examples | None = None
 
     def indices(self, examples: Examples) -> np.ndarray:
         """Class of each example, int64 [n]."""
@@ -47,35 +37,40 @@ def load_task(
     evaluation: str | None,
     columns: Columns,
     known_labels: tuple[str, ...] | None,
+    repository: str = HUB_REPOSITORY,
 ) -> TaskData:
-    """Reads a GLUE task, or any pair of labelled files.
+    """Reads a GLUE task, from a folder or the hub, or any pair of labelled files.
 
     Args:
-        known_labels: class names of a fine-tuned model; left out, they are those of the training file.
+        known_labels: class names of a fine-tuned model; left out, they are the task's, or those of the training file.
+        repository: where on the hub GLUE is, or a folder laid out like it.
 
     Raises:
-        DataError: see `read_examples`; also an unknown task, or a label that training (or the model) does not know.
+        DataError: see `read_folder`, `read_hub`, `read_examples`; also an unknown task, or a label that training (or
+            the model) does not know, or classes in an order that the metric cannot have.
     """
     if (task is None) == (train is None):
-        raise DataError("give either --task with --data-dir, or --train with --eval")
+        raise DataError("give either --task, or --train with --eval")
     if task is not None:
         if task not in GLUE_TASKS:
             raise DataError(f"--task {task}: not known; there are {', '.join(GLUE_TASKS)} (or use --train and --eval)")
-        if data_dir is None:
-            raise DataError(f"--task {task} needs --data-dir, the folder with train.tsv and dev.tsv")
-        glue = GLUE_TASKS[task]
-        folder, metric, columns = Path(data_dir), glue.metric, glue.columns
-        if (folder / glue.folder).is_dir():
-            folder = folder / glue.folder
-        train_file, eval_file = folder / "train.tsv", folder / "dev.tsv"
+        name, metric = task, GLUE_TASKS[task].metric
+        known_labels = known_labels or GLUE_TASKS[task].labels
+        parts = read_hub(task, repository) if data_dir is None else read_folder(task, Path(data_dir))
     else:
         if evaluation is None:
             raise DataError("--train needs --eval, the labelled file that the figures are measured on")
-        metric, train_file, eval_file = "accuracy", Path(str(train)), Path(evaluation)
-    training, evaluated = read_examples(train_file, columns), read_examples(eval_file, columns)
+        files = Path(str(train)), Path(evaluation)
+        name, metric = files[0].stem, "accuracy"
+        parts = [(file, read_examples(file, columns)) for file in files]
+    (train_file, training), *evaluated = parts
     labels = label_names(training, known_labels, train_file)
-    check_labels(evaluated, labels, eval_file)
-    return TaskData(task or train_file.stem, metric, labels, training, evaluated)
+    for file, examples in evaluated:
+        check_labels(examples, labels, file)
+    if metric == "f1" and labels[1:2] != ("1",):
+        have = ", ".join(labels)
+        raise DataError(f"--task {task}: F1 is that of the second class, which must be '1'; the model has {have}")
+    return TaskData(name, metric, labels, training, *(examples for _, examples in evaluated))
 
 
 def label_names(training: Examples, known: tuple[str, ...] | None, file: Path) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def train(
         model: a Hugging Face BERT, local folder or hub name.
         budget: layers per input on average; below 1 a share of the layers.
         out: the run folder to write.
-        task, data_dir: a GLUE task and its folder; or
+        task, data_dir: a GLUE task and its folder, from the hub if left out; or
         train, eval: labelled CSV, TSV or JSONL files, with `text_column`, `pair_column`, `label_column` where the
             names do not say.
         fine_tuned: `model` already is the classifier: stage I is skipped and it is the teacher.
@@ -137,13 +137,16 @@ def _run(
     training = data.train[rows.tolist()]
     held_out = encode(tokenizer, held_examples.texts, data.indices(held_examples))
     evaluation = encode(tokenizer, data.evaluation.texts, data.indices(data.evaluation))
+    other = data.mismatched
+    mismatched = encode(tokenizer, other.texts, data.indices(other)) if other else None
     session = Session(
         encode(tokenizer, training.texts, data.indices(training)), held_out, recipe, seed, device, run.log, data.metric
     )
     say(f"{len(session.data)} sentences to train on, {len(held_out)} held out, {len(evaluation)} to evaluate on")
 
     teacher = _teacher(run, source, data, session, fine_tuned, seed).to(device)
-    teacher_metric = METRICS[data.metric](predict_full(teacher, evaluation, device), evaluation.labels)
+    score = METRICS[data.metric]
+    teacher_metric = score(predict_full(teacher, evaluation, device), evaluation.labels)
     say(f"teacher: {data.metric} {teacher_metric:.4f}")
     model = _initial_gates(run, teacher, session).to(device)
     summary: dict[str, Any] = {
@@ -155,10 +158,13 @@ def _run(
         "teacher": {"metric": teacher_metric},
         "budgets": [],
     }
+    if mismatched:
+        predicted = predict_full(teacher, mismatched, device)
+        summary["teacher"]["mismatched_metric"] = score(predicted, mismatched.labels)
     path = homotopy(budget, len(teacher.layers))
     for previous, step in zip([path[0], *path], path, strict=False):
         model, row = _one_budget(
-            run, model, teacher, previous, step, step == budget, session, evaluation, teacher_metric
+            run, model, teacher, previous, step, step == budget, session, evaluation, mismatched, teacher_metric
         )
         summary["budgets"].append(row)
     write_json(run.summary, summary)
@@ -206,6 +212,7 @@ def _one_budget(
     last: bool,
     session: Session,
     evaluation: Dataset,
+    mismatched: Dataset | None,
     teacher_metric: float,
 ) -> tuple[GatedClassifier, dict[str, Any]]:
     """Stage III at one budget, its threshold and its figures."""
@@ -218,7 +225,7 @@ def _one_budget(
     train_jointly(model, teacher, previous, budget, epochs, session)
     threshold = fit_threshold(model, session.held_out, budget, device)
     row, held_out = budget_row(
-        model, threshold, budget, teacher_metric, session.metric, session.held_out, evaluation, device
+        model, threshold, budget, teacher_metric, session.metric, session.held_out, evaluation, mismatched, device
     )
     with finished_folder(folder) as part:
         save_gated(model, GateSettings(recipe.gate_width, threshold, budget), part)

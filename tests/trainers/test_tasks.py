@@ -1,7 +1,6 @@
 """Where examples and class names come from; who is held out."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -43,56 +42,26 @@ def examples(*labels: str) -> Examples:
     return Examples(["text"] * len(labels), list(labels))
 
 
-@pytest.fixture
-def glue(tmp_path: Path) -> Path:
-    """GLUE's root, with SST-2 as it is downloaded: a header, no quoting, blanks at the end."""
-    folder = tmp_path / "SST-2"
-    folder.mkdir()
-    (folder / "train.tsv").write_text(
-        'sentence\tlabel\nhide new secretions \t0\na "great movie\t1\nit \'s fine , "really" \t1\n'
-    )
-    (folder / "dev.tsv").write_text("sentence\tlabel\nbleak and desperate \t0\n")
-    return tmp_path
-
-
-@pytest.mark.parametrize("below", ["SST-2", "."])
-def test_glue_is_found_by_its_task_folder_or_its_root(below, glue):
-    data = load_task("sst2", str(glue / below), None, None, ANY, None)
-    assert (data.name, data.metric, data.labels) == ("sst2", "accuracy", ("0", "1"))
-    assert data.train.texts == ["hide new secretions ", 'a "great movie', 'it \'s fine , "really" ']
-    assert data.indices(data.train).tolist() == [0, 1, 1] and data.indices(data.train).dtype == np.int64
-    assert data.evaluation.texts == ["bleak and desperate "]
-
-
-def test_the_real_sst2_loads_if_it_is_at_hand():
-    root = os.environ.get("GLUE_DIR")
-    if root is None:
-        pytest.skip("GLUE_DIR does not say where GLUE is")
-    data = load_task("sst2", root, None, None, ANY, None)
-    assert len(data.evaluation) == 872 and len(data.train) > 60_000 and data.labels == ("0", "1")
-
-
 def test_two_labelled_files(csv_files):
     train, evaluation = map(str, csv_files)
     data = load_task(None, None, train, evaluation, ANY, None)
     assert (data.name, data.metric, data.labels) == ("train", "accuracy", ("negative", "positive"))
-    assert len(data.train) == 240 and len(data.evaluation) == 80
+    assert len(data.train) == 240 and len(data.evaluation) == 80 and data.mismatched is None
 
 
-def test_what_is_missing_in_the_request_is_named(glue, csv_files):
+def test_what_is_missing_in_the_request_is_named(tmp_path, csv_files):
     train = str(csv_files[0])
     refused("--task", "--train")
     refused("--task", "--train", task="sst2", train=train)
-    refused("nli", "sst2", task="nli", data_dir=str(glue))
-    refused("--data-dir", task="sst2")
+    refused("nli", "sst2, rte, cola, mrpc, qnli, qqp, mnli", task="nli", data_dir=str(tmp_path))
     refused("--eval", train=train)
-    refused("train.tsv", "no such file", task="sst2", data_dir=str(glue / "nowhere"))
+    refused("train.tsv", "no such file", "--data-dir", task="sst2", data_dir=str(tmp_path / "nowhere"))
 
 
 def test_an_evaluation_label_that_training_does_not_know_is_refused(tmp_path):
     train = write_csv(tmp_path / "train.csv", [("a", "no"), ("b", "yes")])
     evaluation = write_csv(tmp_path / "eval.csv", [("a", "yes"), ("b", "maybe")])
-    refused("eval.csv", "row 2", "'maybe'", "no, yes", train=str(train), evaluation=str(evaluation))
+    refused("eval.csv", "line 3", "'maybe'", "no, yes", train=str(train), evaluation=str(evaluation))
 
 
 # Class names in class order
