@@ -209,6 +209,7 @@ def bench(json_file: Path | None, against: str, **options: Any) -> None:
     help="The same layers for all inputs, or each its own; repeatable. Both, above batch 1, if left out.",
 )
 @click.option("--gates", type=click.Choice(["separate", "lookahead"]), default="separate", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the routes.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures and raw samples there.")
 def estimate(json_file: Path | None, **options: Any) -> None:
     """The speedup this machine would give, before anyone trains: random weights, forced gates."""

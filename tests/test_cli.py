@@ -94,6 +94,24 @@ def test_validate(made: Made):
     output = succeeded(run("validate", made.bundle, "--engine", "ort", "--data", made.eval)).stdout
     metric = json.loads((made.run / "summary.json").read_text())["budgets"][-1]["metric"]
     assert f"data: 80 texts, accuracy {metric:.4f}" in output
+    assert "for the better" in output
+
+
+def test_validate_writes_json_whatever_the_answer_is(made: Made, tmp_path: Path):
+    file = tmp_path / "validation.json"
+    output = succeeded(run("validate", made.bundle, "--data", made.eval, "--json", file)).stdout
+    assert output.splitlines()[-1] == f"written: {file}"
+    found = json.loads(file.read_text())
+    assert found["passed"]
+    assert found["data"]["texts"] == 80
+    assert [score["label"] for score in found["data"]["classes"]] == ["negative", "positive"]
+    copy = copied(made, tmp_path)
+    change_piece(copy, "head", add_to_weights(float("nan")))
+    assert run("validate", copy, "--json", file).exit_code == 1
+    found = json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert not found["passed"]
+    assert found["golden"]["logits_largest"] is None
+    refused(run("validate", made.bundle, "--json", tmp_path / "missing" / "a.json"), "--json", "missing")
 
 
 def test_validate_says_no_with_exit_code_1(made: Made, tmp_path: Path):
@@ -133,6 +151,11 @@ def equal(got: list[dict], wanted: list[dict]) -> bool:
     )
 
 
+def numbered(answers: list[dict], first: int = 2) -> list[dict]:
+    """Answers to the rows of a file, of which one begins on every line from `first` on."""
+    return [{"line": line, **answer} for line, answer in enumerate(answers, start=first)]
+
+
 def test_predict_prints_a_line_per_text(made: Made):
     texts = ["a good film", "", "naïve 🙂", "a dull plot " * 40]
     assert equal(lines(succeeded(run("predict", made.bundle, *texts)).stdout), expected(made, texts))
@@ -160,23 +183,23 @@ def test_predict_reads_and_writes_files(made: Made, tmp_path: Path):
     result = succeeded(run("predict", made.bundle, "--input", made.eval, "--output", output))
     assert result.stdout == ""
     texts = [text for text, _ in sentences(80, 1)]
-    assert equal(lines(output.read_text()), expected(made, texts))
+    assert equal(lines(output.read_text()), numbered(expected(made, texts)))
     assert os.listdir(tmp_path) == ["answers.jsonl"]
     got = lines(succeeded(run("predict", made.bundle, "first", "--input", made.eval)).stdout)
-    assert equal(got, expected(made, ["first", *texts]))
+    assert equal(got, [{"line": None, **expected(made, ["first"])[0]}, *numbered(expected(made, texts))])
 
 
 def test_predict_finds_columns_by_name_and_by_option(made: Made, tmp_path: Path):
     pairs = write_csv(tmp_path / "pairs.csv", [("good", "bad"), ("a film", "a plot")], ("premise", "hypothesis"))
     wanted = expected(made, [("good", "bad"), ("a film", "a plot")])
-    assert equal(lines(succeeded(run("predict", made.bundle, "--input", pairs)).stdout), wanted)
+    assert equal(lines(succeeded(run("predict", made.bundle, "--input", pairs)).stdout), numbered(wanted))
     other = tmp_path / "other.jsonl"
     other.write_text('{"a": "good", "b": "bad"}\n{"b": "a plot", "a": "a film"}\n')
     options = ("--text-column", "a", "--pair-column", "b")
-    assert equal(lines(succeeded(run("predict", made.bundle, "--input", other, *options)).stdout), wanted)
+    assert equal(lines(succeeded(run("predict", made.bundle, "--input", other, *options)).stdout), numbered(wanted, 1))
     tsv = tmp_path / "texts.tsv"
     tsv.write_text('sentence\tid\n"a good" film\t1\n')
-    assert equal(lines(run("predict", made.bundle, "--input", tsv).stdout), expected(made, ['"a good" film']))
+    assert equal(lines(run("predict", made.bundle, "--input", tsv).stdout), numbered(expected(made, ['"a good" film'])))
 
 
 def test_inspect_knows_bundles_and_runs(made: Made):
@@ -301,7 +324,7 @@ def test_train_refuses_a_data_file(made: Made, tmp_path: Path, option: str, case
 def test_train_refuses_labels_it_cannot_learn(made: Made, tmp_path: Path):
     out = tmp_path / "out"
     unknown = write_csv(tmp_path / "eval.csv", [("good", "positive"), ("so so", "mixed")])
-    refused(train(made, out, eval=unknown), str(unknown), "row 2", "'mixed'", "negative, positive")
+    refused(train(made, out, eval=unknown), str(unknown), "line 3", "'mixed'", "negative, positive")
     one = write_csv(tmp_path / "one.csv", [("good", "positive")] * 5)
     refused(train(made, out, train=one), str(one), "'positive'", "two")
     assert not out.exists()
@@ -313,7 +336,7 @@ def test_train_refuses_labels_a_fine_tuned_model_does_not_know(made: Made, tmp_p
         "train", "--model", made.run / "stage1", "--fine-tuned", "--budget", 2, "--train", other, "--eval", other,
         "--out", tmp_path / "out",
     )  # fmt: skip
-    refused(result, str(other), "row 1", "'yes'", "negative, positive")
+    refused(result, str(other), "line 2", "'yes'", "negative, positive")
     assert not (tmp_path / "out").exists()
 
 
@@ -484,7 +507,7 @@ def test_labelled_data_that_cannot_be_used_is_refused(made: Made, tmp_path: Path
 @pytest.mark.parametrize("command", ["validate", "bench"])
 def test_labels_the_model_does_not_know_are_refused(made: Made, tmp_path: Path, command: str):
     file = write_csv(tmp_path / "data.csv", [("good", "positive"), ("bad", "yes")])
-    refused(run(command, made.bundle, "--data", file), str(file), "row 2", "'yes'", "negative, positive")
+    refused(run(command, made.bundle, "--data", file), str(file), "line 3", "'yes'", "negative, positive")
     refused(run(command, made.bundle, "--data", file, "--text-column", "words"), "'words'", "--text-column")
 
 

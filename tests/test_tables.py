@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hadskip_export import tables
 from hadskip_export.errors import DataError
 from hadskip_export.tables import Columns, Examples, read_examples, read_rows, read_texts
 
@@ -67,14 +68,16 @@ def test_any_text_survives_csv_and_jsonl(tmp_path, rows):
         csv.writer(file).writerows([("text", "label"), *rows])
     lines = [json.dumps({"text": text, "label": label}, ensure_ascii=False) for text, label in rows]
     (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8", newline="")
+    good = [text for text in texts if text.strip()]
     for name in ("a.csv", "a.jsonl"):
         assert read_examples(tmp_path / name) == Examples(texts, labels)
-        assert list(read_texts(tmp_path / name)) == texts
+        if good:
+            assert [text for _, text in read_texts(tmp_path / name, refuse=[].append)] == good
 
 
-def test_line_numbers_count_lines_inside_quotes(tmp_path):
+def test_a_row_has_the_number_of_the_line_it_begins_on(tmp_path):
     file = write(tmp_path, "a.csv", 'text,label\n"one\ntwo\n\nthree",x\nplain,x\n"again\nand",x\nlast,x\n')
-    assert [row.line for row in read_rows(file)] == [5, 6, 8, 9]
+    assert [row.line for row in read_rows(file)] == [2, 6, 7, 9]
 
 
 def test_a_ragged_row_is_named_by_its_line(tmp_path):
@@ -185,7 +188,7 @@ def test_a_field_that_is_missing_is_named_with_its_line(missing, tmp_path):
 def test_a_later_row_without_the_text_stops_the_stream_with_its_line(tmp_path):
     file = write(tmp_path, "a.jsonl", '{"text": "a"}\n{"body": "b"}\n')
     stream = read_texts(file)
-    assert next(stream) == "a"
+    assert next(stream) == (1, "a")
     refused(lambda: next(stream), "a.jsonl", "line 2", "text")
 
 
@@ -210,14 +213,14 @@ def test_columns_are_found_by_their_names(header, text, pair, label, tmp_path):
     file = write(tmp_path, "a.csv", f"{header}\n{','.join(fields)}\n")
     wanted = fields[text] if pair is None else (fields[text], fields[pair])
     assert read_examples(file) == Examples([wanted], [fields[label]])
-    assert list(read_texts(file)) == [wanted]
+    assert list(read_texts(file)) == [(2, wanted)]
 
 
 def test_named_columns_win(tmp_path):
     file = write(tmp_path, "a.csv", "text,label,body,title,kind\nt,l,b,ti,k\n")
     assert read_examples(file, Columns("body", "title", "kind")) == Examples([("b", "ti")], ["k"])
     assert read_examples(file, Columns(text="body")) == Examples(["b"], ["l"])
-    assert list(read_texts(file, Columns(pair="title"))) == [("t", "ti")]
+    assert list(read_texts(file, Columns(pair="title"))) == [(2, ("t", "ti"))]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +242,7 @@ def test_columns_that_cannot_be_told_are_refused_with_the_option(tmp_path):
 
 
 def test_texts_need_no_labels(tmp_path):
-    assert list(read_texts(write(tmp_path, "a.csv", "text\nhello\nagain\n"))) == ["hello", "again"]
+    assert list(read_texts(write(tmp_path, "a.csv", "text\nhello\nagain\n"))) == [(2, "hello"), (3, "again")]
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
@@ -251,7 +254,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 def test_known_labels_are_checked(tmp_path):
     file = write(tmp_path, "a.csv", "text,label\na,x\nb,y\n")
     assert read_examples(file, known=("y", "x")).labels == ["x", "y"]
-    refused(lambda: read_examples(file, known=("x", "z")), "a.csv", "row 2", "'y'", "x, z")
+    refused(lambda: read_examples(file, known=("x", "z")), "a.csv", "line 3", "'y'", "x, z")
 
 
 # Files
@@ -287,7 +290,8 @@ def test_a_file_without_rows_is_refused(content, tmp_path):
 def test_a_file_that_is_not_utf8_is_refused_with_the_byte(rows_before, tmp_path):
     before = b"text,label\n" + b"a,x\n" * rows_before
     file = write(tmp_path, "a.csv", before + b"caf\xe9,x\n")
-    assert f"byte {len(before) + 3})" in refused(lambda: read_examples(file), "a.csv", "not UTF-8")
+    message = refused(lambda: read_examples(file), "a.csv", f"line {rows_before + 2}:", "not UTF-8")
+    assert f"byte {len(before) + 3})" in message
 
 
 def test_utf16_is_refused(tmp_path):
@@ -297,3 +301,84 @@ def test_utf16_is_refused(tmp_path):
 def test_examples_can_be_picked_by_row():
     examples = Examples(["a", ("b", "c"), "d"], ["x", "y", "z"])
     assert examples[[2, 0, 0]] == Examples(["d", "a", "a"], ["z", "x", "x"]) and len(examples) == 3
+
+
+def test_examples_know_their_lines(tmp_path):
+    examples = read_examples(write(tmp_path, "a.csv", 'text,label\n"a\nb",x\n\nc,y\nd,x\n'))
+    assert examples.lines == [2, 5, 6]
+    assert examples[[2, 0]].lines == [6, 2]
+
+
+# Bad rows
+
+
+BAD_ROWS = {
+    "short and long": ("a.csv", "text,label\ngood,1\nshort\nfine,2\na,b,c\nlast,3\n", "2 good|4 fine|6 last", [3, 5]),
+    "lines in quotes": ("a.csv", 'text,label\n"a\nb"\nfine,2\n"c\nd",3\n', "4 fine|5 c\nd", [2]),
+    "quoting": ("a.csv", 'text,label\n"x"y,1\n"a ""b""",2\n', '3 a "b"', [2]),
+    "open quote": ("a.csv", 'text,label\n"open,1\nfine,2\nlast,3\n', "3 fine|4 last", [2]),
+    "open quote that another one ends": ("a.csv", 'text,label\n"open,1\nfine,2\n"last",3\n', "3 fine|4 last", [2]),
+    "open quotes": ("a.csv", 'text,label\n"open,1\n"open,2\nfine,3\n"open,4', "4 fine", [2, 3, 5]),
+    "Windows": ("a.csv", '\ufefftext,label\r\n"a\r\nb",1\r\n\r\nshort\r\nlast,2\r\n', "2 a\r\nb|6 last", [5]),
+    "tsv": ("a.tsv", 'text\tlabel\n"open\t1\nshort\na\tb\tc\nlast"\t3\n', '2 "open|5 last"', [3, 4]),
+    "empty texts": ("a.csv", 'text,label\n,1\n"",2\n  ,3\nlast,4\n', "5 last", [2, 3, 4]),
+    "empty second text": ("a.csv", "text,text2\na,\n,b\n", "", [2, 3]),
+    "not JSON": ("a.jsonl", '{"text": "a"}\n{\n\n[1]\n"b"\n{"text": "c"}', "1 a|6 c", [2, 4, 5]),
+    "JSON that Python gives up on": ("a.jsonl", f'{"[" * 100_000}\n{"1" * 5000}\n{{"text": "c"}}', "3 c", [1, 2]),
+    "JSON values": (
+        "a.jsonl", '{"text": null}\n{"text": ["a"]}\n{"text": ""}\n{"text": 7}\n{"id": 1}\n', "4 7", [1, 2, 3, 5],
+    ),
+    "half a character": ("a.jsonl", '{"text": "\\ud800"}\n{"text": "\\ud83d\\ude42", "id": "\\ud800"}', "2 🙂", [1]),
+    "first object": ("a.jsonl", '{"id": 1}\n{"id": 2}\n{"text": "a"}\n', "3 a", [1, 2]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_costs_no_other_row(case, tmp_path):
+    name, content, good, bad = BAD_ROWS[case]
+    file = write(tmp_path, name, content)
+    errors: list[DataError] = []
+    rows = read_texts(file, refuse=errors.append)
+    if good:
+        assert "|".join(f"{line} {text}" for line, text in rows) == good
+    else:
+        refused(lambda: list(rows), "a.csv", "no rows")
+    for line, error in zip(bad, errors, strict=True):
+        assert str(error).startswith(f"{file}, line {line}: ")
+        assert "\n" not in str(error)
+    assert str(errors[0]) == refused(lambda: list(read_texts(file)))  # and it stops, unless told otherwise
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", '"text,label\na,1\n', "header"),
+        ("a.csv", "text,text\na,1\n", "same name"),
+        ("a.csv", "words\na\n", "--text-column"),
+        ("a.csv", "text\na\n" + "a,b\n" * 5 + "caf\udce9\n", "not UTF-8"),
+        ("a.jsonl", '{"words": "a"}\n' * 5000, "--text-column"),
+        ("a.csv", "text,label\n" + "short\n" * 5, "no rows"),
+    ],
+)
+def test_what_is_no_rows_fault_stops_all_the_same(name, content, message, tmp_path):
+    file = write(tmp_path, name, content.encode(errors="surrogateescape"))
+    errors: list[DataError] = []
+    refused(lambda: list(read_texts(file, refuse=errors.append)), name, message)
+    assert len(errors) <= 5
+
+
+def test_a_header_may_come_after_blank_lines(tmp_path):
+    assert list(read_texts(write(tmp_path, "a.csv", "\n\ntext,label\na,1\n"))) == [(4, "a")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"), [(".csv", '"open\n'), (".csv", f"{'long' * 5000}\n"), (".tsv", f"{'long' * 5000}\n")]
+)
+def test_a_field_without_end_does_not_take_the_file_into_memory(kind, bad, monkeypatch):
+    monkeypatch.setattr(tables, "MOST_CHARACTERS", 10_000)
+    errors: list[DataError] = []
+    lines = iter(["text\n", bad, *["good\n"] * 50_000])
+    rows = tables._table_rows(Path("a"), lines, kind, errors.append)
+    assert next(rows).line == 3
+    assert len(list(lines)) > 45_000  # not taken yet
+    assert len(errors) == 1 and "line 2" in str(errors[0])

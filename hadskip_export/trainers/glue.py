@@ -115,6 +115,7 @@ def _read_rows(file: Path, lines: TextIO, task: GlueTask) -> Examples:
             raise DataError(f"{file}, line {number}: label {label!r} is not known; {task.folder} has {known}")
         found.texts.append(_text([fields[place] for place in places]))
         found.labels.append(label)
+        found.lines.append(number)
     if len(broken) > BROKEN_SHARE * (len(found) + len(broken)):
         raise DataError(f"{file}, {broken[0]}")
     if broken:
