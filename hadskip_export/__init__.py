@@ -18,7 +18,7 @@ _FUNCTIONS = {
     "inspect": "hadskip_export.inspection",
     "bench": "hadskip_export.benchmark.bench",
     "estimate": "hadskip_export.benchmark.estimate",
-    "doctor": "hadskip_export.doctor",
+    "doctor": "hadskip_export.diagnosis",
     "demo": "hadskip_export.demonstration",
     "predict": "hadskip_export.prediction",
 }

@@ -1,6 +1,7 @@
 """What a set of routes looks like: bool [inputs, layers], true where the layer ran."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +9,9 @@ import numpy as np
 Route = tuple[int, ...]  # the layers that run, numbered from 1
 
 
-def as_route(row: np.ndarray) -> Route:
+def as_route(row: Iterable[bool]) -> Route:
     """bool [L] -> layers that run, from 1."""
-    return tuple(int(index) + 1 for index in np.flatnonzero(row))
+    return tuple(layer for layer, ran in enumerate(row, start=1) if ran)
 
 
 def as_row(route: Route, num_layers: int) -> np.ndarray:

@@ -18,7 +18,6 @@ from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.progress import say
 from hadskip_export.runtime.bundle import read_bundle
 from hadskip_export.runtime.tokenization import Text
-from hadskip_export.trainers.schedule import resolve_budget
 
 Routing = Literal["same", "mixed"]
 CALLS, FEWEST_CALLS, TURNS = 40, 10, 3
@@ -75,9 +74,7 @@ def estimate(
     """
     before, load = environment(), load_per_core()
     config = find_config(model)
-    count = resolve_budget(layers_run, config.num_layers)
-    if count != int(count):
-        raise BudgetError(f"--layers-run {layers_run:g}: expected a whole number of the {config.num_layers} layers")
+    count = resolve_layers_run(layers_run, config.num_layers)
     for length in seq:
         if not 3 <= length <= config.max_positions:
             raise DataError(f"--seq {length}: the model takes 3 to {config.max_positions} tokens")
@@ -96,7 +93,7 @@ def estimate(
         rows = np.arange(size * max(FEWEST_CALLS, CALLS // size)) + len(texts)
         calls.append(list(rows.reshape(-1, size)))
         texts += [text_of(length)] * len(rows)
-        routes.append(draw_routes(len(rows), config.num_layers, int(count), kind, random))
+        routes.append(draw_routes(len(rows), config.num_layers, count, kind, random))
     all_routes = np.concatenate(routes)
     lengths = np.concatenate([np.full(len(r), w[0]) for r, w in zip(routes, workloads, strict=True)])
     with tempfile.TemporaryDirectory() as temporary:
@@ -105,8 +102,8 @@ def estimate(
         report = write_random_bundle(bundle, config, engine, precision, gates)
         if report.parity != "passed":
             raise EngineError(
-                f"{engine}-{precision} gives wrong answers on this machine, first at {report.first_bad_piece}: its speed"
-                " is worth nothing"
+                f"{engine}-{precision} gives wrong answers on this machine, first at {report.first_bad_piece}: its"
+                " speed is worth nothing"
             )
         opened = read_bundle(bundle)
         rows_out: list[Figures] = []
@@ -126,6 +123,18 @@ def find_config(model: str | Path) -> EncoderConfig:
         return SIZES[str(model)]
     path = Path(model)
     return read_config(path if path.is_file() else resolve_model(model), LABELS)
+
+
+def resolve_layers_run(layers_run: float, num_layers: int) -> int:
+    """`--layers-run` as a number of layers: below 1 it is a share of them.
+
+    Raises:
+        BudgetError: not a whole number of the layers that the model has.
+    """
+    layers = layers_run * num_layers if layers_run < 1 else layers_run
+    if not 0.5 < layers <= num_layers or abs(layers - round(layers)) > 1e-6:  # also refuses NaN
+        raise BudgetError(f"--layers-run {layers_run:g}: expected a whole number of the model's {num_layers} layers")
+    return round(layers)
 
 
 def draw_routes(

@@ -47,14 +47,15 @@ def export(piece: Piece, hidden_size: int, file: Path) -> None:
             _forget_origin(program.model)
             program.save(file, external_data=size > EXTERNAL_DATA_ABOVE)
         except Exception as error:  # the exporter wraps whatever went wrong inside it
-            raise EngineError(f"{piece.name}: torch cannot export it ({str(error).splitlines()[0]})") from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise EngineError(f"{piece.name}: torch cannot export it ({reason})") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's own remarks concern its developers; errors still come as exceptions."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(max(disabled, logging.WARNING))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

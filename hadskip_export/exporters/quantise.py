@@ -26,7 +26,7 @@ def quantise(source: Path, out: Path) -> None:
     try:
         # It recommends a preprocessing that our files do not need, through a call that would set up the host's logging.
         logging.root.addHandler(silence)
-        logging.disable(logging.WARNING)
+        logging.disable(max(disabled, logging.WARNING))
         quantization.quantize_dynamic(
             source,
             out,
@@ -36,7 +36,8 @@ def quantise(source: Path, out: Path) -> None:
             extra_options={"MatMulConstBOnly": True},  # products of activations, as in attention, stay fp32
         )
     except Exception as error:  # it raises whatever went wrong inside it
-        raise EngineError(f"{source}: onnxruntime cannot quantise it ({str(error).splitlines()[0]})") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise EngineError(f"{source}: onnxruntime cannot quantise it ({reason})") from error
     finally:
         logging.disable(disabled)
         logging.root.removeHandler(silence)

@@ -36,9 +36,10 @@ class Chain:
         hidden = self.embeddings(*(getattr(batch, name) for name in self.embedding_inputs))
         for index, layer in enumerate(self.layers):
             rows = routes[:, index] = router.select(index, hidden, mask)
-            if rows.all():
+            count = np.count_nonzero(rows)
+            if count == len(rows):
                 hidden = layer(hidden, mask)
-            elif rows.any():
+            elif count:
                 length = mask[rows].sum(axis=1).max()  # padding that only the other rows needed is left out
                 hidden[rows, :length] = layer(hidden[rows, :length], mask[rows, :length])
         return self.head(hidden), routes

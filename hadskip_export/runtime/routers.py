@@ -81,5 +81,6 @@ class ForcedRouter:
         self._routes = routes
 
     def select(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        self._router.select(index, hidden_states, attention_mask)
-        return self._routes[:, index].copy()
+        rows = self._router.select(index, hidden_states, attention_mask)
+        rows[:] = self._routes[:, index]  # in it, so that a look-ahead knows which rows change
+        return rows

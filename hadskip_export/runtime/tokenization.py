@@ -44,14 +44,16 @@ class Tokenizer:
     Args:
         file: `tokenizer.json`.
         max_length: tokens an input is cut to, special tokens included.
+        vocab_size: ids that the model knows, for inputs that come as ids; not looked at if left out. The file does not
+            tell: there may be more ids than tokens.
     """
 
-    def __init__(self, file: Path, max_length: int):
+    def __init__(self, file: Path, max_length: int, vocab_size: int | None = None):
         try:
             self._backend = BackendTokenizer.from_file(str(file))
         except Exception as error:  # the Rust library raises plain Exception
             raise BundleError(f"{file}: cannot be read as a tokenizer ({error})") from error
-        self._max_length, self._vocab_size = max_length, self._backend.get_vocab_size()
+        self._max_length, self._vocab_size = max_length, vocab_size
         self._backend.no_padding()
         self._backend.enable_truncation(max_length, strategy="longest_first")
 
@@ -93,7 +95,7 @@ class Tokenizer:
             ids = np.asarray(given["input_ids"])
             mask = np.asarray(given.get("attention_mask", np.ones_like(ids)))
             type_ids = np.asarray(given.get("token_type_ids", np.zeros_like(ids)))
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise DataError(
                 f"input {index + 1}: tokenised, but without input_ids that are a list of numbers"
             ) from error
@@ -102,11 +104,13 @@ class Tokenizer:
                 f"input {index + 1}: expected input_ids, token_type_ids and attention_mask of one length, one list of"
                 " whole numbers each; give a list of such inputs to ask for several"
             )
+        if not np.isin(mask, (0, 1)).all():
+            raise DataError(f"input {index + 1}: attention_mask other than 0 and 1")
         real = mask == 1  # padding is made anew, for the batch at hand
         ids, type_ids = ids[real], type_ids[real]
         if not 1 <= len(ids) <= self._max_length:
             raise DataError(f"input {index + 1}: {len(ids)} tokens; the model takes 1 to {self._max_length}")
-        if ids.min() < 0 or ids.max() >= self._vocab_size:
+        if ids.min() < 0 or (self._vocab_size is not None and ids.max() >= self._vocab_size):
             raise DataError(f"input {index + 1}: an id that is not in the vocabulary of {self._vocab_size}")
         if not np.isin(type_ids, (0, 1)).all():
             raise DataError(f"input {index + 1}: token_type_ids other than 0 and 1")

@@ -111,7 +111,7 @@ def test_max_layers_caps_the_layers_that_are_timed(bundle: Path, data: Path, mon
 def test_an_engine_that_gives_wrong_answers_is_not_timed(bundle: Path, tmp_path: Path):
     copy = copy_of(bundle, tmp_path)
     change_piece(copy, "layer_02", add_to_weights(0.5))
-    with pytest.raises(BundleError, match="does not give its golden answers .* hadskip-export validate"):
+    with pytest.raises(BundleError, match=r"does not give its golden answers .* hadskip-export validate"):
         bench(copy)
 
 

@@ -46,6 +46,19 @@ class Oracle:
         return self._answer(output.logits[0], layers, truncated)
 
     @torch.no_grad()
+    def forced(self, text: Text, route: list[bool]) -> Answer:
+        """The answer if just these layers run, whatever the gates say."""
+        ids, truncated = self.ids(text)
+        output = self.source.model.route(
+            ids["input_ids"],
+            ids["attention_mask"],
+            ids["token_type_ids"],
+            lambda index, margin: torch.tensor([route[index]]),
+        )
+        layers = tuple(index + 1 for index, run in enumerate(route) if run)
+        return self._answer(output.logits[0], layers, truncated)
+
+    @torch.no_grad()
     def full(self, text: Text) -> Answer:
         ids, truncated = self.ids(text)
         output = self.source.full(ids["input_ids"], ids["attention_mask"], ids["token_type_ids"])

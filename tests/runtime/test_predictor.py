@@ -1,5 +1,8 @@
 """The Predictor against PyTorch, one input at a time."""
 
+import logging
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +15,7 @@ import pytest
 from hadskip_export.errors import BudgetError, BundleError, DataError, EngineError, HadskipError
 from hadskip_export.exporters.build import Source
 from hadskip_export.runtime import Prediction, Predictor
+from hadskip_export.runtime.engines import ort
 from hadskip_export.runtime.tokenization import Text
 from tests.conftest import sentences
 from tests.runtime.editing import change_manifest, copy_of, reseal
@@ -361,3 +365,130 @@ def test_run_gives_logits_and_routes(predictor: Predictor, oracle: Oracle):
     assert logits.shape == (len(TEXTS), 2)
     assert routes.shape == (len(TEXTS), 4)
     assert [tuple(np.flatnonzero(row) + 1) for row in routes] == [oracle.gates(text).layers for text in TEXTS]
+
+
+# Forced routes
+
+
+def drawn_routes(seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return random.random((len(TEXTS), 4)) < random.random((len(TEXTS), 1))
+
+
+@pytest.mark.parametrize(("batch_size", "seed"), [(1, 0), (3, 1), (1000, 2)])
+def test_forced_routes_give_the_answers_of_pytorch_on_those_routes(
+    predictor: Predictor, oracle: Oracle, batch_size: int, seed: int
+):
+    routes = drawn_routes(seed)
+    expected = [oracle.forced(text, route.tolist()) for text, route in zip(TEXTS, routes, strict=True)]
+    assert_same(predictor(TEXTS, routes=routes, batch_size=batch_size), expected)
+
+
+def test_a_single_text_has_a_single_route(predictor: Predictor, oracle: Oracle):
+    for number in range(16):
+        route = [bool(number >> layer & 1) for layer in range(4)]
+        got = predictor("a good film", routes=np.array([route]), gate_threshold=1e9)
+        assert_same([got], [oracle.forced("a good film", route)])
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [np.ones((1, 4), bool), np.ones((2, 3), bool), np.ones((2, 4)), np.ones((2, 4), np.int64), [[True] * 4] * 2],
+    ids=["one row", "three layers", "float", "int", "list"],
+)
+def test_routes_of_another_shape_or_kind_are_refused(predictor: Predictor, routes):
+    with pytest.raises(HadskipError, match=r"^routes: expected a bool array \(2, 4\)") as error:
+        predictor(["good", "bad"], routes=routes)
+    one_line(error)
+
+
+# Tokenised before
+
+
+def test_texts_and_tokenised_inputs_mix(predictor: Predictor, oracle: Oracle):
+    tokenised = [
+        {name: rows[0].numpy() for name, rows in oracle.ids(text)[0].items()} if place % 2 else text
+        for place, text in enumerate(TEXTS)
+    ]
+    expected = [oracle.gates(text) for text in TEXTS]  # who gives ids has cut them
+    expected = [replace(a, truncated=a.truncated and not place % 2) for place, a in enumerate(expected)]
+    assert_same(predictor(tokenised, batch_size=5), expected)
+    assert isinstance(predictor(tokenised[1]), Prediction)
+    assert_same([predictor(tokenised[1])], [expected[1]])
+
+
+# Warming up
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counting]:
+    """The pieces that are loaded, by name, with the batches they were given."""
+    pieces: dict[str, Counting] = {}
+    load = ort.OrtEngine.load
+    monkeypatch.setattr(
+        ort.OrtEngine, "load", lambda engine, name: pieces.setdefault(name, Counting(load(engine, name)))
+    )
+    return pieces
+
+
+@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle"])
+def test_loading_runs_every_piece(layout: str, loaded: dict[str, Counting], request: pytest.FixtureRequest):
+    bundle = request.getfixturevalue(layout)
+    with Predictor.load(bundle, gate_threshold=1e9, max_layers=1):
+        assert {"embeddings", "layer_01", "layer_04", "head"} < set(loaded)
+        assert all(piece.rows for piece in loaded.values())
+    loaded.clear()
+    with Predictor.load(bundle, router="full"):
+        assert list(loaded) == ["full"]
+        assert loaded["full"].rows == 1
+
+
+def test_no_piece_runs_where_no_warming_up_is_wanted(bundle: Path, loaded: dict[str, Counting]):
+    with Predictor.load(bundle, warm_up=False) as predictor:
+        assert {"embeddings", "layer_01", "gate_04", "head"} < set(loaded)
+        assert not any(piece.rows for piece in loaded.values())
+        assert isinstance(predictor("good"), Prediction)
+
+
+def test_warming_up_keeps_to_the_length_the_model_takes(bundle: Path, tmp_path: Path, loaded: dict[str, Counting]):
+    copy = copy_of(bundle, tmp_path)
+    change_manifest(copy, lambda plain: plain["model"].update(max_length=5))
+    with Predictor.load(copy):
+        assert max(length for piece in loaded.values() for _, length in piece.batches) <= 5
+
+
+# What it says
+
+
+def test_nothing_is_said_unless_somebody_listens(bundle: Path):
+    code = """
+import sys
+from hadskip_export.runtime import Predictor
+with Predictor.load(sys.argv[1]) as predictor:
+    predictor(["good", "bad"])
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_the_command_line_says_what_was_loaded_if_asked(bundle: Path, verbose: bool):
+    code = "from hadskip_export.cli import main; main()"
+    arguments = [*(["-v"] if verbose else []), "predict", str(bundle), "good"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1
+    lines = [line for line in done.stderr.splitlines() if f"{bundle}: ort-fp32 loaded in" in line]
+    assert len(lines) == verbose
+
+
+def test_an_engine_that_was_never_checked_is_warned_of(bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    def warnings(path: Path) -> list[str]:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "hadskip_export"), Predictor.load(path):
+            return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+    assert warnings(bundle) == []
+    copy = copy_of(bundle, tmp_path)
+    change_manifest(copy, lambda plain: plain["engines"][0].update(parity="unverified"))
+    (warning,) = warnings(copy)
+    assert "ort-fp32 was never checked; run hadskip-export validate" in warning

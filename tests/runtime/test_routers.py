@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter
+from hadskip_export.runtime.routers import CappedRouter, ForcedRouter, GateRouter, LookaheadRouter
+from hadskip_export.runtime.tokenization import Batch
 from tests.runtime import pieces
 from tests.runtime.test_chain import gate_router, lengths, salts, thresholds
 
@@ -77,3 +78,67 @@ def test_a_router_lives_for_one_call():
         batch = pieces.ragged(rows, 1)
         _, routes = pieces.chain(2).run(batch, LookaheadRouter(gates, 2, 0.0))
         np.testing.assert_array_equal(routes, pieces.one_at_a_time(batch, [3, 7], 0.0)[1])
+
+
+# Forced routes
+
+
+def drawn_routes(rows: int, num_layers: int, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return random.random((rows, num_layers)) < random.random()
+
+
+def answers_on(batch: Batch, routes: np.ndarray) -> np.ndarray:
+    """Logits, one row at a time and without padding."""
+    logits = []
+    for row, route in enumerate(routes):
+        length = int(batch.attention_mask[row].sum())
+        ids, mask, types = (
+            array[row : row + 1, :length] for array in (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        )
+        hidden = pieces.embeddings(ids, types)
+        for index in np.flatnonzero(route):
+            hidden = pieces.layer(index)(hidden, mask)
+        logits.append(pieces.head(hidden)[0])
+    return np.array(logits, np.float32)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths, salts, thresholds, st.integers(0, 1000), st.booleans())
+def test_forced_routes_are_those_that_run_whatever_the_gates_say(lengths, salts, threshold, seed, lookahead):
+    batch, forced = pieces.ragged(lengths, seed), drawn_routes(len(lengths), len(salts), seed)
+    given_routes = forced.copy()
+    router = lookahead_router(salts, threshold)[0] if lookahead else gate_router(salts, threshold)
+    logits, routes = pieces.chain(len(salts)).run(batch, ForcedRouter(router, forced))
+    np.testing.assert_array_equal(routes, given_routes)
+    np.testing.assert_array_equal(forced, given_routes)
+    np.testing.assert_array_equal(logits, answers_on(batch, given_routes))
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths, salts, thresholds, st.integers(0, 1000))
+def test_forced_routes_pay_for_every_separate_gate(lengths, salts, threshold, seed):
+    gates = [pieces.Counting(pieces.gate(salt)) for salt in salts]
+    router = ForcedRouter(GateRouter(gates, threshold), drawn_routes(len(lengths), len(salts), seed))
+    pieces.chain(len(salts)).run(pieces.ragged(lengths, seed), router)
+    assert [gate.rows for gate in gates] == [len(lengths)] * len(salts)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths, salts, thresholds, st.integers(0, 1000))
+def test_forced_routes_pay_for_lookahead_as_if_its_gates_had_chosen_them(lengths, salts, threshold, seed):
+    forced = drawn_routes(len(lengths), len(salts), seed)
+    router, gates = lookahead_router(salts, threshold)
+    pieces.chain(len(salts)).run(pieces.ragged(lengths, seed), ForcedRouter(router, forced))
+    changed = forced[:, :-1]  # nobody asks after the last layer
+    assert len(gates.batches) == 1 + changed.any(axis=0).sum()
+    assert gates.rows == len(lengths) + changed.sum()
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths, salts, st.integers(0, 1000), st.integers(1, 4))
+def test_a_cap_goes_before_forced_routes(lengths, salts, seed, most):
+    forced = drawn_routes(len(lengths), len(salts), seed)
+    router = CappedRouter(ForcedRouter(gate_router(salts, 0.0), forced), most)
+    _, routes = pieces.chain(len(salts)).run(pieces.ragged(lengths, seed), router)
+    np.testing.assert_array_equal(routes, forced & (forced.cumsum(axis=1) <= most))

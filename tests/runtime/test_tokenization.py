@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
-from hadskip_export.errors import BundleError
+from hadskip_export.errors import BundleError, DataError
 from hadskip_export.exporters.build import Source
+from hadskip_export.runtime import Predictor
 from hadskip_export.runtime.tokenization import Encoded, Tokenizer, pad
 from tests.conftest import WORDS
 
@@ -62,3 +63,94 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path):
             Tokenizer(file, 32)
     with pytest.raises(BundleError, match=r"missing\.json"):
         Tokenizer(tmp_path / "missing.json", 32)
+
+
+# Tokenised before
+
+
+@settings(max_examples=150, deadline=None)
+@given(any_text, any_text | st.none(), st.integers(3, 40), st.sampled_from(["left", "right"]), st.booleans(), st.data())
+def test_what_transformers_made_of_a_text_is_taken_as_the_text_is(
+    tokenizer_file: Path, theirs, text: str, second: str | None, max_length: int, side: str, padded: bool, data
+):
+    lists = ([text],) if second is None else ([text], [second])
+    made = theirs(
+        *lists, truncation=True, max_length=max_length, padding="max_length" if padded else False, padding_side=side
+    )
+    kind = data.draw(st.sampled_from([list, tuple, np.array, np.int32, np.uint16]))
+    given = {name: kind(rows[0]) for name, rows in made.items()}
+    if not padded and data.draw(st.booleans()):
+        del given["attention_mask"]  # all of it is real
+    tokenizer = Tokenizer(tokenizer_file, max_length)
+    (expected,) = tokenizer.encode([text if second is None else (text, second)])
+    (got,) = tokenizer.encode([given])
+    assert (got.ids, got.type_ids) == (expected.ids, expected.type_ids)
+    assert {type(number) for number in got.ids + got.type_ids} == {int}
+    assert got.truncated is False  # nobody knows
+
+
+def test_an_encoding_of_transformers_is_taken_as_it_is(tokenizer_file: Path, theirs):
+    tokenizer = Tokenizer(tokenizer_file, 32)
+    for text in ("a good film", "naïve 🙂"):
+        assert tokenizer.encode([theirs(text)]) == tokenizer.encode([text])
+
+
+def test_types_are_zero_where_none_are_given(tokenizer_file: Path):
+    assert Tokenizer(tokenizer_file, 32).encode([{"input_ids": [2, 7, 3]}]) == [Encoded([2, 7, 3], [0, 0, 0], False)]
+
+
+class OnAnotherDevice:
+    """As a tensor on a GPU is: numpy cannot have it."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+REFUSED = [
+    ({}, "without input_ids"),
+    ({"ids": [2, 3]}, "without input_ids"),
+    ({"input_ids": [[2, 3], [2, 7, 3]]}, "without input_ids"),
+    ({"input_ids": OnAnotherDevice()}, "without input_ids"),
+    ({"input_ids": None}, "one list of whole numbers"),
+    ({"input_ids": 2}, "one list of whole numbers"),
+    ({"input_ids": "2 3"}, "one list of whole numbers"),
+    ({"input_ids": []}, "one list of whole numbers"),
+    ({"input_ids": [2.0, 3.0]}, "one list of whole numbers"),
+    ({"input_ids": [True, False]}, "one list of whole numbers"),
+    ({"input_ids": [2, 2**70]}, "one list of whole numbers"),
+    ({"input_ids": [[2, 3]]}, "give a list of such inputs"),
+    ({"input_ids": [2, 3], "attention_mask": [1]}, "of one length"),
+    ({"input_ids": [2, 3], "token_type_ids": [0, 0, 0]}, "of one length"),
+    ({"input_ids": [2, 3], "attention_mask": None}, "of one length"),
+    ({"input_ids": [2, 3], "attention_mask": [0, 0]}, "0 tokens; the model takes 1 to 8"),
+    ({"input_ids": np.zeros(0, np.int64)}, "0 tokens; the model takes 1 to 8"),
+    ({"input_ids": [2] * 9}, "9 tokens; the model takes 1 to 8"),
+    ({"input_ids": [2, -1, 3]}, "not in the vocabulary"),
+    ({"input_ids": [2, 3], "attention_mask": [1, 2]}, "attention_mask other than 0 and 1"),
+    ({"input_ids": [2, 3], "attention_mask": [0.0, -1e9]}, "attention_mask other than 0 and 1"),
+    ({"input_ids": [2, 3], "token_type_ids": [0, 2]}, "token_type_ids other than 0 and 1"),
+    ({"input_ids": [2, 3], "token_type_ids": [0, -1]}, "token_type_ids other than 0 and 1"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), REFUSED, ids=lambda value: repr(value)[:40])
+def test_ids_that_no_tokenizer_gives_are_refused_by_place(tokenizer_file: Path, given: dict, message: str):
+    with pytest.raises(DataError, match=f"^input 2: .*{message}") as error:
+        Tokenizer(tokenizer_file, 8).encode(["good", given])
+    assert "\n" not in str(error.value)
+
+
+def test_the_last_id_that_the_model_knows_is_the_last_that_is_taken(bundle: Path):
+    """A vocabulary may have holes, so that the last id is larger than the number of tokens. Here it has one."""
+    with Predictor.load(bundle) as predictor:
+        size, tokenizer = predictor.bundle.manifest.model.vocab_size, predictor.tokenizer
+        assert max(tokenizer.encode(["az"])[0].ids) == size - 1 == len(tokenizer.vocabulary())
+        assert predictor({"input_ids": [size - 1]}).layers == predictor({"input_ids": np.array([size - 1])}).layers
+        for wrong in (size, -1, 2**40):
+            with pytest.raises(DataError, match=f"input 1: an id that is not in the vocabulary of {size}"):
+                predictor({"input_ids": [2, wrong, 3]})
+
+
+def test_what_stands_where_nobody_reads_does_not_matter(tokenizer_file: Path):
+    padded = {"input_ids": [2, 3, 10**6, -100], "attention_mask": [1, 1, 0, 0]}
+    assert Tokenizer(tokenizer_file, 8, 90).encode([padded])[0].ids == [2, 3]

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hadskip_export.environment import chip, environment
 from hadskip_export.errors import EngineError
 from hadskip_export.progress import say, track
@@ -22,6 +24,7 @@ FEATURES = {
     "BF16": {"avx512_bf16", "bf16"},
     "AMX": {"amx_tile"},
 }
+CPUINFO = Path("/proc/cpuinfo")
 TOKENS, ROUNDS = 128, 15
 WORTH_WHILE = 1.1  # times faster than fp32; int8 costs some agreement
 
@@ -87,10 +90,9 @@ def doctor(*, fresh: bool = False) -> Diagnosis:
 
 def features() -> dict[str, bool] | None:
     """What of `FEATURES` this chip has; None where the system does not tell."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
+    if not CPUINFO.is_file():
         return None
-    for line in cpuinfo.read_text().splitlines():
+    for line in CPUINFO.read_text().splitlines():
         name, _, value = line.partition(":")
         if name.strip() in ("flags", "Features"):
             flags = set(value.split())
@@ -119,6 +121,8 @@ def _recommendation(engines: dict[str, str | None], training: str | None, layer_
         return 'pip install "hadskip-export[ort]"; no engine can run here'
     if layer_ms is None:
         return f"--engine {ready[0]} --precision fp32 (nothing was measured: that {training})"
+    if not any(name.endswith("-fp32") for name in layer_ms):
+        return "nothing: no engine gives right answers in fp32 here"
     plain = min((name for name in layer_ms if name.endswith("-fp32")), key=lambda name: layer_ms[name])
     best = min(layer_ms, key=lambda name: layer_ms[name])
     gain = layer_ms[plain] / layer_ms[best]
@@ -136,9 +140,8 @@ def _measured(engines: list[str], fresh: bool) -> dict[str, float]:
     key = json.dumps([chip(), about["cpus"], platform.platform(), about["versions"], engines], sort_keys=True)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hadskip-export" / "doctor.json"
     try:
-        known = json.loads(cache.read_text())
-        assert isinstance(known, dict)
-    except (OSError, ValueError, AssertionError):
+        known = msgspec.json.decode(cache.read_bytes(), type=dict[str, dict[str, float]])
+    except (OSError, msgspec.MsgspecError):
         known = {}
     if fresh or key not in known:
         say("measuring a layer on each engine, once; half a minute")
@@ -169,7 +172,10 @@ def _measure(engines: list[str]) -> dict[str, float]:
         for engine in engines:
             for precision in PRECISIONS:
                 name = f"{engine}-{precision}"
-                write_random_bundle(folder / name / "bundle", config, engine, precision)
+                report = write_random_bundle(folder / name / "bundle", config, engine, precision)
+                if report.parity != "passed":
+                    say(f"{name}: gives wrong answers on this machine, first at {report.first_bad_piece}; left out")
+                    continue
                 systems[name] = stack.enter_context(System(str(folder / name / "bundle"), {}, [text_of(TOKENS)]))
         samples: dict[str, list[float]] = {name: [] for name in systems}
         for _ in track(range(ROUNDS), ROUNDS, "measure"):

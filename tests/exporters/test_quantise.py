@@ -1,0 +1,388 @@
+"""int8: layers and full BERT are quantised and nothing else, the answers stay close, and what is wrong is named."""
+
+import logging
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from onnx import numpy_helper
+
+from hadskip_export import validate
+from hadskip_export.errors import EngineError
+from hadskip_export.exporters import build as building
+from hadskip_export.exporters import parity
+from hadskip_export.exporters.build import write_bundle
+from hadskip_export.exporters.parity import (
+    LOGITS_TOLERANCE,
+    NEAR_TIE_ERRORS,
+    NEAR_TIE_SPREAD,
+    ROUTE_EPSILON,
+    ParityReport,
+    compare,
+    near_ties,
+)
+from hadskip_export.exporters.quantise import is_quantised, quantise
+from hadskip_export.exporters.references import OnnxReference, Trace
+from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.bundle import Tolerance
+from hadskip_export.runtime.tokenization import Batch, Encoded
+from tests.conftest import sentences
+from tests.runtime.editing import add_to_weights, copy_of, reseal
+
+QUANTISED = [*(f"layer_0{number}" for number in range(1, 5)), "full"]
+FP32 = ["embeddings", *(f"gate_0{number}" for number in range(1, 5)), "gates", "head"]
+TEXTS = [text for text, _ in sentences(260, 61)]
+COUNT = 200  # of texts whose label fp32 and int8 agree on, so that a point is two of them
+
+
+@pytest.fixture(scope="module")
+def built(source, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ParityReport]:
+    """An int8 bundle of the model of `bundle`, whose pieces it starts from: exporting them again takes long."""
+
+    def take_pieces(_: object, folder: Path) -> dict[str, str]:
+        shutil.copytree(bundle / "pieces", folder / "pieces")
+        return read_bundle(bundle).manifest.pieces
+
+    out = tmp_path_factory.mktemp("int8") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "_write_pieces", take_pieces)
+        return out, write_bundle(source, out, "ort", "int8")
+
+
+@pytest.fixture(scope="module")
+def int8(built: tuple[Path, ParityReport]) -> Path:
+    """Shared: copy it before damaging it."""
+    return built[0]
+
+
+@pytest.fixture(scope="module")
+def reference(bundle: Path) -> OnnxReference:
+    return OnnxReference(read_bundle(bundle))
+
+
+def int8_file(bundle: Path, piece: str) -> Path:
+    return bundle / "engines" / "ort-int8" / f"{piece}.onnx"
+
+
+def change_int8(bundle: Path, piece: str, change: Callable[[onnx.ModelProto], object]) -> None:
+    """Rewrites one int8 piece and reseals the bundle."""
+    model = onnx.load(int8_file(bundle, piece))
+    change(model)
+    int8_file(bundle, piece).write_bytes(model.SerializeToString())
+    reseal(bundle)
+
+
+# What a build writes
+
+
+def test_a_build_passes_and_reports_what_int8_costs(built: tuple[Path, ParityReport]):
+    out, report = built
+    assert (report.engine, report.precision, report.parity, report.flips) == ("ort", "int8", "passed", 0)
+    assert {piece.piece: piece.judged for piece in report.pieces} == {
+        **dict.fromkeys(QUANTISED, "mean"), **dict.fromkeys(FP32, "largest"),
+    }  # fmt: skip
+    for piece in report.pieces:
+        assert (piece.largest > 1e-4) == (piece.piece in QUANTISED)  # it is another computation, or the same one
+    assert report.tolerance.logits == 2 * report.logits_largest > LOGITS_TOLERANCE
+    assert min(report.tolerance.margins) >= ROUTE_EPSILON
+    assert max(report.tolerance.margins) > ROUTE_EPSILON
+    assert 0.9 < report.full_label_agreement <= 1
+    assert any(line.strip().startswith("full BERT in int8: labels agree") for line in report.lines())
+    engine = read_bundle(out).engine("ort-int8")
+    assert (engine.precision, engine.parity, engine.tolerance) == ("int8", "passed", report.tolerance)
+
+
+def test_gates_embeddings_and_head_are_the_fp32_files(int8: Path, bundle: Path):
+    manifest = read_bundle(int8).manifest
+    files = manifest.engines[0].files
+    assert set(files) == {*QUANTISED, *FP32}
+    for piece in FP32:
+        assert files[piece] == manifest.pieces[piece]
+    for piece in QUANTISED:
+        assert files[piece] == f"engines/ort-int8/{piece}.onnx"
+    assert sorted(file.stem for file in (int8 / "engines" / "ort-int8").iterdir()) == sorted(QUANTISED)
+    for file in manifest.pieces.values():
+        assert (int8 / file).read_bytes() == (bundle / file).read_bytes()
+
+
+@pytest.mark.parametrize("piece", QUANTISED)
+def test_weights_are_int8_by_channel_and_products_of_activations_are_not(int8: Path, bundle: Path, piece: str):
+    before, after = onnx.load(bundle / "pieces" / f"{piece}.onnx").graph, onnx.load(int8_file(int8, piece)).graph
+    weights = {tensor.name: tensor for tensor in before.initializer}
+    products = [node for node in before.node if node.op_type in ("MatMul", "Gemm")]
+    constant = [node for node in products if node.input[1] in weights]
+    layers = 4 if piece == "full" else 1
+    assert len(products) - len(constant) == 2 * layers  # of attention
+    operators = [node.op_type for node in after.node]
+    assert operators.count("MatMulInteger") == len(constant)
+    assert operators.count("MatMul") + operators.count("Gemm") == 2 * layers
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in after.initializer}
+    for node in after.node:
+        if node.op_type == "MatMulInteger":
+            weight = tensors[node.input[1]]
+            assert weight.dtype == np.int8
+            scales = [tensor for name, tensor in tensors.items() if name == node.input[1].replace("quantized", "scale")]
+            assert [scale.shape for scale in scales] == [(weight.shape[1],)]
+
+
+@pytest.mark.parametrize(
+    ("piece", "own"),
+    [("layer_01", True), ("layer_12", True), ("full", True), ("embeddings", False), ("gate_01", False),
+     ("gates", False), ("head", False)],
+)  # fmt: skip
+def test_layers_and_full_bert_are_quantised(piece: str, own: bool):
+    assert is_quantised(piece) is own
+
+
+# What it answers
+
+
+def test_answers_are_close_to_those_of_fp32(int8: Path, bundle: Path):
+    with Predictor.load(int8) as ours, Predictor.load(bundle) as theirs:
+        for options in ({}, {"router": "full"}, {"gate_threshold": -1e9}):
+            got, expected = ours(TEXTS, **options), theirs(TEXTS, **options)
+            same = [(a, b) for a, b in zip(got, expected, strict=True) if a.layers == b.layers]
+            assert len(same) > 0.9 * len(TEXTS)
+            differences = [abs(a.probabilities["yes"] - b.probabilities["yes"]) for a, b in same]
+            assert max(differences) < 0.02
+            assert max(differences) > 1e-5  # it is int8 indeed
+            assert np.mean([a.label == b.label for a, b in same]) > 0.95
+
+
+def test_validate_passes_it_on_the_machine_it_was_built_on(int8: Path):
+    found = validate(int8)
+    assert found.passed
+    assert found.parity.precision == "int8"
+    assert found.golden.logits_tolerance == read_bundle(int8).engine().tolerance.logits
+
+
+# What parity says
+
+
+def compared(reference, bundle: Path, texts: list[str] = TEXTS[:20]) -> ParityReport:
+    with Predictor.load(bundle, threads=1) as predictor:
+        return compare(reference, predictor, predictor.tokenizer.encode(texts))
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_a_wrong_layer_fails_and_is_named(int8: Path, tmp_path: Path, reference, number: int):
+    copy = copy_of(int8, tmp_path)
+    shutil.copyfile(int8_file(copy, f"layer_0{number % 4 + 1}"), int8_file(copy, f"layer_0{number}"))
+    reseal(copy)
+    report = compared(reference, copy)
+    assert report.parity == "failed"
+    assert report.first_bad_piece == f"layer_0{number}"
+    assert [piece.piece for piece in report.pieces if not piece.passed] == [f"layer_0{number}"]
+    assert not validate(copy).passed
+
+
+def test_a_wrong_full_model_fails_and_is_named(int8: Path, tmp_path: Path, reference):
+    copy = copy_of(int8, tmp_path)
+    change_int8(copy, "full", add_to_weights(1.0))
+    assert compared(reference, copy).first_bad_piece == "full"
+
+
+def test_gates_are_held_to_fp32(int8: Path, tmp_path: Path, reference):
+    copy = copy_of(int8, tmp_path)
+    file = copy / "pieces" / "gate_02.onnx"
+    model = onnx.load(file)
+    add_to_weights(5e-3)(model)
+    file.write_bytes(model.SerializeToString())
+    reseal(copy)
+    assert compared(reference, copy).first_bad_piece == "gate_02"
+
+
+@pytest.mark.parametrize("piece", QUANTISED)
+def test_a_layer_of_nan_fails_and_leaves_a_tolerance_that_a_manifest_can_hold(
+    int8: Path, tmp_path: Path, reference, piece: str
+):
+    copy = copy_of(int8, tmp_path)
+    change_int8(copy, piece, add_to_weights(math.nan))
+    report = compared(reference, copy)
+    assert report.first_bad_piece == piece
+    assert msgspec.json.decode(msgspec.json.encode(report.tolerance), type=Tolerance) == report.tolerance
+
+
+def test_where_no_route_agrees_there_are_no_logits_to_pass_on(int8: Path, reference, monkeypatch: pytest.MonkeyPatch):
+    """Even if each of the differences is a near tie."""
+    monkeypatch.setattr(parity, "near_ties", lambda margins, errors: np.full(4, 1e9))
+    with Predictor.load(int8, threads=1) as predictor:
+        run = predictor.run
+
+        def flipped(*arguments, **options):
+            logits, routes = run(*arguments, **options)
+            return logits, routes ^ np.array([True, False, False, False])
+
+        predictor.run = flipped
+        report = compare(reference, predictor, predictor.tokenizer.encode(TEXTS[:5]))
+    assert (report.route_agreement, report.flips) == (0, 0)
+    assert report.first_bad_piece == "logits"
+    assert math.isfinite(report.tolerance.logits)
+
+
+class _Changed:
+    """A reference whose answers are altered.
+
+    Args:
+        full: full BERT's labels are the other ones for that many inputs; None: there is no full BERT.
+    """
+
+    name = "altered"
+
+    def __init__(self, reference: OnnxReference, full: int | None):
+        self._reference, self._full = reference, full
+
+    def trace(self, batch: Batch, threshold: float) -> Trace:
+        trace = self._reference.trace(batch, threshold)
+        if self._full is None:
+            return replace(trace, full_logits=None)
+        self._full -= 1
+        return replace(trace, full_logits=trace.full_logits[:, ::-1]) if self._full >= 0 else trace
+
+
+@pytest.fixture(scope="module")
+def agreed(int8: Path, bundle: Path) -> list[Encoded]:
+    """Inputs with the same labels in int8 and fp32, of full BERT too."""
+    with Predictor.load(int8) as ours, Predictor.load(bundle) as theirs:
+        inputs = ours.tokenizer.encode(TEXTS)
+        same = np.ones(len(inputs), bool)
+        for router in ("gates", "full"):
+            labels = [predictor.run(inputs, router=router)[0].argmax(axis=1) for predictor in (ours, theirs)]
+            same &= labels[0] == labels[1]
+    assert same.sum() >= COUNT
+    return [encoded for encoded, keep in zip(inputs, same, strict=True) if keep][:COUNT]
+
+
+@pytest.mark.parametrize("full", [None, 0, 1, 3])
+def test_labels_may_differ_as_often_as_full_bert_s_and_a_point_more(int8: Path, reference, agreed, full: int | None):
+    def report(different: int) -> ParityReport:
+        with Predictor.load(int8, threads=1) as predictor:
+            run = predictor.run
+
+            def answers(*arguments, **options):
+                logits, routes = run(*arguments, **options)
+                logits[:different] = logits[:different, ::-1]
+                return logits, routes
+
+            predictor.run = answers
+            return compare(_Changed(reference, full), predictor, agreed)
+
+    allowed = COUNT // 100 + (full or 0)
+    enough, too_many = report(allowed), report(allowed + 1)
+    assert enough.label_agreement == pytest.approx(1 - allowed / COUNT)
+    assert enough.full_label_agreement == (None if full is None else pytest.approx(1 - full / COUNT))
+    assert enough.parity == "passed"
+    assert too_many.first_bad_piece == "labels"
+
+
+# Near ties
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.integers(1, 30), st.integers(1, 4))
+def test_near_ties_are_those_of_a_slow_loop(data, inputs: int, layers: int):
+    shape = (inputs, layers)
+    margins = data.draw(arrays.arrays(np.float64, shape, elements=st.floats(-10, 10)))
+    errors = data.draw(arrays.arrays(np.float64, shape, elements=st.floats(-1, 1) | st.floats(-1e-3, 1e-3)))
+
+    def quantile(values: list[float], share: float) -> float:
+        position = share * (len(values) - 1)
+        low = math.floor(position)
+        ordered = sorted(values)
+        return ordered[low] + (position - low) * (ordered[min(low + 1, len(values) - 1)] - ordered[low])
+
+    for layer, got in enumerate(near_ties(margins, errors)):
+        measured = NEAR_TIE_ERRORS * quantile([abs(error) for error in errors[:, layer]], 0.99)
+        most = NEAR_TIE_SPREAD * (quantile(margins[:, layer], 0.99) - quantile(margins[:, layer], 0.01))
+        assert got == pytest.approx(max(ROUTE_EPSILON, min(measured, most)))
+
+
+def test_errors_that_are_no_number_make_no_near_tie():
+    margins = np.random.default_rng(0).normal(size=(50, 2))
+    errors = np.full((50, 2), 0.01)
+    errors[:, 1] = math.nan
+    near = near_ties(margins, errors)
+    assert near[0] == pytest.approx(0.03)
+    assert near[1] == ROUTE_EPSILON
+
+
+# The quantiser as a guest
+
+
+def logging_state() -> tuple:
+    root = logging.root
+    return root.manager.disable, root.level, list(root.handlers), list(root.filters)
+
+
+@pytest.mark.parametrize("disabled", [logging.NOTSET, logging.INFO, logging.CRITICAL])
+@pytest.mark.parametrize("sound", [True, False])
+def test_the_host_s_logging_is_left_as_it_was(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disabled: int, sound: bool
+):
+    import onnxruntime.quantization as quantization
+
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.root.manager, "disable", disabled)
+    during: list[int] = []
+    theirs = quantization.quantize_dynamic
+    monkeypatch.setattr(
+        quantization, "quantize_dynamic", lambda *a, **k: (during.append(logging.root.manager.disable), theirs(*a, **k))
+    )
+    before = logging_state()
+    source = bundle / "pieces" / "layer_01.onnx"
+    if sound:
+        quantise(source, tmp_path / "layer.onnx")
+    else:
+        (tmp_path / "junk.onnx").write_bytes(b"junk")
+        with pytest.raises(EngineError):
+            quantise(tmp_path / "junk.onnx", tmp_path / "layer.onnx")
+    assert logging_state() == before
+    assert min(during) >= max(disabled, logging.WARNING)  # what the host silenced stays silent
+
+
+def test_it_says_nothing(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    quantise(bundle / "pieces" / "layer_01.onnx", tmp_path / "layer.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk", b"\x08\x07"], ids=["missing", "empty", "junk", "no graph"])
+def test_a_file_that_cannot_be_quantised_is_named_in_one_line(tmp_path: Path, content: bytes | None):
+    file = tmp_path / "layer_01.onnx"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(EngineError, match=r"layer_01\.onnx: onnxruntime cannot quantise it \(.+\)") as error:
+        quantise(file, tmp_path / "out.onnx")
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_without_words_goes_by_its_name(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    fake = SimpleNamespace(quantize_dynamic=refuse, QuantType=SimpleNamespace(QInt8=None))
+    monkeypatch.setitem(sys.modules, "onnxruntime.quantization", fake)
+    with pytest.raises(EngineError, match=r"cannot quantise it \(AssertionError\)"):
+        quantise(bundle / "pieces" / "layer_01.onnx", tmp_path / "out.onnx")
+
+
+def test_without_onnx_the_message_names_the_extra(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(EngineError, match=r"needs onnx.*hadskip-export\[train\]"):
+        quantise(bundle / "pieces" / "layer_01.onnx", tmp_path / "out.onnx")
+
+
+def test_a_precision_that_is_not_there_is_refused_before_any_work(source, tmp_path: Path):
+    with pytest.raises(EngineError, match="--precision int4: not to be had with ort; there are fp32, int8"):
+        write_bundle(source, tmp_path / "bundle", "ort", "int4")
+    assert list(tmp_path.iterdir()) == []
