@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,21 @@ def environment() -> dict[str, Any]:
     }
 
 
-def load_per_core() -> float | None:
-    """The one-minute load average by CPU; None where the system tells none."""
-    return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else None
+def busy_share(seconds: float = 0.5) -> float | None:
+    """Share of the processors that is in use right now; None where the system does not tell.
+
+    The load average would still hold what has just ended.
+    """
+    try:
+        before = _processor_time()
+        time.sleep(seconds)
+        total, idle = (now - then for now, then in zip(_processor_time(), before, strict=True))
+        return 1 - idle / total
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _processor_time() -> tuple[int, int]:
+    """(all, idle) ticks since the system started."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    return sum(ticks[:8]), ticks[3] + ticks[4]  # idle and waiting for a disk; guests are counted with the others

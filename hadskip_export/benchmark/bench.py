@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hadskip_export.benchmark.measure import Contest, Figures
-from hadskip_export.environment import environment, load_per_core
+from hadskip_export.environment import busy_share, environment
 from hadskip_export.errors import BundleError, DataError
 from hadskip_export.exporters.golden import check_golden, read_golden
 from hadskip_export.metrics import METRICS
@@ -103,7 +103,7 @@ def bench(
             raise DataError(f"--against {peer}: not known; there is {', '.join(PEERS)}")
     if any(size < 1 for size in batch):
         raise DataError("--batch: expected at least 1")
-    before, load = environment(), load_per_core()
+    before, busy = environment(), busy_share()
     opened = read_bundle(bundle)
     info, manifest = opened.engine(engine), opened.manifest
     if "full" not in info.files:
@@ -138,7 +138,7 @@ def bench(
             full_metric = measured(np.array(full_answers["predicted"]), labels)
         for size in batch:
             calls = choose_calls(len(texts), size)
-            figures = contest.measure(calls, lengths, layers_run, "data", f"batch {size}", load)
+            figures = contest.measure(calls, lengths, layers_run, "data", f"batch {size}", busy)
             parts = contest.skip.ask("profile", calls=[call.tolist() for call in calls])["parts"] if profile else None
             rows.append(
                 Row(

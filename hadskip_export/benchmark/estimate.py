@@ -10,7 +10,7 @@ import numpy as np
 
 from hadskip_export.benchmark.measure import Contest, Figures
 from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
-from hadskip_export.environment import environment, load_per_core
+from hadskip_export.environment import busy_share, environment
 from hadskip_export.errors import BudgetError, DataError, EngineError
 from hadskip_export.exporters.build import GateLayout
 from hadskip_export.modeling.checkpoint import read_config, resolve_model
@@ -72,7 +72,7 @@ def estimate(
         DataError: a length that the model does not take, or a batch below 1.
         EngineError: an engine or precision that is not to be had, or that gives wrong answers here.
     """
-    before, load = environment(), load_per_core()
+    before, busy = environment(), busy_share()
     config = find_config(model)
     count = resolve_layers_run(layers_run, config.num_layers)
     for length in seq:
@@ -111,7 +111,7 @@ def estimate(
             for (length, size, kind), workload in zip(workloads, calls, strict=True):
                 label = f"{length} tokens, batch {size}, {kind} layers"
                 rows_out.append(
-                    contest.measure(workload, lengths, all_routes.sum(axis=1), kind, label, load, turns=TURNS)
+                    contest.measure(workload, lengths, all_routes.sum(axis=1), kind, label, busy, turns=TURNS)
                 )
     after = {"load_after": environment()["load"]}
     return {"environment": before | after, "rows": [asdict(row) for row in rows_out]}

@@ -15,7 +15,7 @@ TURNS = 5
 FULL_SETTINGS = {"full, threads asleep": False, "full, threads spinning": True}
 IDLE_SHARE = 0.05  # of a core; a worker that waits uses less than a hundredth
 WIDE_INTERVAL = 0.1  # of the speedup
-BUSY_LOAD = 0.5  # per core, before anything was started here
+BUSY_SHARE = 0.15  # of the processors, before anything was started here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Contest:
         layers_run: np.ndarray,
         routing: str,
         label: str,
-        load: float | None,
+        busy: float | None,
         turns: int = TURNS,
     ) -> Figures:
         """Times both on `calls`.
@@ -118,7 +118,7 @@ class Contest:
         Args:
             calls: rows of the texts, int arrays of one size; each call is one batch.
             lengths, layers_run: of every text, int [texts].
-            load: the machine's load average per core before anything was started; None if it tells none.
+            busy: share of the processors in use before anything was started; None if the system does not tell.
         """
         few = calls[: max(1, len(calls) // 5)]
         settings = take_turns(self.full, few, 3, f"{label}: full BERT's thread settings").seconds
@@ -157,16 +157,16 @@ class Contest:
             full_p90_ms=full_p90,
             full_p99_ms=full_p99,
             full_setting=setting,
-            warnings=distrust(ratio, found.idle_share, load),
+            warnings=distrust(ratio, found.idle_share, busy),
             samples={system: values.tolist() for system, values in found.seconds.items()},
         )
 
 
-def distrust(ratio: Ratio, idle_share: dict[str, float], load: float | None) -> list[str]:
+def distrust(ratio: Ratio, idle_share: dict[str, float], busy: float | None) -> list[str]:
     """Why the figures should not be believed, a line each."""
     found = []
-    if load is not None and load > BUSY_LOAD:
-        found.append(f"the machine was busy before this began (load {load:.2f} per core); stop the other work")
+    if busy is not None and busy > BUSY_SHARE:
+        found.append(f"{busy:.0%} of the machine was busy before this began; stop the other work")
     for system, share in idle_share.items():
         if share > IDLE_SHARE:
             found.append(

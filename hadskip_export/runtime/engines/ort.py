@@ -16,7 +16,7 @@ from hadskip_export.errors import EngineError, optional_import
 from hadskip_export.runtime.engines.base import EngineOptions, Piece
 
 PROVIDER = "CPUExecutionProvider"
-SPIN_MICROSECONDS = 20  # asleep between operators costs a wake-up each; awake after the call slows the next piece
+SPIN_MICROSECONDS = 40  # asleep between operators costs a wake-up each; awake after the call slows the next piece
 _SMALL = ("gate", "head")  # pieces too small to share between threads
 _arena_lock = threading.Lock()
 _arena_registered = False
@@ -39,6 +39,7 @@ class OrtEngine:
         options.log_severity_level = 3
         if not self._options.spinning:
             options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.use_env_allocators", "1")
         try:
             session = self._ort.InferenceSession(str(file), options, providers=[PROVIDER])
