@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from hadskip_export.runtime.bundle import read_bundle
 from hadskip_export.runtime.tokenization import Text
 
 Routing = Literal["same", "mixed"]
-CALLS, FEWEST_CALLS, TURNS = 40, 10, 3
+CALLS, FEWEST_CALLS, TURNS = 20, 5, 6
 LABELS = ("negative", "positive")
 
 
@@ -80,6 +80,9 @@ def estimate(
             raise DataError(f"--seq {length}: the model takes 3 to {config.max_positions} tokens")
     if any(size < 1 for size in batch):
         raise DataError("--batch: expected at least 1")
+    for kind in routing:
+        if kind not in get_args(Routing):
+            raise DataError(f"--routing {kind}: expected {' or '.join(get_args(Routing))}")
     workloads = [
         (length, size, kind)
         for length in seq

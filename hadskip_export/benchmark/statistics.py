@@ -20,15 +20,19 @@ def speedup(baseline: np.ndarray, candidate: np.ndarray, seed: int = 0) -> Ratio
     """How many times faster the candidate answers the same calls: total time over total time.
 
     Each call counts with the median of its turns, so that a disturbed turn does not. The interval is a bootstrap over
-    calls: what noise is left in a call's median differs from call to call, so it is in there too.
+    calls, times how far the ratio drifted from turn to turn: what slows one of the two for a while slows all calls of
+    a turn, so calls alone would promise too much.
 
     Args:
-        baseline, candidate: seconds, float [calls, turns], row by row the same inputs.
+        baseline, candidate: seconds, float [calls, turns], row by row the same inputs, column by column the same time.
     """
     random = np.random.default_rng(seed)
+    calls, turns = baseline.shape
     slow, fast = np.median(baseline, axis=1), np.median(candidate, axis=1)
-    rows = random.integers(0, len(slow), (BOOTSTRAP_SAMPLES, len(slow)))
-    ratios = slow[rows].sum(axis=1) / fast[rows].sum(axis=1)
+    drift = np.median(baseline / slow[:, None], axis=0) / np.median(candidate / fast[:, None], axis=0)  # [turns]
+    drawn_calls = random.integers(0, calls, (BOOTSTRAP_SAMPLES, calls))
+    drawn_turns = random.integers(0, turns, (BOOTSTRAP_SAMPLES, turns))
+    ratios = slow[drawn_calls].sum(axis=1) / fast[drawn_calls].sum(axis=1) * drift[drawn_turns].mean(axis=1)
     low, high = np.quantile(ratios, [0.025, 0.975])
     return Ratio(float(slow.sum() / fast.sum()), float(low), float(high))
 
