@@ -4,12 +4,9 @@ Every command of `hadskip-export` is a function here, imported when it is first 
 """
 
 import importlib
-import logging
 from typing import Any
 
 __version__ = "0.1.0"
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet, unless the application listens
 
 _FUNCTIONS = {
     "train": "hadskip_export.trainers.train",

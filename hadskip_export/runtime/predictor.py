@@ -1,6 +1,5 @@
 """`Predictor`: text in, label out, through the layers each input needs."""
 
-import logging
 import math
 import threading
 import time
@@ -24,7 +23,6 @@ RouterName = Literal["gates", "full"]
 CLOSED = "this predictor is closed; load the bundle again"
 EMBEDDING_INPUTS = ("input_ids", "token_type_ids")
 WARM_UP_TOKENS = 16  # as good as any input: one of every size is too many
-logger = logging.getLogger(__name__)
 
 
 class CallOptions(TypedDict, total=False):
@@ -140,6 +138,7 @@ class Predictor:
         bundle = read_bundle(path)
         predictor = cls(bundle, engine, threads, spinning, router, gate_threshold, max_layers, allow_failed, warm_up)
         name = f"{predictor.engine_info.engine}-{predictor.engine_info.precision}"
+        logger = _logger()
         if predictor.engine_info.parity == "unverified":
             logger.warning("%s: %s was never checked; run hadskip-export validate on this machine", path, name)
         logger.info("%s: %s loaded in %.2f s", path, name, time.perf_counter() - started)
@@ -286,3 +285,13 @@ class Predictor:
             if self._full is None:
                 self._full = self.engine.load("full")
             return self._full
+
+
+def _logger():
+    """This module's logger, quiet unless the application listens to `hadskip_export`."""
+    import logging  # here, for it is a tenth of the time to import this package
+
+    package = logging.getLogger("hadskip_export")
+    if not package.handlers:
+        package.addHandler(logging.NullHandler())
+    return logging.getLogger(__name__)
