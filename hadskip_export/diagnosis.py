@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import platform
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hadskip_export.environment import chip, environment
+from hadskip_export.environment import environment
 from hadskip_export.errors import EngineError
 from hadskip_export.progress import say, track
 from hadskip_export.runtime.engines import ENGINES, engine_class
@@ -79,12 +78,10 @@ def doctor(*, fresh: bool = False) -> Diagnosis:
     Args:
         fresh: measure again, even if the same chip was measured with the same versions before.
     """
-    engines = {name: _lack_of(name) for name in ENGINES}
-    training = _lack_of_training()
+    about, engines, training = environment(), {name: _lack_of(name) for name in ENGINES}, _lack_of_training()
     layer_ms = None
     if training is None and any(lack is None for lack in engines.values()):
-        layer_ms = _measured([name for name, lack in engines.items() if lack is None], fresh)
-    about = environment()
+        layer_ms = _measured(about, [name for name, lack in engines.items() if lack is None], fresh)
     return Diagnosis(about, features(), engines, training, layer_ms, _recommendation(engines, training, layer_ms))
 
 
@@ -134,10 +131,9 @@ def _recommendation(engines: dict[str, str | None], training: str | None, layer_
     return text
 
 
-def _measured(engines: list[str], fresh: bool) -> dict[str, float]:
-    """Milliseconds of a layer by `engine-precision`, from the cache if this machine is in it."""
-    about = environment()
-    key = json.dumps([chip(), about["cpus"], platform.platform(), about["versions"], engines], sort_keys=True)
+def _measured(about: dict[str, Any], engines: list[str], fresh: bool) -> dict[str, float]:
+    """Milliseconds of a layer by `engine-precision`, from the cache if the machine that `about` describes is in it."""
+    key = json.dumps([about["chip"], about["cpus"], about["system"], about["versions"], engines], sort_keys=True)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hadskip-export" / "doctor.json"
     try:
         known = msgspec.json.decode(cache.read_bytes(), type=dict[str, dict[str, float]])

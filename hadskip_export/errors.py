@@ -35,6 +35,11 @@ class RecipeError(HadskipError):
     """A training setting that does not exist or has a value it cannot have."""
 
 
+def first_line(error: BaseException) -> str:
+    """What somebody else's exception says, in a line; its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def optional_import(module: str, extra: str) -> ModuleType:
     """Imports a library that only some installs have.
 

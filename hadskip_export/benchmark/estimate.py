@@ -110,7 +110,7 @@ def estimate(
             )
         opened = read_bundle(bundle)
         rows_out: list[Figures] = []
-        with Contest(str(bundle), opened.engine(), opened.manifest.model, texts, {}, all_routes) as contest:
+        with Contest(str(bundle), opened.engine(), opened.manifest.model, texts, routes=all_routes) as contest:
             for (length, size, kind), workload in zip(workloads, calls, strict=True):
                 label = f"{length} tokens, batch {size}, {kind} layers"
                 rows_out.append(

@@ -1,6 +1,7 @@
 """The one way in which a speedup is measured: the Predictor and full BERT in turns, pieces alone, what to distrust."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,18 +91,14 @@ class Contest:
         }
 
     def __enter__(self) -> "Contest":
-        self._entered: list[System] = []
-        try:
+        with ExitStack() as stack:
             for system in (self.skip, *self.full.values()):
-                self._entered.append(system.__enter__())
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+                stack.enter_context(system)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for system in self._entered:
-            system.__exit__(None, None, None)
+        self._stack.close()
 
     def measure(
         self,

@@ -1,16 +1,12 @@
 """One piece -> one ONNX file."""
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from hadskip_export.errors import EngineError
+from hadskip_export.errors import EngineError, first_line
 from hadskip_export.exporters.pieces import Piece
+from hadskip_export.exporters.silence import silenced
 
 OPSET = 20  # the first with Gelu as an operator of its own
 EXTERNAL_DATA_ABOVE = 1_800_000_000  # bytes; a protobuf file ends at 2 GiB
@@ -31,7 +27,7 @@ def export(piece: Piece, hidden_size: int, file: Path) -> None:
     }
     dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     size = sum(weight.numel() * weight.element_size() for weight in piece.module.state_dict().values())
-    with _quiet():
+    with silenced():
         try:
             program = torch.onnx.export(
                 piece.module.eval(),
@@ -47,21 +43,7 @@ def export(piece: Piece, hidden_size: int, file: Path) -> None:
             _forget_origin(program.model)
             program.save(file, external_data=size > EXTERNAL_DATA_ABOVE)
         except Exception as error:  # the exporter wraps whatever went wrong inside it
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise EngineError(f"{piece.name}: torch cannot export it ({reason})") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's own remarks concern its developers; errors still come as exceptions."""
-    disabled = logging.root.manager.disable
-    logging.disable(max(disabled, logging.WARNING))
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
+            raise EngineError(f"{piece.name}: torch cannot export it ({first_line(error)})") from error
 
 
 def _forget_origin(model) -> None:

@@ -1,9 +1,9 @@
 """fp32 ONNX pieces -> int8 ones, by ONNX Runtime's own quantiser."""
 
-import logging
 from pathlib import Path
 
-from hadskip_export.errors import EngineError, optional_import
+from hadskip_export.errors import EngineError, first_line, optional_import
+from hadskip_export.exporters.silence import silenced
 
 OPERATORS = ["MatMul", "Gemm"]
 QUANTISED = ("layer", "full")  # gates decide near a threshold, embeddings are looked up, the head costs nothing
@@ -22,22 +22,15 @@ def quantise(source: Path, out: Path) -> None:
     """
     optional_import("onnx", "train")
     quantization = optional_import("onnxruntime.quantization", "ort or ort-gpu")
-    disabled, silence = logging.root.manager.disable, logging.NullHandler()
     try:
-        # It recommends a preprocessing that our files do not need, through a call that would set up the host's logging.
-        logging.root.addHandler(silence)
-        logging.disable(max(disabled, logging.WARNING))
-        quantization.quantize_dynamic(
-            source,
-            out,
-            op_types_to_quantize=OPERATORS,
-            per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},  # products of activations, as in attention, stay fp32
-        )
+        with silenced():
+            quantization.quantize_dynamic(
+                source,
+                out,
+                op_types_to_quantize=OPERATORS,
+                per_channel=True,
+                weight_type=quantization.QuantType.QInt8,
+                extra_options={"MatMulConstBOnly": True},  # products of activations, as in attention, stay fp32
+            )
     except Exception as error:  # it raises whatever went wrong inside it
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise EngineError(f"{source}: onnxruntime cannot quantise it ({reason})") from error
-    finally:
-        logging.disable(disabled)
-        logging.root.removeHandler(silence)
+        raise EngineError(f"{source}: onnxruntime cannot quantise it ({first_line(error)})") from error

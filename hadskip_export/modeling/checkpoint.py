@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hadskip_export.errors import BundleError, DataError
+from hadskip_export.errors import BundleError, DataError, first_line
 from hadskip_export.modeling.encoder import ACTIVATIONS, Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
 
@@ -67,7 +67,7 @@ def resolve_model(model: str | Path) -> Path:
     except HFValidationError:
         raise BundleError(f"{model}: no such folder, and not the name of a model on the hub") from None
     except Exception as error:  # the hub client raises whatever its transport does
-        reason = _first_line(error)
+        reason = first_line(error)
         raise BundleError(f"{model}: no such folder, and the hub did not give such a model ({reason})") from error
 
 
@@ -90,7 +90,7 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
         config = AutoConfig.from_pretrained(file)
         names = tuple(config.id2label[index] for index in range(config.num_labels))
     except Exception as error:  # transformers and its validators raise whatever they like about a bad file
-        raise BundleError(f"{file}: cannot be read ({_first_line(error)})") from error
+        raise BundleError(f"{file}: cannot be read ({first_line(error)})") from error
     refused = _why_refused(config, classifier=labels is None)
     if refused:
         raise BundleError(f"{folder}: {refused} is not supported; this package takes BERT text classifiers")
@@ -203,7 +203,7 @@ def save_tokenizer(folder: Path, file: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises many kinds here
-        raise BundleError(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})") from error
+        raise BundleError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise BundleError(f"{folder}: only a slow (Python) tokenizer there; save its fast version, tokenizer.json")
@@ -222,7 +222,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             names = set(json.loads(index.read_text())["weight_map"].values())
             files = [folder / Path(name).name for name in sorted(names)]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"{index}: damaged ({_first_line(error)}); fetch the model again") from error
+            raise BundleError(f"{index}: damaged ({first_line(error)}); fetch the model again") from error
     if not all(file.is_file() for file in files):
         if list(folder.glob("*.bin")):
             raise BundleError(f"{folder}: pickled weights are refused; save the model with safe_serialization=True")
@@ -298,10 +298,6 @@ def _load_state(module: torch.nn.Module, state: dict[str, Tensor], folder: Path,
     if missing or report.unexpected_keys:
         what = f"lack {missing[0]}" if missing else f"have an unexpected {report.unexpected_keys[0]}"
         raise BundleError(f"{folder}: the weights {what}; is this a complete checkpoint?")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _save(config: EncoderConfig, tensors: dict[str, Tensor], section: dict, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hadskip_export.errors import DataError, HadskipError
+from hadskip_export.errors import DataError, HadskipError, first_line
 from hadskip_export.metrics import METRICS
 from hadskip_export.modeling.checkpoint import (
     GateSettings,
@@ -114,7 +114,7 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise HadskipError(f"--device {device}: {str(error).splitlines()[0]}") from error
+        raise HadskipError(f"--device {device}: {first_line(error)}") from error
 
 
 def _run(

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import numpy as np
 
-from hadskip_export.errors import EngineError, optional_import
+from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.runtime.engines.base import EngineOptions, Piece
 
 PROVIDER = "CPUExecutionProvider"
@@ -45,7 +45,7 @@ class OrtEngine:
             session = self._ort.InferenceSession(str(file), options, providers=[PROVIDER])
         except Exception as error:  # its exceptions have no common base but Exception
             raise EngineError(
-                f"{file}: onnxruntime {self._ort.__version__} refuses it ({_first_line(error)})"
+                f"{file}: onnxruntime {self._ort.__version__} refuses it ({first_line(error)})"
             ) from error
         if session.get_providers() != [PROVIDER]:
             raise EngineError(f"{file}: onnxruntime fell back to {session.get_providers()}; expected {PROVIDER}")
@@ -69,7 +69,7 @@ class OrtPiece:
         try:
             return self._session.run(self._outputs, dict(zip(self._names, inputs, strict=True)))[0]
         except Exception as error:
-            raise EngineError(f"{self._file}: {_first_line(error)}") from error
+            raise EngineError(f"{self._file}: {first_line(error)}") from error
 
 
 def _import_onnxruntime() -> ModuleType:
@@ -92,9 +92,5 @@ def _share_arena(ort: ModuleType) -> None:
                 ort.create_and_register_allocator(memory, None)
             except Exception as error:
                 if "already" not in str(error):  # the host registered one: share that
-                    raise EngineError(f"onnxruntime: no shared memory arena ({_first_line(error)})") from error
+                    raise EngineError(f"onnxruntime: no shared memory arena ({first_line(error)})") from error
             _arena_registered = True
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
