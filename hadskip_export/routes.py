@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Route = tuple[int, ...]  # the layers that run, numbered from 1
+FIXED_MARGIN = 20.0  # logits, where every input takes the same route: far from any threshold
 
 
 def as_route(row: Iterable[bool]) -> Route:
@@ -19,6 +20,16 @@ def as_row(route: Route, num_layers: int) -> np.ndarray:
     row = np.zeros(num_layers, bool)
     row[[layer - 1 for layer in route]] = True
     return row
+
+
+def is_route(found: object, num_layers: int) -> bool:
+    """Whether what a file says is a list of layers of the model: from 1, at least one, ascending."""
+    return (
+        isinstance(found, list | tuple)
+        and bool(found)
+        and all(type(layer) is int and 1 <= layer <= num_layers for layer in found)  # True is an int to isinstance
+        and list(found) == sorted(set(found))
+    )
 
 
 @dataclass(frozen=True)

@@ -100,21 +100,28 @@ QUICK = ("stage1_lr=3e-3", "stage1_epochs=4", "body_lr=5e-4", "gate_width=8", "b
 
 @pytest.fixture(scope="session")
 def run_folder(model_folder: Path, csv_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run: three stages, budgets 3, 2 and 1.5."""
+    """A finished run of the paper's recipe: three stages, budgets 3, 2 and 1.5."""
     from hadskip_export import train
 
     out = tmp_path_factory.mktemp("run") / "run"
     train(
-        model=str(model_folder), budget=1.5, out=out, train=str(csv_files[0]), eval=str(csv_files[1]), settings=QUICK,
-        max_length=32,
+        model=str(model_folder), budget=1.5, out=out, train=str(csv_files[0]), eval=str(csv_files[1]),
+        recipe="paper", settings=QUICK, max_length=32,
     )  # fmt: skip
     return out
 
 
 def make_source(
-    model_folder: Path, folder: Path, *, layers: int = 4, labels: tuple[str, ...] = ("no", "yes"), seed: int = 0
+    model_folder: Path,
+    folder: Path,
+    *,
+    layers: int = 4,
+    labels: tuple[str, ...] = ("no", "yes"),
+    seed: int = 0,
+    fixed_route: tuple[int, ...] | None = None,
 ):
-    """A gated classifier of random weights whose gates differ from input to input, as `write_bundle` takes it."""
+    """A gated classifier of random weights whose gates differ from input to input, or one of a fixed route, as
+    `write_bundle` takes it."""
     import torch
     from torch import nn
 
@@ -127,8 +134,9 @@ def make_source(
     config = type(config)(**{**config.__dict__, "num_layers": layers})
     torch.manual_seed(seed)
     full = Classifier(config).init_weights(std=0.1).eval()
-    model = GatedClassifier(Classifier(config).init_weights(std=0.1), gate_width=8).eval()
-    for gate in model.gates:
+    student = Classifier(config).init_weights(std=0.1)
+    model = GatedClassifier(student, gate_width=8, fixed_route=fixed_route).eval()
+    for gate in model.gates if fixed_route is None else ():
         nn.init.normal_(gate.logits.weight, std=1.5)
     tokenizer = folder / "tokenizer.json"
     save_tokenizer(model_folder, tokenizer)
@@ -159,4 +167,23 @@ def lookahead_bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("lookahead") / "bundle"
     assert write_bundle(source, out, gates="lookahead").parity == "passed"
+    return out
+
+
+STATIC_ROUTE = (1, 3)  # of four layers: neither the first ones nor the last ones
+
+
+@pytest.fixture(scope="session")
+def static_source(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A model without gates, see `make_source`."""
+    return make_source(model_folder, tmp_path_factory.mktemp("static_source"), fixed_route=STATIC_ROUTE)
+
+
+@pytest.fixture(scope="session")
+def static_bundle(static_source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of one fixed route."""
+    from hadskip_export.exporters.build import write_bundle
+
+    out = tmp_path_factory.mktemp("static") / "bundle"
+    assert write_bundle(static_source, out).parity == "passed"
     return out

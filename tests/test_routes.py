@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hadskip_export.routes import as_route, as_row, statistics
+from hadskip_export.routes import as_route, as_row, is_route, statistics
 
 
 @st.composite
@@ -65,3 +65,15 @@ def test_routes_and_rows_are_each_others_inverse(row):
     route = as_route(np.array(row, bool))
     assert all(row[layer - 1] for layer in route) and len(route) == sum(row) and list(route) == sorted(route)
     assert as_row(route, len(row)).tolist() == row
+
+
+@given(st.lists(st.integers(-1, 6) | st.booleans() | st.sampled_from([1.0, "1", None, (1,)]), max_size=5))
+def test_a_route_is_layers_of_the_model_in_order(found):
+    """By a slow count: one of the 2^L - 1 ways to choose some of the layers."""
+    routes = [repr([layer for layer in range(1, 6) if number >> (layer - 1) & 1]) for number in range(1, 2**5)]
+    assert is_route(found, 5) == is_route(tuple(found), 5) == (repr(found) in routes)
+
+
+@pytest.mark.parametrize("found", [None, 1, 1.5, True, "12", {1: 2}, {1, 2}], ids=repr)
+def test_what_is_no_list_is_no_route(found):
+    assert not is_route(found, 5)

@@ -19,7 +19,8 @@ def profile(predictor: Predictor, calls: Sequence[list[Input]]) -> dict[str, flo
 
     Returns:
         Mean seconds per call: `tokeniser`, `embeddings`, `layer_01`.., `gates`, `head`, and `python`, which is all
-        the rest. A layer that only some calls run counts with what it costs on average.
+        the rest. A layer that only some calls run counts with what it costs on average. Of a static route only the
+        layers on it, and no gates.
     """
     chain, tokenizer = predictor.chain, predictor.tokenizer
     assert chain is not None
@@ -34,12 +35,12 @@ def profile(predictor: Predictor, calls: Sequence[list[Input]]) -> dict[str, flo
 
         return call
 
-    names = [layer_name(index) for index in range(len(chain.layers))]
+    names = {index: layer_name(index) for index in chain.layers}
     predictor.tokenizer = _Tokenizer(timed("tokeniser", tokenizer.encode))  # type: ignore[assignment]
     predictor.chain = replace(
         chain,
         embeddings=timed("embeddings", chain.embeddings),
-        layers=[timed(name, layer) for name, layer in zip(names, chain.layers, strict=True)],
+        layers={index: timed(names[index], layer) for index, layer in chain.layers.items()},
         gates=[timed("gates", gate) for gate in chain.gates],
         head=timed("head", chain.head),
     )
@@ -53,7 +54,9 @@ def profile(predictor: Predictor, calls: Sequence[list[Input]]) -> dict[str, flo
             total += time.perf_counter() - started
     finally:
         predictor.chain, predictor.tokenizer = chain, tokenizer
-    parts = {part: spent[part] / len(calls) for part in ("tokeniser", "embeddings", *names, "gates", "head")}
+    gates = ["gates"] if chain.gates else []
+    timed_parts = ["tokeniser", "embeddings", *names.values(), *gates, "head"]
+    parts = {part: spent[part] / len(calls) for part in timed_parts}
     return parts | {"python": total / len(calls) - sum(parts.values())}
 
 

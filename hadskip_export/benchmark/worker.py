@@ -60,7 +60,7 @@ class Worker:
                 moments = [time.perf_counter()]
                 hidden = chain.embeddings(*ids)
                 moments.append(time.perf_counter())
-                for layer in chain.layers:
+                for layer in chain.layers.values():
                     hidden = layer(hidden, batch.attention_mask)
                 moments.append(time.perf_counter())
                 chain.head(hidden)

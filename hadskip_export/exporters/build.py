@@ -47,7 +47,7 @@ class Source:
     """What a bundle is made of.
 
     Args:
-        model: the gated student.
+        model: the gated student, or a rival of one fixed route.
         full: the fine-tuned BERT, or None to leave it out of the bundle.
         tokenizer: a `tokenizer.json`.
         texts: real texts for the parity check; the bundle does not keep them.
@@ -82,7 +82,7 @@ def build(
         source: the run folder.
         out: the bundle to write.
         budget: which of the run's budgets; the last if left out.
-        gates: the layout the runtime uses; the bundle carries the pieces of both.
+        gates: the layout the runtime uses; the bundle carries the pieces of both. A fixed route has none.
         golden: a file of texts, one a line, to take as golden inputs instead of random words.
         full: carry the fine-tuned BERT too.
 
@@ -154,7 +154,8 @@ def write_bundle(
     if precision not in PRECISIONS:
         raise EngineError(f"--precision {precision}: not to be had with {engine}; there are {', '.join(PRECISIONS)}")
     versions = engine_class(engine).versions()
-    config = source.model.classifier.config
+    config, router = source.model.classifier.config, _router(source)
+    layout: Literal["separate", "lookahead", "none"] = "none" if router.kind == "static" else gates
     with new_bundle(out) as folder:
         (folder / TOKENIZER).parent.mkdir()
         shutil.copyfile(source.tokenizer, folder / TOKENIZER)
@@ -162,7 +163,7 @@ def write_bundle(
         pieces = _write_pieces(source, folder)
         files = pieces if precision == "fp32" else _write_int8(pieces, folder, engine)
         unchecked = Tolerance((ROUTE_EPSILON,) * config.num_layers, LOGITS_TOLERANCE)
-        info = EngineInfo(engine, precision, gates, versions, chip(), files, "unverified", unchecked)
+        info = EngineInfo(engine, precision, layout, versions, chip(), files, "unverified", unchecked)
         manifest = Manifest(
             format=1,
             created_by=f"hadskip-export {__version__}",
@@ -171,7 +172,7 @@ def write_bundle(
             model=ModelInfo(
                 "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels
             ),
-            router=RouterInfo("gates", source.threshold, source.budget),
+            router=router,
             opset=OPSET,
             pieces=pieces,
             engines=(info,),
@@ -180,7 +181,7 @@ def write_bundle(
         )
         reference = TorchReference(source.model, source.full)
         texts = golden or golden_files.vocabulary_texts(tokenizer.vocabulary())
-        golden_files.write_golden(folder, texts, tokenizer, reference, source.threshold)
+        golden_files.write_golden(folder, texts, tokenizer, reference, router.threshold)
         with Predictor(Bundle(folder, manifest)) as predictor:
             golden_inputs = tokenizer.encode(texts)
             report = compare(reference, predictor, tokenizer.encode(source.texts) if source.texts else golden_inputs)
@@ -193,6 +194,13 @@ def write_bundle(
         (folder / "report.json").write_text(json.dumps([asdict(report)], indent=2) + "\n")
         seal(folder, replace(manifest, engines=(checked,)))
     return report
+
+
+def _router(source: Source) -> RouterInfo:
+    route = source.model.fixed_route
+    if route is None:
+        return RouterInfo("gates", source.threshold, source.budget)
+    return RouterInfo("static", 0.0, source.budget, route)
 
 
 def _wider(one: Tolerance, other: Tolerance) -> Tolerance:

@@ -111,8 +111,7 @@ class GoldenCheck:
 def check_golden(predictor: Predictor, golden: Golden) -> GoldenCheck:
     """Runs the golden inputs through the engine that `predictor` has loaded."""
     tolerance, threshold = predictor.engine_info.tolerance, predictor.bundle.manifest.router.threshold
-    inputs = predictor.tokenizer.encode(golden.texts)
-    logits, routes = predictor.run(inputs, router="gates", gate_threshold=threshold)
+    logits, routes = predictor.run_as_built(predictor.tokenizer.encode(golden.texts))
     flips = count_flips(golden.margins - threshold, golden.routes, routes, np.array(tolerance.margins))
     same = (routes == golden.routes).all(axis=1)
     return GoldenCheck(

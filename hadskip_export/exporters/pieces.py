@@ -74,7 +74,8 @@ class FullPiece(nn.Module):
 
 
 def cut(model: GatedClassifier, full: Classifier | None) -> Iterator[Piece]:
-    """The pieces of a bundle, both gate layouts among them. Layers that are one module stay one.
+    """The pieces of a bundle, both gate layouts among them; of a fixed route its layers and no gates. Layers that are
+    one module stay one.
 
     Args:
         full: the fine-tuned BERT, or None to leave it out.
@@ -82,13 +83,16 @@ def cut(model: GatedClassifier, full: Classifier | None) -> Iterator[Piece]:
     states = ("hidden_states", "attention_mask")
     body = model.classifier
     layers = {layer: LayerPiece(layer) for layer in body.layers}
-    gates = {gate: GatePiece(gate) for gate in model.gates}
+    route = model.fixed_route
     yield Piece("embeddings", body.embeddings, ("input_ids", "token_type_ids"), "hidden_states")
     for index, layer in enumerate(body.layers):
-        yield Piece(layer_name(index), layers[layer], states, "layer_output")
-    for index, gate in enumerate(model.gates):
-        yield Piece(gate_name(index), gates[gate], states, "margin")
-    yield Piece("gates", GatesPiece(list(model.gates)), states, "margins")
+        if route is None or index + 1 in route:
+            yield Piece(layer_name(index), layers[layer], states, "layer_output")
+    if route is None:
+        gates = {gate: GatePiece(gate) for gate in model.gates}
+        for index, gate in enumerate(model.gates):
+            yield Piece(gate_name(index), gates[gate], states, "margin")
+        yield Piece("gates", GatesPiece(list(model.gates)), states, "margins")
     yield Piece("head", body.head, ("hidden_states",), "logits")
     if full is not None:
         yield Piece("full", FullPiece(full), ("input_ids", "attention_mask", "token_type_ids"), "logits")

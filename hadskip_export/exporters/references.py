@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hadskip_export.errors import optional_import
+from hadskip_export.routes import FIXED_MARGIN, as_row
 from hadskip_export.runtime.bundle import Bundle, gate_name, layer_name
 from hadskip_export.runtime.tokenization import Batch, Encoded, pad
 
@@ -22,8 +23,9 @@ class Trace:
 
     Args:
         states: L + 1 of float32 [1, s, H], h_0 to h_L, on the route taken.
-        layer_outputs: L of float32 [1, s, H]: f_i(h_{i-1}), also of layers that were skipped.
-        margins: float32 [L].
+        layer_outputs: L of float32 [1, s, H]: f_i(h_{i-1}), also of layers that were skipped; h_{i-1} of those that a
+            bundle of a static route leaves out.
+        margins: float32 [L]; of a static route `FIXED_MARGIN` where a layer runs, less than 0 by as much where not.
         route: bool [L].
         logits: float32 [1, classes].
         full_logits: of the fine-tuned BERT, float32 [1, classes]; None where there is none.
@@ -58,26 +60,26 @@ class OnnxReference:
 
     def __init__(self, bundle: Bundle):
         self._ort: Any = optional_import("onnxruntime", "ort or ort-gpu")
-        pieces, layers = bundle.manifest.pieces, range(bundle.manifest.model.layers)
+        pieces, model, route = bundle.manifest.pieces, bundle.manifest.model, bundle.manifest.router.route
         sessions = {file: self._session(bundle.file(file)) for file in set(pieces.values())}
-        self._embeddings, self._head = sessions[pieces["embeddings"]], sessions[pieces["head"]]
-        self._layers = [sessions[pieces[layer_name(index)]] for index in layers]
-        self._gates = [sessions[pieces[gate_name(index)]] for index in layers]
-        self._full = sessions[pieces["full"]] if "full" in pieces else None
+        self._pieces = {piece: sessions[file] for piece, file in pieces.items()}
+        self._layers = range(model.layers)
+        self._fixed = None if route is None else np.where(as_row(route, model.layers), FIXED_MARGIN, -FIXED_MARGIN)
 
     def trace(self, batch: Batch, threshold: float) -> Trace:
         mask = batch.attention_mask
         ids = {"input_ids": batch.input_ids, "token_type_ids": batch.token_type_ids}
-        states = [self._run(self._embeddings, ids)]
+        states = [self._run("embeddings", ids)]
         outputs, margins = [], []
-        for layer, gate in zip(self._layers, self._gates, strict=True):
+        for index in self._layers:
             feed = {"hidden_states": states[-1], "attention_mask": mask}
-            margins.append(self._run(gate, feed)[0])
-            outputs.append(self._run(layer, feed))
+            margins.append(self._run(gate_name(index), feed)[0] if self._fixed is None else self._fixed[index])
+            layer = layer_name(index)
+            outputs.append(self._run(layer, feed) if layer in self._pieces else states[-1])
             states.append(outputs[-1] if margins[-1] > threshold else states[-1])
-        full = None if self._full is None else self._run(self._full, ids | {"attention_mask": mask})
+        full = self._run("full", ids | {"attention_mask": mask}) if "full" in self._pieces else None
         route = np.array(margins, np.float32) > threshold
-        logits = self._run(self._head, {"hidden_states": states[-1]})
+        logits = self._run("head", {"hidden_states": states[-1]})
         return Trace(states, outputs, np.array(margins, np.float32), route, logits, full)
 
     def _session(self, file: Path):
@@ -87,6 +89,5 @@ class OnnxReference:
         options.log_severity_level = 3
         return self._ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
-    @staticmethod
-    def _run(session, feed: dict[str, np.ndarray]) -> np.ndarray:
-        return session.run(None, feed)[0]
+    def _run(self, piece: str, feed: dict[str, np.ndarray]) -> np.ndarray:
+        return self._pieces[piece].run(None, feed)[0]

@@ -7,6 +7,7 @@ ignores the gates.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from torch import Tensor
 from hadskip_export.errors import BundleError, DataError, first_line
 from hadskip_export.modeling.encoder import ACTIVATIONS, Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routes import is_route
 
 HADSKIP_KEY = "hadskip"  # our section of config.json
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
@@ -166,7 +168,13 @@ def save_gated(model: GatedClassifier, settings: GateSettings, folder: Path) -> 
     """Writes a gated classifier: the Hugging Face checkpoint, the gates' weights and our section of config.json."""
     tensors = _to_hugging_face(model.classifier)
     tensors |= {f"gates.{name}": tensor.contiguous() for name, tensor in model.gates.state_dict().items()}
-    section = {"gate_width": settings.width, "gate_threshold": settings.threshold, "budget": settings.budget}
+    section: dict[str, Any] = {
+        "gate_width": settings.width,
+        "gate_threshold": settings.threshold,
+        "budget": settings.budget,
+    }
+    if model.fixed_route is not None:
+        section["fixed_route"] = model.fixed_route
     _save(model.classifier.config, tensors, {HADSKIP_KEY: section}, folder)
 
 
@@ -174,17 +182,21 @@ def load_gated(folder: Path) -> tuple[GatedClassifier, GateSettings]:
     """Loads what `save_gated` wrote.
 
     Raises:
-        BundleError: not a gated checkpoint, or see `load_classifier`.
+        BundleError: not a gated checkpoint, a fixed route that the model cannot take, or see `load_classifier`.
     """
-    classifier = load_classifier(folder)
+    classifier, file = load_classifier(folder), folder / "config.json"
     try:
-        section = json.loads((folder / "config.json").read_text())[HADSKIP_KEY]
+        section = json.loads(file.read_text())[HADSKIP_KEY]
         settings = GateSettings(section["gate_width"], section["gate_threshold"], section["budget"])
     except (KeyError, TypeError) as error:
+        raise BundleError(f"{file}: no {HADSKIP_KEY!r} section with {error}; not a gated checkpoint") from None
+    route = section.get("fixed_route")
+    if route is not None and not is_route(route, classifier.config.num_layers):
         raise BundleError(
-            f"{folder / 'config.json'}: no {HADSKIP_KEY!r} section with {error}; not a gated checkpoint"
-        ) from None
-    model = GatedClassifier(classifier, settings.width)
+            f"{file}: fixed_route is {route!r}, expected layers from 1 to {classifier.config.num_layers} in ascending"
+            " order; copy the checkpoint again"
+        )
+    model = GatedClassifier(classifier, settings.width, fixed_route=None if route is None else tuple(route))
     gates = {k.removeprefix("gates."): v for k, v in _read_weights(folder).items() if k.startswith("gates.")}
     _load_state(model.gates, gates, folder)
     return model.eval(), settings

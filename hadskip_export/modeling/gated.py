@@ -1,7 +1,7 @@
 """The gated classifier: before each layer a gate decides, per input, whether the layer runs (paper, section 4.2)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from hadskip_export.modeling.encoder import Classifier, Layer, Output, attention_bias
 from hadskip_export.modeling.reinmax import sample
+from hadskip_export.routes import FIXED_MARGIN, Route, as_row
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 
@@ -31,12 +32,28 @@ class Gate(nn.Module):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         """float32 [b, s, H], int64 [b, s] -> logits float32 [b, 2]; index 0 is run, as in the paper's algorithm 1."""
-        return self.logits(torch.tanh(self.hidden(pooled(hidden_states, attention_mask))))
+        return self.decide(pooled(hidden_states, attention_mask))
+
+    def decide(self, pooled_states: Tensor) -> Tensor:
+        """What `pooled` gives, float32 [b, H] -> logits float32 [b, 2]."""
+        return self.logits(torch.tanh(self.hidden(pooled_states)))
 
     def margin(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         """`logit_run - logit_skip`, float32 [b]: the layer runs where it is above the threshold."""
         logits = self(hidden_states, attention_mask)
         return logits[:, 0] - logits[:, 1]
+
+
+class FixedGate(nn.Module):
+    """In a gate's place where every input takes the same route: the rivals without gates."""
+
+    def __init__(self, runs: bool):
+        super().__init__()
+        self._margin = FIXED_MARGIN if runs else -FIXED_MARGIN
+
+    def margin(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """The same for every input, float32 [b]."""
+        return hidden_states.new_full(hidden_states.shape[:1], self._margin)
 
 
 def pooled(hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
@@ -55,13 +72,29 @@ class GatedOutput(Output):
 
 
 class GatedClassifier(nn.Module):
-    """A classifier with one gate per layer: `h_i = f_i(h_{i-1}) g_i + h_{i-1} (1 - g_i)` for each input."""
+    """A classifier with one gate per layer: `h_i = f_i(h_{i-1}) g_i + h_{i-1} (1 - g_i)` for each input.
 
-    def __init__(self, classifier: Classifier, gate_width: int = 64, gate_bias: float = 0.0):
+    Args:
+        fixed_route: the layers that every input runs, from 1, in place of gates (`FixedGate`).
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        gate_width: int = 64,
+        gate_bias: float = 0.0,
+        fixed_route: Route | None = None,
+    ):
         super().__init__()
         self.classifier = classifier
+        self.fixed_route = fixed_route
         config = classifier.config
-        self.gates = nn.ModuleList(Gate(config.hidden_size, gate_width, gate_bias) for _ in classifier.layers)
+        gates: Iterable[nn.Module]
+        if fixed_route is None:
+            gates = (Gate(config.hidden_size, gate_width, gate_bias) for _ in classifier.layers)
+        else:
+            gates = map(FixedGate, as_row(fixed_route, config.num_layers).tolist())
+        self.gates = nn.ModuleList(gates)
 
     def forward(
         self,
@@ -104,6 +137,37 @@ class GatedClassifier(nn.Module):
         return GatedOutput(
             logits, states if keep_states else [], maps, torch.stack(gates, dim=1), torch.stack(margins, dim=1)
         )
+
+    def follow(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        routes: Tensor,
+        keep_states: bool = False,
+    ) -> Output:
+        """The pass on routes given from outside, with a gradient where layers run; no gate is asked.
+
+        Args:
+            routes: bool [b, L], the layers each input runs.
+            keep_states: as in `forward`.
+        """
+        model = self.classifier
+        hidden = model.embeddings(input_ids, token_type_ids)
+        bias = attention_bias(attention_mask, hidden.dtype)
+        states, maps = [hidden], []
+        for layer, rows in zip(model.layers, routes.T, strict=True):
+            run = rows.nonzero()[:, 0]
+            probabilities = hidden.new_zeros(hidden.shape[0], hidden.shape[1], hidden.shape[1])
+            if len(run):
+                output, attention = layer(hidden[run], bias[run])
+                hidden = hidden.index_copy(0, run, output)
+                if keep_states:
+                    probabilities = probabilities.index_copy(0, run, attention.mean(dim=1))
+            if keep_states:
+                states.append(hidden)
+                maps.append(probabilities)
+        return Output(model.head(hidden), states if keep_states else [], maps)
 
     @torch.no_grad()
     def route(

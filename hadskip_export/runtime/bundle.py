@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from hadskip_export.errors import BundleError
+from hadskip_export.routes import Route, is_route
 from hadskip_export.runtime.onnx_files import external_data_files
 
 FORMAT = 1
@@ -34,7 +35,9 @@ def gate_name(index: int) -> str:
 
 
 def gate_names(layout: str, num_layers: int) -> list[str]:
-    """The pieces a router of this layout asks: one per layer, or one for all."""
+    """The pieces a router of this layout asks: one per layer, one for all, or none."""
+    if layout == "none":
+        return []
     return ["gates"] if layout == "lookahead" else [gate_name(index) for index in range(num_layers)]
 
 
@@ -53,11 +56,19 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class RouterInfo:
-    """How rows are routed. `kind`: gates; `threshold` in logits; `budget`: mean layers asked for."""
+    """How rows are routed.
 
-    kind: Literal["gates"]
+    Args:
+        kind: `gates` ask each input; `static`: every input takes `route`, and there are no gates.
+        threshold: of the gates' margins, in logits.
+        budget: mean layers asked for.
+        route: the layers that run, numbered from 1, ascending; only of a static router.
+    """
+
+    kind: Literal["gates", "static"]
     threshold: float
     budget: float
+    route: Route | None = None
 
 
 @dataclass(frozen=True)
@@ -89,13 +100,14 @@ class EngineInfo:
     """One engine of the bundle.
 
     Args:
+        gates: how the router's gates are laid out; `none` for a static one.
         files: piece -> file, relative to the bundle.
         tolerance: what its parity check allowed; a machine where it is farther off computes something else.
     """
 
     engine: str
     precision: str
-    gates: Literal["separate", "lookahead"]
+    gates: Literal["separate", "lookahead", "none"]
     versions: dict[str, str]
     chip: str
     files: dict[str, str]
@@ -131,6 +143,12 @@ class Manifest:
     held_out: HeldOut | None = None
     tokenizer: str = "tokenizer/tokenizer.json"
     files: dict[str, FileInfo] = field(default_factory=dict)
+
+    @property
+    def reachable_layers(self) -> list[int]:
+        """The layers (from 0) that some input may run: all of them, or those of the static route."""
+        route = self.router.route
+        return list(range(self.model.layers)) if route is None else [layer - 1 for layer in route]
 
 
 @dataclass(frozen=True)
@@ -189,17 +207,30 @@ def read_bundle(path: str | Path) -> Bundle:
 def _check_model(folder: Path, manifest: Manifest) -> None:
     """
     Raises:
-        BundleError: sizes that no model has, or an engine without a piece that the runtime needs.
+        BundleError: sizes that no model has, a route that it cannot take, or an engine without a piece that the
+            runtime needs.
     """
-    model = manifest.model
+    model, router = manifest.model, manifest.router
     if model.layers < 1 or model.max_length < 3 or len(set(model.labels)) < 2 or not manifest.engines:
         raise BundleError(f"{folder / MANIFEST}: needs a layer, room for three tokens, two labels and an engine")
-    layers = [layer_name(index) for index in range(model.layers)]
-    separate = gate_names("separate", model.layers)
-    for piece in ["embeddings", *layers, *separate, "head"]:
+    static = router.kind == "static"
+    if static != (router.route is not None):
+        raise BundleError(f"{folder / MANIFEST}: a static router has a route, one of gates has none; build it again")
+    if static and not is_route(router.route, model.layers):
+        raise BundleError(
+            f"{folder / MANIFEST}: the route is {list(router.route or ())}, expected layers from 1 to {model.layers} in"
+            " ascending order; build it again"
+        )
+    layers = [layer_name(index) for index in manifest.reachable_layers]
+    for piece in ["embeddings", *layers, *gate_names("none" if static else "separate", model.layers), "head"]:
         if piece not in manifest.pieces:
             raise BundleError(f"{folder / MANIFEST}: the ONNX pieces lack {piece}")
     for engine in manifest.engines:
+        if static != (engine.gates == "none"):
+            raise BundleError(
+                f"{folder / MANIFEST}: {engine.engine}-{engine.precision} has gates {engine.gates!r}, which do not fit"
+                f" a router of kind {router.kind!r}; build it again"
+            )
         for piece in ["embeddings", *layers, *gate_names(engine.gates, model.layers), "head"]:
             if piece not in engine.files:
                 raise BundleError(f"{folder / MANIFEST}: {engine.engine}-{engine.precision} has no {piece}")

@@ -12,11 +12,18 @@ from typing import Literal, TypedDict, Unpack, overload
 import numpy as np
 
 from hadskip_export.errors import BudgetError, BundleError, EngineError
-from hadskip_export.routes import Route, as_route
+from hadskip_export.routes import Route, as_route, as_row
 from hadskip_export.runtime.bundle import Bundle, gate_names, layer_name, read_bundle
 from hadskip_export.runtime.chain import Chain
 from hadskip_export.runtime.engines import EngineOptions, Piece, engine_class
-from hadskip_export.runtime.routers import CappedRouter, ForcedRouter, GateRouter, LookaheadRouter, Router
+from hadskip_export.runtime.routers import (
+    CappedRouter,
+    ForcedRouter,
+    GateRouter,
+    LookaheadRouter,
+    Router,
+    StaticRouter,
+)
 from hadskip_export.runtime.tokenization import Encoded, Ids, Input, Text, Tokenizer, pad
 
 RouterName = Literal["gates", "full"]
@@ -32,7 +39,7 @@ class CallOptions(TypedDict, total=False):
         batch_size: the most inputs computed together (32); inputs of similar length share a batch.
         router, gate_threshold, max_layers: for this call only, see `Predictor.load`.
         routes: bool [n, L], run just these layers whatever the gates say, which are asked all the same. For
-            measurements: what would other routes cost, and answer?
+            measurements: what would other routes cost, and answer? Not for a static route, as `gate_threshold` is not.
     """
 
     batch_size: int
@@ -74,16 +81,15 @@ class Predictor:
         allow_failed: bool = False,
         warm_up: bool = True,
     ):
-        manifest = bundle.manifest
+        manifest, model = bundle.manifest, bundle.manifest.model
         self.bundle = bundle
         self.engine_info = bundle.engine(engine)
-        self.labels = manifest.model.labels
-        model = manifest.model
+        self.labels = model.labels
         self.tokenizer = Tokenizer(bundle.file(manifest.tokenizer), model.max_length, model.vocab_size)
         self._router: RouterName = router
         self._threshold = manifest.router.threshold if gate_threshold is None else gate_threshold
         self._max_layers = max_layers
-        self._check(router, max_layers, self._threshold)
+        self._check(router, max_layers, gate_threshold)
         name = f"{self.engine_info.engine}-{self.engine_info.precision}"
         if self.engine_info.parity == "failed" and not allow_failed:
             raise BundleError(
@@ -98,8 +104,9 @@ class Predictor:
         self._closed = False
         _ = self._load_full() if router == "full" else self._load_chain()
         if warm_up:
-            ids = [0] * min(WARM_UP_TOKENS, manifest.model.max_length)
-            self.run([Encoded(ids, ids, truncated=False)], gate_threshold=-math.inf, max_layers=manifest.model.layers)
+            ids = [0] * min(WARM_UP_TOKENS, model.max_length)
+            every_gate_open = None if manifest.router.kind == "static" else -math.inf
+            self.run([Encoded(ids, ids, False)], gate_threshold=every_gate_open, max_layers=model.layers)
 
     @classmethod
     def load(
@@ -122,7 +129,8 @@ class Predictor:
             engine: one of the bundle's engines, `ort` or `ort-fp32`; the first if left out.
             threads: the most threads one call computes with; the CPUs this process may use if left out.
             spinning: let idle engine threads wait busily, see `EngineOptions`.
-            router: `gates`, or `full` to run the fine-tuned BERT with every layer (the kill switch).
+            router: `gates` for the bundle's own, a static route too, or `full` to run the fine-tuned BERT with every
+                layer (the kill switch).
             gate_threshold: a layer runs where its gate's margin, in logits, is above this; the fitted value if left
                 out. Raise it for speed, lower it for accuracy.
             max_layers: the most layers an input may run.
@@ -132,7 +140,8 @@ class Predictor:
         Raises:
             BundleError: see `read_bundle`; also no such engine, a failed parity check, no full model in the bundle.
             EngineError: the engine's library is missing or refuses a piece.
-            BudgetError: `max_layers` is not between 1 and the number of layers.
+            BudgetError: `max_layers` is not between 1 and the number of layers; `gate_threshold` is NaN, or the bundle
+                has a static route and no gate.
         """
         started = time.perf_counter()
         bundle = read_bundle(path)
@@ -198,7 +207,7 @@ class Predictor:
         router = router or self._router
         max_layers = self._max_layers if max_layers is None else max_layers
         threshold = self._threshold if gate_threshold is None else gate_threshold
-        self._check(router, max_layers, threshold)
+        self._check(router, max_layers, gate_threshold, routes)
         if batch_size < 1:
             raise BudgetError(f"batch_size={batch_size}: expected at least 1")
         shape = (len(encoded), self.bundle.manifest.model.layers)
@@ -224,6 +233,12 @@ class Predictor:
             logits[rows] = answer
         return logits, ran
 
+    def run_as_built(self, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
+        """`run` with the bundle's own router, whatever was asked for at load: what its parity is about."""
+        router = self.bundle.manifest.router
+        threshold = None if router.kind == "static" else router.threshold
+        return self.run(encoded, router="gates", gate_threshold=threshold)
+
     def close(self) -> None:
         """Frees the engines. A closed predictor raises `EngineError` when called."""
         with self._lock:
@@ -240,15 +255,24 @@ class Predictor:
     def _new_router(
         self, gates: Sequence[Piece], threshold: float, max_layers: int | None, routes: np.ndarray | None
     ) -> Router:
-        if self.engine_info.gates == "lookahead":
-            router: Router = LookaheadRouter(gates[0], self.bundle.manifest.model.layers, threshold)
+        manifest = self.bundle.manifest
+        if manifest.router.route is not None:
+            router: Router = StaticRouter(as_row(manifest.router.route, manifest.model.layers))
+        elif self.engine_info.gates == "lookahead":
+            router = LookaheadRouter(gates[0], manifest.model.layers, threshold)
         else:
             router = GateRouter(gates, threshold)
         if routes is not None:
             router = ForcedRouter(router, routes)
         return router if max_layers is None else CappedRouter(router, max_layers)
 
-    def _check(self, router: RouterName, max_layers: int | None, threshold: float) -> None:
+    def _check(
+        self,
+        router: RouterName,
+        max_layers: int | None,
+        gate_threshold: float | None,
+        routes: np.ndarray | None = None,
+    ) -> None:
         num_layers = self.bundle.manifest.model.layers
         if router not in ("gates", "full"):
             raise BundleError(f"router={router!r}: expected 'gates' or 'full'")
@@ -256,8 +280,13 @@ class Predictor:
             raise BundleError(f"{self.bundle.path}: carries no full model (built with --no-full); build it again")
         if max_layers is not None and not 1 <= max_layers <= num_layers:
             raise BudgetError(f"max_layers={max_layers}: expected 1 to {num_layers}")
-        if math.isnan(threshold):
+        if gate_threshold is not None and math.isnan(gate_threshold):
             raise BudgetError("gate_threshold=nan: expected a number; every layer would be skipped")
+        if self.bundle.manifest.router.kind == "static" and not (gate_threshold is None and routes is None):
+            option = "routes" if gate_threshold is None else "gate_threshold"
+            raise BudgetError(
+                f"{option}: {self.bundle.path} has a static route and no gates; leave it out, or use max_layers"
+            )
 
     def _load_chain(self) -> Chain:
         """Loads the chain when it is first needed. A call that has it is not disturbed by a `close` from then on."""
@@ -265,15 +294,15 @@ class Predictor:
             if self._closed:
                 raise EngineError(CLOSED)
             if self.chain is None:
-                count = self.bundle.manifest.model.layers
+                manifest = self.bundle.manifest
+                model = manifest.model
                 self.chain = Chain(
                     embeddings=self.engine.load("embeddings"),
-                    layers=[self.engine.load(layer_name(index)) for index in range(count)],
-                    gates=[self.engine.load(name) for name in gate_names(self.engine_info.gates, count)],
+                    layers={index: self.engine.load(layer_name(index)) for index in manifest.reachable_layers},
+                    gates=[self.engine.load(name) for name in gate_names(self.engine_info.gates, model.layers)],
                     head=self.engine.load("head"),
-                    embedding_inputs=tuple(
-                        name for name in EMBEDDING_INPUTS if name in self.bundle.manifest.model.inputs
-                    ),
+                    embedding_inputs=tuple(name for name in EMBEDDING_INPUTS if name in model.inputs),
+                    num_layers=model.layers,
                 )
             return self.chain
 

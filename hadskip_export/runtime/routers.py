@@ -52,6 +52,20 @@ class LookaheadRouter:
         return self._stale
 
 
+class StaticRouter:
+    """Every row runs the same layers; no gate is asked.
+
+    Args:
+        route: the layers that run, bool [L].
+    """
+
+    def __init__(self, route: np.ndarray):
+        self._route = route
+
+    def select(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return np.full(len(hidden_states), self._route[index])
+
+
 class CappedRouter:
     """Another router, until a row has run `max_layers` layers; from then on that row skips."""
 

@@ -108,6 +108,28 @@ def test_max_layers_caps_the_layers_that_are_timed(bundle: Path, data: Path, mon
     assert row["profile"] is None
 
 
+def test_a_static_route_is_timed_and_profiled_on_its_layers(
+    static_bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(benching, "MOST_CALLS", 2)
+    (row,) = bench(static_bundle, data=data, batch=(3,), profile=True)["rows"]
+    assert row["mean_layers"] == row["layers_run"] == 2
+    assert row["histogram"] == [0, 0, 1, 0, 0]
+    assert list(row["profile"]) == ["tokeniser", "embeddings", "layer_01", "layer_03", "head", "python"]
+    assert min(row["profile"].values()) > 0
+    expected = validate(static_bundle, data=data).data
+    assert (row["metric"], row["full_metric"]) == (expected.value, expected.full_value)
+    (capped,) = bench(static_bundle, data=data, batch=(3,), max_layers=1)["rows"]
+    assert capped["mean_layers"] == 1
+
+
+def test_a_static_route_that_gives_wrong_answers_is_not_timed(static_bundle: Path, tmp_path: Path):
+    copy = copy_of(static_bundle, tmp_path)
+    change_piece(copy, "layer_03", add_to_weights(0.5))
+    with pytest.raises(BundleError, match="does not give its golden answers"):
+        bench(copy)
+
+
 def test_an_engine_that_gives_wrong_answers_is_not_timed(bundle: Path, tmp_path: Path):
     copy = copy_of(bundle, tmp_path)
     change_piece(copy, "layer_02", add_to_weights(0.5))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,11 @@ def test_parts_are_named_and_add_up_to_the_calls(predictor: Predictor):
 def test_what_is_slow_is_what_takes_long(bundle: Path, part: str):
     with Predictor.load(bundle, threads=1, gate_threshold=-1e9) as predictor:
         piece = getattr(predictor.chain, part)
-        slow = [tired(piece[0]), *piece[1:]] if isinstance(piece, list) else tired(piece)
+        if part in ("layers", "gates"):
+            slow = copy(piece)
+            slow[0] = tired(piece[0])
+        else:
+            slow = tired(piece)
         predictor.chain = replace(predictor.chain, **{part: slow})
         found = profile(predictor, CALLS)
     name = "layer_01" if part == "layers" else part
@@ -61,12 +66,21 @@ def test_a_layer_counts_with_the_share_of_calls_that_run_it(bundle: Path):
         calls = [[text] for text in TEXTS]
         share = sum(2 in predictor(text).layers for text in TEXTS) / len(TEXTS)
         assert 0 < share < 1
-        layers = list(predictor.chain.layers)
-        predictor.chain = replace(predictor.chain, layers=[layers[0], tired(layers[1]), *layers[2:]])
+        layers = predictor.chain.layers
+        predictor.chain = replace(predictor.chain, layers=layers | {1: tired(layers[1])})
         assert profile(predictor, calls)["layer_02"] >= share * NAP
     with Predictor.load(bundle, threads=1, gate_threshold=1e9) as predictor:
         parts = profile(predictor, calls)
     assert [parts[layer] for layer in LAYERS] == [0.0] * 4
+
+
+def test_a_static_route_has_its_layers_and_no_gates(static_bundle: Path):
+    with Predictor.load(static_bundle, threads=1) as predictor:
+        layers = predictor.chain.layers
+        predictor.chain = replace(predictor.chain, layers=layers | {2: tired(layers[2])})
+        parts = profile(predictor, CALLS)
+    assert list(parts) == ["tokeniser", "embeddings", "layer_01", "layer_03", "head", "python"]
+    assert parts["layer_03"] >= NAP > parts["layer_01"]
 
 
 def test_the_predictor_is_left_as_it_was(predictor: Predictor):

@@ -47,7 +47,7 @@ def test_all_layers_are_one_file_and_so_are_all_gates(made: tuple[Path, ParityRe
 
 def test_each_layer_is_loaded_for_itself(made: tuple[Path, ParityReport]):
     with Predictor.load(made[0]) as predictor:
-        assert len({id(layer) for layer in predictor.chain.layers}) == 5
+        assert len({id(layer) for layer in predictor.chain.layers.values()}) == 5
 
 
 def test_full_bert_has_layers_of_its_own(made: tuple[Path, ParityReport]):

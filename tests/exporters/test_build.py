@@ -9,17 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from hadskip_export import build, validate
 from hadskip_export.errors import BudgetError, BundleError, DataError, EngineError
 from hadskip_export.exporters import build as building
 from hadskip_export.exporters import parity
+from hadskip_export.modeling.checkpoint import load_gated, save_gated
+from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.runtime import Predictor, read_bundle
-from hadskip_export.runtime.bundle import new_bundle
-from tests.conftest import make_source
+from hadskip_export.runtime.bundle import RouterInfo, new_bundle
+from hadskip_export.runtime.tokenization import pad
+from tests.conftest import STATIC_ROUTE, make_source
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,35 @@ def rows_of(file: Path) -> list[list[str]]:
 
 def settings_of(run_folder: Path, budget: str) -> dict:
     return json.loads((run_folder / "budgets" / budget / "config.json").read_text())["hadskip"]
+
+
+# A fixed route
+
+
+def test_a_run_whose_checkpoint_has_a_fixed_route_becomes_a_static_bundle(run_folder: Path, tmp_path: Path):
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    checkpoint = run / "budgets" / "2"
+    model, settings = load_gated(checkpoint)
+    fixed = GatedClassifier(model.classifier, fixed_route=(1, 3))
+    save_gated(fixed, replace(settings, threshold=25.0), checkpoint)  # of a threshold it knows nothing
+    out = tmp_path / "bundle"
+    assert build(run, out=out, budget=2, gates="lookahead").parity == "passed"
+    manifest = read_bundle(out).manifest
+    assert manifest.router == RouterInfo("static", 0.0, 2.0, (1, 3))
+    assert manifest.engines[0].gates == "none"
+    assert validate(out).passed
+    with Predictor.load(out) as predictor:
+        logits, routes = predictor.run(predictor.tokenizer.encode(["a good film"]))
+        ids = pad(predictor.tokenizer.encode(["a good film"]))
+    inputs = (torch.from_numpy(array) for array in (ids.input_ids, ids.attention_mask, ids.token_type_ids))
+    assert routes.tolist() == [[True, False, True]]
+    expected = model.follow(*inputs, torch.from_numpy(routes)).logits.detach()
+    assert logits == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+def test_of_a_fixed_route_only_its_layers_are_written_and_no_gate(static_bundle: Path):
+    written = sorted(file.stem for file in (static_bundle / "pieces").iterdir())
+    assert written == sorted(["embeddings", *(f"layer_0{layer}" for layer in STATIC_ROUTE), "head", "full"])
 
 
 # What a build writes

@@ -54,6 +54,12 @@ def test_what_a_bundle_keeps_is_what_the_model_gave(bundle: Path, source):
     np.testing.assert_array_equal(golden.routes, golden.margins > source.threshold)
 
 
+def test_what_a_static_bundle_keeps_is_its_route(static_bundle: Path):
+    golden = read_golden(read_bundle(static_bundle))
+    assert (golden.routes == [True, False, True, False]).all()
+    assert (golden.margins == [20, -20, 20, -20]).all()
+
+
 @pytest.mark.parametrize("file", [INPUTS, OUTPUTS])
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "junk"])
 def test_damage_that_was_sealed_is_a_bundle_error(bundle: Path, tmp_path: Path, file: str, damage: str):

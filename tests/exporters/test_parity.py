@@ -1,6 +1,7 @@
 """Parity passes what is right and fails what is wrong, by name."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.exporters.torch_reference import TorchReference
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.tokenization import Encoded, pad
-from tests.conftest import sentences
-from tests.runtime.editing import add_to_weights, change_piece, copy_of
+from tests.conftest import STATIC_ROUTE, sentences
+from tests.runtime.editing import add_to_weights, change_manifest, change_piece, copy_of, reseal
 
 TEXTS = ["", *(text for text, _ in sentences(12, 21)), ("a good film", "a bad plot")]
 EPSILON = 0.1
@@ -123,7 +124,7 @@ def test_sound_pieces_in_a_chain_that_is_not_fail_as_a_whole(bundle: Path, refer
         report = compare(reference, predictor, inputs)
         assert all(piece.passed for piece in report.pieces)
         assert report.first_bad_piece == "logits"
-        predictor.chain = replace(chain, layers=chain.layers[::-1])
+        predictor.chain = replace(chain, layers=dict(enumerate(reversed(chain.layers.values()))))
         assert compare(reference, predictor, inputs).first_bad_piece is not None
         predictor.chain = replace(chain, gates=chain.gates[::-1])
         report = compare(reference, predictor, inputs)
@@ -140,6 +141,69 @@ def test_a_threshold_of_one_s_own_does_not_touch_the_comparison(bundle: Path, re
 def test_nothing_to_compare_on_is_an_error(bundle: Path, reference):
     with pytest.raises(HadskipError, match="no text"):
         compared(reference, bundle, [])
+
+
+# A static route
+
+STATIC_PIECES = ["embeddings", "layer_01", "layer_03", "head", "full"]
+
+
+@pytest.fixture(scope="module")
+def static_reference(static_source) -> TorchReference:
+    return TorchReference(static_source.model, static_source.full)
+
+
+def test_a_static_route_passes_on_the_pieces_it_has(static_reference, static_bundle: Path, inputs):
+    for reference in (static_reference, OnnxReference(read_bundle(static_bundle))):
+        report = compared(reference, static_bundle, inputs)
+        assert (report.parity, report.route_agreement, report.flips) == ("passed", 1.0, 0)
+        assert [piece.piece for piece in report.pieces] == STATIC_PIECES
+        assert all(piece.largest < 1e-5 for piece in report.pieces)
+        assert report.tolerance.margins == (1e-3,) * 4
+        assert report.logits_largest < 1e-5
+
+
+@pytest.mark.parametrize("piece", STATIC_PIECES)
+def test_one_altered_piece_of_a_static_bundle_fails_and_is_named(
+    static_bundle: Path, tmp_path: Path, static_reference, inputs, piece: str
+):
+    copy = copy_of(static_bundle, tmp_path)
+    change_piece(copy, piece, add_to_weights(1e-2))
+    report = compared(static_reference, copy, inputs)
+    assert [found.piece for found in report.pieces if not found.passed] == [piece] == [report.first_bad_piece]
+
+
+@pytest.mark.parametrize("route", [[1], [1, 2], [1, 2, 3]])
+def test_another_static_route_fails(static_bundle: Path, tmp_path: Path, static_reference, inputs, route: list[int]):
+    """Its layers are there and sound: layer 2 is a copy of layer 3."""
+    copy = copy_of(static_bundle, tmp_path)
+    shutil.copyfile(copy / "pieces" / "layer_03.onnx", copy / "pieces" / "layer_02.onnx")
+    reseal(copy)
+
+    def change(plain: dict) -> None:
+        plain["router"]["route"] = route
+        for files in (plain["pieces"], plain["engines"][0]["files"]):
+            files["layer_02"] = "pieces/layer_02.onnx"
+
+    change_manifest(copy, change)
+    report = compared(static_reference, copy, inputs)
+    assert (report.parity, report.route_agreement, report.flips) == ("failed", 0.0, len(inputs))
+
+
+def test_both_references_trace_a_static_route_alike(static_bundle: Path, static_reference, inputs):
+    chosen = np.array([layer in STATIC_ROUTE for layer in range(1, 5)])
+    onnx_reference = OnnxReference(read_bundle(static_bundle))
+    for encoded in inputs:
+        ours, theirs = (r.trace(pad([encoded]), 0.0) for r in (onnx_reference, static_reference))
+        for trace in (ours, theirs):
+            assert trace.route.tolist() == chosen.tolist()
+            assert trace.margins.tolist() == np.where(chosen, 20.0, -20.0).tolist()
+            assert trace.margins.dtype == np.float32
+        for name in ("states", "logits", "full_logits"):
+            for a, b in zip(getattr(ours, name), getattr(theirs, name), strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-5)
+        for index in np.flatnonzero(chosen):
+            np.testing.assert_allclose(ours.layer_outputs[index], theirs.layer_outputs[index], atol=1e-5)
 
 
 # References

@@ -167,6 +167,39 @@ def test_validate_passes_it_on_the_machine_it_was_built_on(int8: Path):
     assert found.golden.logits_tolerance == read_bundle(int8).engine().tolerance.logits
 
 
+@pytest.fixture(scope="module")
+def built_static(static_source, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ParityReport]:
+    out = tmp_path_factory.mktemp("static_int8") / "bundle"
+    return out, write_bundle(static_source, out, "ort", "int8")
+
+
+def test_a_static_route_in_int8(built_static: tuple[Path, ParityReport], static_bundle: Path):
+    out, report = built_static
+    assert (report.parity, report.route_agreement, report.flips) == ("passed", 1.0, 0)
+    assert {piece.piece: piece.judged for piece in report.pieces} == {
+        "embeddings": "largest", "layer_01": "mean", "layer_03": "mean", "head": "largest", "full": "mean",
+    }  # fmt: skip
+    assert report.tolerance.margins == (ROUTE_EPSILON,) * 4  # there is no near tie
+    assert sorted(file.stem for file in (out / "engines" / "ort-int8").iterdir()) == ["full", "layer_01", "layer_03"]
+    assert validate(out).passed
+    with Predictor.load(out) as ours, Predictor.load(static_bundle) as theirs:
+        got, expected = ours(TEXTS), theirs(TEXTS)
+    assert {prediction.layers for prediction in got} == {(1, 3)}
+    differences = [abs(a.probabilities["yes"] - b.probabilities["yes"]) for a, b in zip(got, expected, strict=True)]
+    assert 1e-5 < max(differences) < 0.02
+
+
+def test_a_wrong_int8_layer_of_a_static_route_fails_and_is_named(
+    built_static: tuple[Path, ParityReport], tmp_path: Path
+):
+    copy = copy_of(built_static[0], tmp_path)
+    shutil.copyfile(int8_file(copy, "layer_01"), int8_file(copy, "layer_03"))
+    reseal(copy)
+    found = validate(copy)
+    assert not found.golden.passed
+    assert found.parity.first_bad_piece == "layer_03"
+
+
 # What parity says
 
 

@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("labelled") / "data.csv", ROWS)
 
 
-@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle"])
+@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle", "static_bundle"])
 def test_a_sound_bundle_passes(layout: str, request: pytest.FixtureRequest):
     found = validate(request.getfixturevalue(layout))
     assert found.passed
@@ -50,6 +50,26 @@ def test_the_metric_is_that_of_a_slow_computation(bundle: Path, data: Path, sour
     assert found.data.label_agreement == np.mean([a.label == b.label for a, b in zip(gated, full, strict=True)])
     assert found.data.routes.mean_layers == pytest.approx(np.mean([len(answer.layers) for answer in gated]))
     assert f"accuracy {found.data.value:.4f}" in "\n".join(found.lines())
+
+
+def test_data_is_answered_on_the_static_route(static_bundle: Path, data: Path, static_source, model_folder: Path):
+    oracle = Oracle(static_source, model_folder)
+    answers = [oracle.forced(text, [True, False, True, False]) for text, _ in ROWS]
+    found = validate(static_bundle, data=data)
+    assert found.passed
+    assert found.data.value == np.mean([a.label == label for a, (_, label) in zip(answers, ROWS, strict=True)])
+    assert found.data.routes.commonest == [((1, 3), 1.0)]
+    full = [oracle.full(text) for text, _ in ROWS]
+    assert len(found.data.flips) == sum(a.label != b.label for a, b in zip(answers, full, strict=True))
+
+
+@pytest.mark.parametrize("piece", ["embeddings", "layer_01", "layer_03", "head"])
+def test_altered_weights_of_a_static_bundle_fail_although_the_digests_fit(
+    static_bundle: Path, tmp_path: Path, piece: str
+):
+    copy = copy_of(static_bundle, tmp_path)
+    change_piece(copy, piece, add_to_weights(0.5))
+    assert not validate(copy).golden.passed
 
 
 def lean_the_other_way(bundle: Path, texts: list[str]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routes import Route
 
 CONFIG = EncoderConfig(
     vocab_size=50, hidden_size=16, num_layers=4, num_heads=2, intermediate_size=32, max_positions=24, type_vocab_size=2,
@@ -35,6 +36,11 @@ def random_gated(seed: int = 0, width: int = 8, **changes) -> GatedClassifier:
     model = GatedClassifier(random_classifier(seed, **changes), width)
     randomise(model.gates, seed + 1, std=0.7)
     return model.eval()
+
+
+def random_fixed(fixed_route: Route, seed: int = 0, **changes) -> GatedClassifier:
+    """A model without gates, every input of which takes `fixed_route`."""
+    return GatedClassifier(random_classifier(seed, **changes), fixed_route=fixed_route).eval()
 
 
 def random_batch(lengths: Sequence[int], seed: int = 0, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:

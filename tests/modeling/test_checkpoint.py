@@ -21,7 +21,7 @@ from hadskip_export.modeling.checkpoint import (
     save_gated,
     save_tokenizer,
 )
-from tests.modeling.random_models import random_batch, random_classifier, random_gated
+from tests.modeling.random_models import random_batch, random_classifier, random_fixed, random_gated
 
 BATCH = random_batch((1, 7, 24, 12))
 
@@ -60,6 +60,19 @@ def test_label_names_of_any_alphabet_survive(tmp_path):
     assert load_classifier(tmp_path).config.labels == labels
     config = BertConfig.from_pretrained(tmp_path)
     assert tuple(config.id2label.values()) == labels and config.label2id == {name: i for i, name in enumerate(labels)}
+
+
+@pytest.mark.parametrize("route", [(1,), (2, 4), (1, 2, 3, 4)])
+def test_a_fixed_route_comes_back_and_transformers_loads_the_whole_classifier(route, tmp_path):
+    model, settings = random_fixed(route), GateSettings(width=8, threshold=0.0, budget=len(route))
+    save_gated(model, settings, tmp_path)
+    back, back_settings = load_gated(tmp_path)
+    assert back.fixed_route == route and back_settings == settings and not back.training
+    assert_bit_equal(back, model)
+    output = back.route(*BATCH, lambda index, margin: margin > 0)
+    assert (output.gates == torch.tensor([layer in route for layer in range(1, 5)])).all()
+    assert torch.equal(output.logits, model.follow(*BATCH, output.gates).logits.detach())
+    torch.testing.assert_close(their_logits(tmp_path), model.classifier(*BATCH).logits.detach(), atol=1e-5, rtol=0)
 
 
 def test_equal_label_names_are_refused(tmp_path):
@@ -309,6 +322,31 @@ def test_gates_of_another_width_are_refused(gated_folder):
 @pytest.mark.parametrize("section", [{}, {"gate_width": 8}, 3])
 def test_an_incomplete_section_of_gates_is_refused(section, gated_folder):
     refused(lambda: load_gated(change_config(gated_folder, hadskip=section)), "config.json")
+
+
+DAMAGED_ROUTES = [
+    "12", 2, True, {}, {"1": 2}, [], [0, 1], [5], [1, 5], [-1], [1, 1], [2, 1], [1, 3, 2], [1.0], ["1"], [True, 2],
+    [None], [[1]],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("route", DAMAGED_ROUTES, ids=repr)
+def test_a_fixed_route_that_the_model_cannot_take_is_refused(route, tmp_path):
+    save_gated(random_fixed((1, 3)), GateSettings(8, 0.0, 2), tmp_path)
+    section = {"gate_width": 8, "gate_threshold": 0.0, "budget": 2, "fixed_route": route}
+    refused(lambda: load_gated(change_config(tmp_path, hadskip=section)), "config.json", "fixed_route")
+
+
+def test_a_checkpoint_of_gates_with_a_fixed_route_written_in_is_refused(gated_folder):
+    section = {"gate_width": 8, "gate_threshold": 0.0, "budget": 4, "fixed_route": [1, 3]}
+    refused(lambda: load_gated(change_config(gated_folder, hadskip=section)), str(gated_folder), "unexpected")
+
+
+def test_a_checkpoint_that_lost_its_fixed_route_is_refused(tmp_path):
+    """Else its gates would silently be random ones."""
+    save_gated(random_fixed((1, 3)), GateSettings(8, 0.0, 2), tmp_path)
+    section = {"gate_width": 8, "gate_threshold": 0.0, "budget": 2}
+    refused(lambda: load_gated(change_config(tmp_path, hadskip=section)), str(tmp_path), "lack")
 
 
 # Folder, hub name, tokenizer

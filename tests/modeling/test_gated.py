@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hadskip_export.modeling.encoder import attention_bias
+from hadskip_export.modeling.encoder import Classifier, attention_bias
 from hadskip_export.modeling.gated import Gate, GatedClassifier, squash
 from hadskip_export.modeling.reinmax import ESTIMATORS, reinmax, sample, straight_through
 from hadskip_export.trainers.evaluation import above
-from tests.modeling.random_models import CONFIG, random_batch, random_gated
+from tests.modeling.random_models import CONFIG, random_batch, random_classifier, random_fixed, random_gated
 
 LENGTHS = (3, 9, 24, 5, 1, 14)
 LABELS = torch.tensor([0, 1, 2, 2, 1, 0])
@@ -315,3 +315,86 @@ def test_squashing_leaves_small_margins_and_their_gradient_alone(limit):
     torch.testing.assert_close(squashed.detach(), margin.detach(), rtol=1e-5, atol=0)
     (slope,) = torch.autograd.grad(squashed.sum(), margin)
     torch.testing.assert_close(slope, torch.ones(2, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+# Routes given from outside, and a route that is fixed
+
+
+def alone(model: Classifier, batch: tuple[Tensor, ...], routes: Tensor) -> tuple[Tensor, list, list]:
+    """Logits, and by row all hidden states and attention maps (None where the layer did not run): every input alone and
+    without its padding, on its own route."""
+    logits, states, maps = [], [], []
+    for row, length in enumerate(batch[1].sum(dim=1).tolist()):
+        ids, mask, types = (tensor[row : row + 1, :length] for tensor in batch)
+        of_row, of_row_maps = [model.embeddings(ids, types)], []
+        for runs, layer in zip(routes[row].tolist(), model.layers, strict=True):
+            after, attention = layer(of_row[-1], attention_bias(mask)) if runs else (of_row[-1], None)
+            of_row.append(after)
+            of_row_maps.append(attention[0].mean(dim=0) if runs else None)
+        logits.append(model.head(of_row[-1])[0])
+        states.append([state[0] for state in of_row])
+        maps.append(of_row_maps)
+    return torch.stack(logits), states, maps
+
+
+def test_following_routes_equals_the_slow_loop_in_values_and_gradients():
+    model, batch, routes = random_gated(), random_batch(LENGTHS), ROUTES > 0
+
+    def gradients_of(logits: Tensor, last: list[Tensor]) -> dict[str, Tensor]:
+        model.zero_grad()
+        (torch.nn.functional.cross_entropy(logits, LABELS) + sum(state.square().mean() for state in last)).backward()
+        return gradients(model)
+
+    output = model.follow(*batch, routes, keep_states=True)
+    last = [state[:length] for state, length in zip(output.hidden_states[-1], LENGTHS, strict=True)]
+    got = gradients_of(output.logits, last)
+    logits, states, maps = alone(model.classifier, batch, routes)
+    wanted = gradients_of(logits, [of_row[-1] for of_row in states])
+
+    torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=0)
+    assert len(output.hidden_states) == 5 and len(output.attention_maps) == 4
+    for row, length in enumerate(LENGTHS):
+        for ours, theirs in zip(output.hidden_states, states[row], strict=True):
+            torch.testing.assert_close(ours[row, :length], theirs, atol=1e-5, rtol=0)
+        for ours, theirs in zip(output.attention_maps, maps[row], strict=True):
+            expected = torch.zeros(length, length) if theirs is None else theirs
+            torch.testing.assert_close(ours[row, :length, :length], expected, atol=1e-6, rtol=0)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, atol=2e-6, rtol=1e-4, msg=name)
+    for index in (0, 1, 3):
+        assert got[f"classifier.layers.{index}.up.weight"].any()
+
+
+def test_following_gives_no_gradient_to_a_layer_that_no_row_ran_nor_to_gates():
+    model = random_gated()
+    model.follow(*random_batch(LENGTHS), ROUTES > 0).logits.logsumexp(-1).sum().backward()
+    assert all(parameter.grad is None for parameter in model.classifier.layers[2].parameters())
+    assert all(parameter.grad is None for parameter in model.gates.parameters())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, CONFIG.max_positions), min_size=1, max_size=6), st.integers(0, 1000), st.data())
+def test_any_routes_are_followed(lengths, seed, data):
+    batch, row = random_batch(lengths, seed), st.lists(st.booleans(), min_size=4, max_size=4)
+    routes = torch.tensor(data.draw(st.lists(row, min_size=len(lengths), max_size=len(lengths))))
+    model = random_gated()
+    with torch.no_grad():
+        logits, wanted = model.follow(*batch, routes).logits, alone(model.classifier, batch, routes)[0]
+    torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("route", [(1,), (4,), (1, 3), (2, 3, 4), (1, 2, 3, 4)])
+@torch.no_grad()
+def test_a_fixed_route_is_the_one_that_every_input_takes(route):
+    model, batch = random_fixed(route), random_batch(LENGTHS)
+    output = model.route(*batch, above(0.0))
+    chosen = torch.tensor([layer in route for layer in range(1, 5)])
+    assert (output.gates == chosen).all() and (output.margins == torch.where(chosen, 20.0, -20.0)).all()
+    wanted = alone(random_classifier(), batch, chosen.expand(len(LENGTHS), 4))[0]
+    torch.testing.assert_close(output.logits, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_fixed_route_has_no_gate_to_train():
+    model = random_fixed((1, 3))
+    assert model.fixed_route == (1, 3) and not list(model.gates.parameters()) and not model.gates.state_dict()
+    assert random_gated().fixed_route is None

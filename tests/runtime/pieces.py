@@ -60,19 +60,9 @@ def head(hidden: np.ndarray) -> np.ndarray:
     return hidden[:, 0, :2]
 
 
-class StaticRouter:
-    """The same layers for every row; bool [L]."""
-
-    def __init__(self, layers: np.ndarray):
-        self._layers = layers
-
-    def select(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        return np.full(len(hidden_states), self._layers[index])
-
-
 def chain(num_layers: int) -> Chain:
-    layers = [Counting(layer(index)) for index in range(num_layers)]
-    return Chain(embeddings, layers, [], head, ("input_ids", "token_type_ids"))
+    layers = {index: Counting(layer(index)) for index in range(num_layers)}
+    return Chain(embeddings, layers, [], head, ("input_ids", "token_type_ids"), num_layers)
 
 
 def one_at_a_time(batch: Batch, salts: list[int], threshold: float, most: int | None = None):

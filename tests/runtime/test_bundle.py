@@ -300,6 +300,71 @@ def test_a_manifest_that_contradicts_the_pieces_is_refused(copy: Path, change):
     assert "\n" not in str(caught.value)
 
 
+# Static routes
+
+
+def route_is(*route: int):
+    return set_value("router", "route", value=list(route))
+
+
+def take_out(piece: str):
+    """Of the ONNX pieces and of the engine."""
+    return lambda plain: (plain["pieces"].pop(piece), plain["engines"][0]["files"].pop(piece))
+
+
+def test_a_static_bundle_has_its_route_and_needs_no_other_layer(static_bundle: Path):
+    manifest = read_bundle(static_bundle).manifest
+    assert (manifest.router.kind, manifest.router.route, manifest.engines[0].gates) == ("static", (1, 3), "none")
+    assert manifest.reachable_layers == [0, 2]
+    assert list(manifest.pieces) == ["embeddings", "layer_01", "layer_03", "head", "full"]
+
+
+def test_a_bundle_of_gates_has_no_route_and_may_run_any_layer(bundle: Path):
+    manifest = read_bundle(bundle).manifest
+    assert manifest.router.route is None
+    assert manifest.reachable_layers == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(route_is(*route) for route in [(), (0, 1), (1, 5), (-1, 1), (3, 1), (1, 1), (1, 3, 3)]),
+        *(set_value("router", "route", value=value) for value in (None, 1, "1 3", ["1"], [1.5], [True, 3])),
+        set_value("router", "kind", value="gates"),
+        lambda plain: plain["router"].pop("route"),
+        set_value("engines", 0, "gates", value="separate"),
+        set_value("engines", 0, "gates", value="lookahead"),
+    ],
+)
+def test_a_static_manifest_that_makes_no_sense_is_refused(static_bundle: Path, tmp_path: Path, change):
+    copy = copy_of(static_bundle, tmp_path)
+    change_manifest(copy, change)
+    refused(copy, MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [(route_is(1, 2, 3), "layer_02"), (take_out("layer_03"), "layer_03"), (take_out("head"), "head")],
+    ids=["a layer that was never built", "a layer on the route", "head"],
+)
+def test_a_static_bundle_that_lacks_a_piece_is_refused(static_bundle: Path, tmp_path: Path, change, name: str):
+    copy = copy_of(static_bundle, tmp_path)
+    change_manifest(copy, change)
+    refused(copy, MANIFEST, name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [route_is(1, 3), set_value("router", "kind", value="static"), set_value("engines", 0, "gates", value="none")],
+)
+def test_gates_with_something_of_a_static_route_are_refused(copy: Path, change):
+    change_manifest(copy, change)
+    refused(copy, MANIFEST)
+
+
+# Anything at all
+
+
 def leaves(value, path=()):
     """Paths of everything in JSON data."""
     yield path
@@ -317,7 +382,10 @@ json_values = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_whatever_a_manifest_says_reading_it_gives_a_bundle_or_a_bundle_error(bundle, tmp_path_factory, data):
+def test_whatever_a_manifest_says_reading_it_gives_a_bundle_or_a_bundle_error(
+    bundle, static_bundle, tmp_path_factory, data
+):
+    bundle = data.draw(st.sampled_from([bundle, static_bundle]))
     plain = json.loads((bundle / MANIFEST).read_bytes())
     path = data.draw(st.sampled_from([path for path in leaves(plain) if path]))
     set_value(*path, value=data.draw(json_values))(plain)

@@ -1,10 +1,12 @@
 """The chain against the plainest loop: one input at a time, no padding, no shared batch."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter
+from hadskip_export.runtime.routers import CappedRouter, GateRouter, LookaheadRouter, StaticRouter
 from tests.runtime import pieces
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=9)
@@ -32,7 +34,7 @@ def test_a_layer_is_given_only_the_rows_that_run_it_and_only_their_length(length
     batch = pieces.ragged(lengths, seed)
     chain = pieces.chain(len(salts))
     _, routes = chain.run(batch, gate_router(salts, threshold))
-    for layer, ran in zip(chain.layers, routes.T, strict=True):
+    for layer, ran in zip(chain.layers.values(), routes.T, strict=True):
         expected = [(ran.sum(), max(np.array(lengths)[ran]))] if ran.any() else []
         assert layer.batches == expected
 
@@ -40,9 +42,15 @@ def test_a_layer_is_given_only_the_rows_that_run_it_and_only_their_length(length
 @settings(max_examples=50, deadline=None)
 @given(lengths, st.lists(st.booleans(), min_size=1, max_size=6), st.integers(0, 1000))
 def test_a_static_router_runs_its_layers_for_every_input(lengths, chosen, seed):
-    batch = pieces.ragged(lengths, seed)
-    logits, routes = pieces.chain(len(chosen)).run(batch, pieces.StaticRouter(np.array(chosen)))
-    assert (routes == np.array(chosen)).all()
+    """Whether the chain has the others or not."""
+    batch, route = pieces.ragged(lengths, seed), np.array(chosen)
+    whole = pieces.chain(len(chosen))
+    logits, routes = whole.run(batch, StaticRouter(route))
+    assert (routes == route).all()
+    assert [layer.rows for layer in whole.layers.values()] == [len(lengths) * runs for runs in chosen]
+    short = replace(whole, layers={index: layer for index, layer in whole.layers.items() if route[index]})
+    for again, expected in zip(short.run(batch, StaticRouter(route)), (logits, routes), strict=True):
+        np.testing.assert_array_equal(again, expected)
     mask, hidden = batch.attention_mask, pieces.embeddings(batch.input_ids, batch.token_type_ids)
     for index in np.flatnonzero(chosen):
         hidden = pieces.layer(index)(hidden, mask)
@@ -78,6 +86,6 @@ def test_embeddings_are_given_the_arrays_they_take():
 
     batch = pieces.ragged([2, 4], 0)
     chain = pieces.chain(1)
-    type(chain)(embeddings, chain.layers, [], chain.head, ("input_ids",)).run(batch, gate_router([1], 0.0))
+    replace(chain, embeddings=embeddings, embedding_inputs=("input_ids",)).run(batch, gate_router([1], 0.0))
     assert len(seen) == 1
     assert seen[0] is batch.input_ids

@@ -17,7 +17,7 @@ from hadskip_export.exporters.build import Source
 from hadskip_export.runtime import Prediction, Predictor
 from hadskip_export.runtime.engines import ort
 from hadskip_export.runtime.tokenization import Text
-from tests.conftest import sentences
+from tests.conftest import STATIC_ROUTE, sentences
 from tests.runtime.editing import change_manifest, copy_of, reseal
 from tests.runtime.oracle import Answer, Oracle
 from tests.runtime.pieces import Counting
@@ -120,15 +120,15 @@ def test_probabilities_are_plain_numbers_that_sum_to_one(predictor: Predictor):
 
 def test_a_skipped_layer_is_not_computed(predictor: Predictor):
     chain = predictor.chain
-    counting = [Counting(layer) for layer in chain.layers]
+    counting = {index: Counting(layer) for index, layer in chain.layers.items()}
     try:
         predictor.chain = replace(chain, layers=counting)
         got = predictor(TEXTS, batch_size=8)
     finally:
         predictor.chain = chain
-    for index, layer in enumerate(counting, start=1):
-        assert layer.rows == sum(index in prediction.layers for prediction in got)
-    assert 0 < sum(layer.rows for layer in counting) < 4 * len(TEXTS)
+    for index, layer in counting.items():
+        assert layer.rows == sum(index + 1 in prediction.layers for prediction in got)
+    assert 0 < sum(layer.rows for layer in counting.values()) < 4 * len(TEXTS)
 
 
 def test_lookahead_asks_its_engine_once_per_layer_that_ran(lookahead_bundle: Path):
@@ -455,6 +455,86 @@ def test_warming_up_keeps_to_the_length_the_model_takes(bundle: Path, tmp_path: 
     change_manifest(copy, lambda plain: plain["model"].update(max_length=5))
     with Predictor.load(copy):
         assert max(length for piece in loaded.values() for _, length in piece.batches) <= 5
+
+
+# A static route
+
+
+@pytest.fixture(scope="module")
+def static(static_bundle: Path):
+    with Predictor.load(static_bundle) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def static_oracle(static_source: Source, model_folder: Path) -> Oracle:
+    return Oracle(static_source, model_folder)
+
+
+def layers_of(route: tuple[int, ...]) -> list[bool]:
+    return [layer in route for layer in range(1, 5)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+def test_a_static_route_gives_the_answers_of_pytorch_on_it(static: Predictor, static_oracle: Oracle, batch_size: int):
+    got = static(TEXTS, batch_size=batch_size)
+    assert {prediction.layers for prediction in got} == {STATIC_ROUTE}
+    assert_same(got, [static_oracle.forced(text, layers_of(STATIC_ROUTE)) for text in TEXTS])
+    for other in [(1, 2), (2, 4), (1, 4), (3,), (1, 2, 3)]:  # they would have shown
+        wrong = [static_oracle.forced(text, layers_of(other)) for text in TEXTS]
+        assert max(abs(a.probabilities["yes"] - b.probabilities["yes"]) for a, b in zip(got, wrong, strict=True)) > 1e-3
+
+
+def test_a_single_text_and_a_batch_agree_on_a_static_route(static: Predictor):
+    for text, among_others in zip(TEXTS, static(TEXTS), strict=True):
+        one = static(text)
+        assert (one.label, one.layers, one.truncated) == (among_others.label, STATIC_ROUTE, among_others.truncated)
+        assert one.probabilities == pytest.approx(among_others.probabilities, abs=1e-6)
+
+
+def test_of_a_static_route_only_its_layers_are_loaded_and_warmed_up(
+    static_bundle: Path, loaded: dict[str, Counting], static_oracle: Oracle
+):
+    with Predictor.load(static_bundle, max_layers=1) as predictor:
+        assert list(loaded) == ["embeddings", "layer_01", "layer_03", "head"]
+        assert all(piece.rows == 1 for piece in loaded.values())
+        assert predictor("good", max_layers=4).layers == STATIC_ROUTE
+        assert [piece.rows for piece in loaded.values()] == [2] * 4
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_max_layers_caps_a_static_route(static: Predictor, static_bundle: Path, static_oracle: Oracle, most: int):
+    expected = [static_oracle.forced(text, layers_of(STATIC_ROUTE[:most])) for text in TEXTS]
+    assert_same(static(TEXTS, max_layers=most), expected)
+    with Predictor.load(static_bundle, max_layers=most) as capped:
+        assert_same(capped(TEXTS), expected)
+    assert static("good").layers == STATIC_ROUTE
+
+
+def test_a_static_bundle_has_the_full_model_too(static: Predictor, static_bundle: Path, static_oracle: Oracle):
+    expected = [static_oracle.full(text) for text in TEXTS]
+    assert_same(static(TEXTS, router="full"), expected)
+    with Predictor.load(static_bundle, router="full") as full:
+        assert_same(full(TEXTS), expected)
+        assert full("good", router="gates").layers == STATIC_ROUTE
+
+
+@pytest.mark.parametrize("router", ["gates", "full"])
+@pytest.mark.parametrize("threshold", [0.0, -1e9, float("inf")])
+def test_a_static_route_has_no_threshold_to_move(static: Predictor, static_bundle: Path, threshold: float, router):
+    for ask in (
+        lambda: static("good", gate_threshold=threshold, router=router),
+        lambda: Predictor.load(static_bundle, gate_threshold=threshold, router=router),
+    ):
+        with pytest.raises(BudgetError, match=r"^gate_threshold: .* static route") as error:
+            ask()
+        assert str(static_bundle) in one_line(error)
+
+
+def test_a_static_route_is_not_overruled(static: Predictor):
+    with pytest.raises(BudgetError, match=r"^routes: .* static route") as error:
+        static(["good", "bad"], routes=np.ones((2, 4), bool))
+    one_line(error)
 
 
 # What it says

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadskip_export.runtime.routers import CappedRouter, ForcedRouter, GateRouter, LookaheadRouter
+from hadskip_export.runtime.routers import CappedRouter, ForcedRouter, GateRouter, LookaheadRouter, StaticRouter
 from hadskip_export.runtime.tokenization import Batch
 from tests.runtime import pieces
 from tests.runtime.test_chain import gate_router, lengths, salts, thresholds
@@ -78,6 +78,16 @@ def test_a_router_lives_for_one_call():
         batch = pieces.ragged(rows, 1)
         _, routes = pieces.chain(2).run(batch, LookaheadRouter(gates, 2, 0.0))
         np.testing.assert_array_equal(routes, pieces.one_at_a_time(batch, [3, 7], 0.0)[1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths, st.lists(st.booleans(), min_size=1, max_size=6), st.integers(0, 1000), st.integers(1, 6))
+def test_a_cap_keeps_the_first_layers_of_a_static_route(lengths, chosen, seed, most):
+    """And leaves the route as it was for the next call."""
+    route = np.array(chosen)
+    _, routes = pieces.chain(len(chosen)).run(pieces.ragged(lengths, seed), CappedRouter(StaticRouter(route), most))
+    assert (routes == (route & (route.cumsum() <= most))).all()
+    assert route.tolist() == chosen
 
 
 # Forced routes
