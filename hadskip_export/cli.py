@@ -48,6 +48,13 @@ def _columns(*kinds: str) -> Any:
     return decorate
 
 
+def _layers(route: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, route.split(",")))
+    except ValueError:
+        raise click.UsageError(f"--route {route}: expected layers with commas between them, as 1,2,6") from None
+
+
 def _check_folder(json_file: Path | None) -> None:
     """Before the work is done, not after."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
@@ -85,16 +92,24 @@ def main(verbose: int) -> None:
 @click.option("--train", "train_file", help="Labelled texts to train on: CSV, TSV or JSONL.")
 @click.option("--eval", "eval_file", help="Labelled texts to report figures on.")
 @click.option("--fine-tuned", is_flag=True, help="MODEL already is the classifier: skip stage I, it is the teacher.")
-@click.option("--recipe", help="A TOML file of recipe settings.")
+@click.option(
+    "--method",
+    default="hadskip",
+    show_default=True,
+    help="Or a rival of one route, trained alike: budgeted (the first layers) or static (the best ones).",
+)
+@click.option("--route", help="The layers of --method static, as 1,2,6, instead of a search.")
+@click.option("--recipe", help="paper, adaptive or a TOML file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one recipe setting; repeatable.")
 @click.option("--resume", is_flag=True, help="Go on after the last finished stage of the same command.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="Where torch computes.")
 @click.option("--max-length", type=int, help="Tokens per input; 128 (or the model's maximum) if left out.")
 @_columns(*COLUMN_OPTIONS)
-def train(train_file: str | None, eval_file: str | None, **options: Any) -> None:
-    """Fine-tune, initialise the gates, train jointly while the budget shrinks; write a run folder."""
-    summary = hadskip_export.train(train=train_file, eval=eval_file, **options)
+def train(train_file: str | None, eval_file: str | None, route: str | None, **options: Any) -> None:
+    """Teach a BERT to skip layers, as the recipe has it; write a run folder."""
+    layers = None if route is None else _layers(route)
+    summary = hadskip_export.train(train=train_file, eval=eval_file, route=layers, **options)
     from hadskip_export.trainers.summary import table
 
     click.echo(table(summary))

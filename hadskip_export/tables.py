@@ -42,8 +42,8 @@ def stop(error: DataError) -> None:
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts and the names of their labels, in file order. `lines`: where each begins in the file; none if that is not
-    known."""
+    """Texts and the names of their labels, in file order; no labels at all where the texts have none. `lines`: where
+    each begins in the file; none if that is not known."""
 
     texts: list[Text]
     labels: list[str]
@@ -54,7 +54,8 @@ class Examples:
 
     def __getitem__(self, rows: Sequence[int]) -> "Examples":
         lines = [self.lines[row] for row in rows] if self.lines else []
-        return Examples([self.texts[row] for row in rows], [self.labels[row] for row in rows], lines)
+        labels = [self.labels[row] for row in rows] if self.labels else []
+        return Examples([self.texts[row] for row in rows], labels, lines)
 
 
 @dataclass(frozen=True)
@@ -236,11 +237,17 @@ def _find_text_among(file: Path, rows: Iterator[Row], columns: Columns) -> tuple
     return read, find_text(read[0], columns)  # raises
 
 
-def read_examples(file: str | Path, columns: Columns = ANY_COLUMNS, known: tuple[str, ...] | None = None) -> Examples:
+def read_examples(
+    file: str | Path,
+    columns: Columns = ANY_COLUMNS,
+    known: tuple[str, ...] | None = None,
+    unlabelled: bool = False,
+) -> Examples:
     """Reads texts (or pairs of texts) and their labels.
 
     Args:
         known: the labels there may be; any, if left out.
+        unlabelled: a file in which no column looks like labels, and none is named, is read all the same.
 
     Raises:
         DataError: see `read_rows` and `check_labels`; also no such column, no column of a known name, no row.
@@ -252,9 +259,11 @@ def read_examples(file: str | Path, columns: Columns = ANY_COLUMNS, known: tuple
     for row in read_rows(path):
         if not texts:
             text = find_text(row, columns)
-            label = _find(row, columns.label, LABEL_COLUMNS, "--label-column")
+            has_labels = not unlabelled or columns.label or any(name.lower() in LABEL_COLUMNS for name in row.values)
+            label = _find(row, columns.label, LABEL_COLUMNS, "--label-column") if has_labels else None
         texts.append(text(row))
-        labels.append(row[label])
+        if label is not None:
+            labels.append(row[label])
         lines.append(row.line)
     if not texts:
         raise DataError(f"{path}: {NO_ROWS}")

@@ -64,7 +64,7 @@ def made(model_folder: Path, csv_files: tuple[Path, Path], tmp_path_factory: pyt
     folder = tmp_path_factory.mktemp("cli")
     trained = run(
         "train", "--model", model_folder, "--budget", 2, "--train", csv_files[0], "--eval", csv_files[1],
-        "--out", folder / "run", "--max-length", 32, *SETTINGS,
+        "--out", folder / "run", "--max-length", 32, "--recipe", "paper", *SETTINGS,
     )  # fmt: skip
     built = run("build", folder / "run", "--engine", "ort", "--precision", "fp32", "--out", folder / "bundle")
     return Made(model_folder, *csv_files, folder / "run", folder / "bundle", trained, built)
@@ -80,6 +80,44 @@ def test_train_writes_a_run_and_prints_the_frontier(made: Made):
     assert [row["budget"] for row in summary["budgets"]] == [3, 2]
     for row in summary["budgets"]:
         assert f"{row['metric']:.4f}" in made.trained.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ([], {"method": "hadskip", "route": None, "recipe": None}),
+        (["--method", "budgeted"], {"method": "budgeted", "route": None}),
+        (["--method", "static", "--route", "1,2"], {"method": "static", "route": (1, 2)}),
+        (["--method", "static", "--route", " 1, 3"], {"route": (1, 3)}),
+        (["--recipe", "adaptive"], {"recipe": "adaptive"}),
+        (["--recipe", "mine.toml", "--set", "beta=2", "--set", "glide=0"], {"settings": ("beta=2", "glide=0")}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_train_passes_its_options_on(made: Made, tmp_path: Path, monkeypatch, options: list[str], arguments: dict):
+    asked = {}
+    summary = json.loads((made.run / "summary.json").read_text())
+    monkeypatch.setattr(hadskip_export, "train", lambda **given: asked.update(given) or summary, raising=False)
+    succeeded(run("train", "--model", "m", "--budget", 2, "--out", tmp_path / "out", *options))
+    assert asked | arguments == asked
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--recipe", "adaptive", "--set", "fit_steps=50"], ["--method", "static", "--route", "1,3"]],
+    ids=["adaptive", "static"],
+)
+def test_train_knows_other_ways_to_routes(made: Made, tmp_path: Path, options: list[str]):
+    out = tmp_path / "run"
+    result = succeeded(
+        run(
+            "train", "--model", made.model, "--budget", 2, "--train", made.train, "--eval", made.eval, "--out", out,
+            "--max-length", 32, *SETTINGS, "--set", "stage1_epochs=1", "--set", "last_epochs=1", *options,
+        )
+    )  # fmt: skip
+    row = json.loads((out / "summary.json").read_text())["budgets"][-1]
+    assert row["budget"] == 2 and f"{row['metric']:.4f}" in result.stdout
+    assert ("static" in options) == (row["routes"] == 1 and row["top_route"] == [1, 3])
 
 
 def test_build_writes_a_bundle_and_prints_parity(made: Made):
@@ -356,6 +394,17 @@ BAD_OPTIONS = [
     ({"set": "batch_size=many"}, ["batch_size"]),
     ({"set": "batch_size"}, ["batch_size"]),
     ({"recipe": "/no/such/recipe.toml"}, ["/no/such/recipe.toml"]),
+    ({"recipe": "adaptiv"}, ["adaptiv", "paper, adaptive"]),
+    ({"method": "magic"}, ["--method magic", "hadskip, budgeted, static"]),
+    ({"route": "1,2"}, ["--route", "static"]),
+    ({"method": "static", "route": "x"}, ["--route x", "1,2,6"]),
+    ({"method": "static", "route": "1,,2"}, ["--route 1,,2", "1,2,6"]),
+    ({"method": "static", "route": "1;2"}, ["--route 1;2", "1,2,6"]),
+    ({"method": "static", "route": ""}, ["--route", "1,2,6"]),
+    ({"method": "static", "route": "1,4"}, ["--route 1,4", "1 to 3"]),
+    ({"method": "static", "route": "2,1"}, ["--route 2,1", "1 to 3"]),
+    ({"method": "static", "route": "1"}, ["--route 1", "2 of the layers"]),
+    ({"method": "budgeted", "budget": 1.5}, ["--budget 1.5", "budgeted"]),
     ({"task": "sst2"}, ["--task", "--train"]),
     ({"task": "sst9", "train": None, "eval": None}, ["--task sst9", "sst2"]),
     ({"task": "sst2", "train": None, "eval": None}, ["--data-dir"]),

@@ -257,6 +257,62 @@ def test_known_labels_are_checked(tmp_path):
     refused(lambda: read_examples(file, known=("x", "z")), "a.csv", "line 3", "'y'", "x, z")
 
 
+# Texts without labels
+
+
+def numbered_rows(rows: list[tuple[str, str]], label_column: str, kind: str) -> str:
+    if kind == "jsonl":
+        return "".join(json.dumps({"text": text, label_column: label}) + "\n" for text, label in rows)
+    mark = "," if kind == "csv" else "\t"
+    return "\n".join(mark.join(row) for row in [("text", label_column), *rows]) + "\n"
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("column", [*tables.LABEL_COLUMNS, "Label", "CLASS", "notes", "labelled by", "id"])
+def test_labels_are_read_where_a_column_looks_like_them_and_left_out_where_none_does(kind, column, tmp_path):
+    rows = [("good", "x"), ("bad", "y"), ("fine", "x")]
+    file = write(tmp_path, f"a.{kind}", numbered_rows(rows, column, kind))
+    examples = read_examples(file, unlabelled=True)
+    assert examples.texts == ["good", "bad", "fine"] and examples.lines == [1, 2, 3] if kind == "jsonl" else [2, 3, 4]
+    if column.lower() in tables.LABEL_COLUMNS:
+        assert examples == read_examples(file) and examples.labels == ["x", "y", "x"]
+    else:
+        assert examples.labels == [] and len(examples) == 3
+        refused(lambda: read_examples(file), f"a.{kind}", repr(column), "--label-column")
+        named = read_examples(file, Columns(label=column), unlabelled=True)
+        assert named.labels == ["x", "y", "x"]  # named is named
+
+
+def test_pairs_may_be_without_labels_too(tmp_path):
+    file = write(tmp_path, "a.csv", "premise,hypothesis\na,b\nc,d\n")
+    assert read_examples(file, unlabelled=True) == Examples([("a", "b"), ("c", "d")], [])
+
+
+def test_texts_without_labels_suit_any_known_ones(tmp_path):
+    file = write(tmp_path, "a.csv", "text\ngood\n")
+    assert read_examples(file, known=("x", "y"), unlabelled=True).labels == []
+
+
+def test_what_is_wrong_is_refused_without_labels_as_well(tmp_path):
+    file = write(tmp_path, "a.csv", "text,notes\na,b\n")
+    refused(lambda: read_examples(file, Columns(label="answer"), unlabelled=True), "'answer'", "--label-column")
+    refused(lambda: read_examples(file, Columns(text="body"), unlabelled=True), "'body'", "--text-column")
+    refused(lambda: read_examples(write(tmp_path, "b.csv", "text\n"), unlabelled=True), "b.csv", "no rows")
+    rows = '{"text": "a", "label": "x"}\n{"text": "b"}\n'  # where some have labels, all must
+    refused(lambda: read_examples(write(tmp_path, "c.jsonl", rows), unlabelled=True), "c.jsonl", "line 2", "'label'")
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=6), st.data())
+def test_examples_without_labels_are_as_many_and_can_be_picked(rows, data):
+    texts = [text for text, _ in rows]
+    bare, labelled = Examples(texts, []), Examples(texts, [label for _, label in rows], list(range(len(rows))))
+    picked = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8))
+    assert len(bare) == len(labelled) == len(rows) and len(bare[picked]) == len(picked)
+    assert bare[picked] == Examples([texts[row] for row in picked], []) and bare[picked].lines == []
+    assert labelled[picked] == Examples(bare[picked].texts, [rows[row][1] for row in picked])
+    assert labelled[picked].lines == picked
+
+
 # Files
 
 

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from hadskip_export.runtime.tokenization import Encoded, Text, Tokenizer, pad
 
+UNLABELLED = -100  # in place of a class index; the one that torch's losses leave out
 BATCHES_PER_WINDOW = 32  # lengths are sorted within windows of so many batches: little padding, still random
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Tokenised inputs and their class indices, int64 [n]; the texts stay for the parity report."""
+    """Tokenised inputs and their class indices, int64 [n], or `UNLABELLED`; the texts stay for the parity report."""
 
     texts: list[Text]
     encoded: list[Encoded]

@@ -12,18 +12,40 @@ from hadskip_export.modeling.encoder import Classifier, attention_bias
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routes import Route, as_row
 from hadskip_export.trainers.batches import Dataset, ordered_batches
+from hadskip_export.trainers.losses import prediction_loss
 
 MAX_FIXED_ROUTES = 200
 
 
 @torch.no_grad()
+def full_logits(model: Classifier, data: Dataset, device: str = "cpu") -> np.ndarray:
+    """Logits, float32 [n, classes], every layer run."""
+    model.eval()
+    logits = np.zeros((len(data), len(model.config.labels)), np.float32)
+    for batch in ordered_batches(data, device=device):
+        logits[batch.rows] = model(*batch.inputs).logits.cpu().numpy()
+    return logits
+
+
 def predict_full(model: Classifier, data: Dataset, device: str = "cpu") -> np.ndarray:
     """Class indices, int64 [n], every layer run."""
+    return full_logits(model, data, device).argmax(-1)
+
+
+@torch.no_grad()
+def logits_on_routes(model: GatedClassifier, data: Dataset, routes: np.ndarray, device: str = "cpu") -> np.ndarray:
+    """Logits, float32 [n, classes], where every input runs the layers it is told to, bool [n, L]."""
     model.eval()
-    predicted = np.zeros(len(data), np.int64)
+    logits = np.zeros((len(data), len(model.classifier.config.labels)), np.float32)
     for batch in ordered_batches(data, device=device):
-        predicted[batch.rows] = model(*batch.inputs).logits.argmax(-1).cpu().numpy()
-    return predicted
+        told = torch.from_numpy(routes[batch.rows]).to(device)
+        logits[batch.rows] = model.follow(*batch.inputs, told).logits.cpu().numpy()
+    return logits
+
+
+def divergence(teacher: np.ndarray, student: np.ndarray) -> float:
+    """KL divergence of the student's prediction from the teacher's, mean over inputs, in nats; logits [n, classes]."""
+    return float(prediction_loss(torch.from_numpy(student), torch.from_numpy(teacher)))
 
 
 def above(threshold: float) -> Callable[[int, Tensor], Tensor]:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from hadskip_export.modeling.encoder import Output
 from hadskip_export.modeling.gated import GatedOutput
+from hadskip_export.trainers.batches import UNLABELLED
 from hadskip_export.trainers.recipe import Recipe
 
 
@@ -53,23 +54,38 @@ def attention_loss(student: list[Tensor], teacher: list[Tensor], ran: Tensor, at
     return (torch.stack(per_input, dim=1) * ran).mean()
 
 
-def stage3_loss(
-    student: GatedOutput, teacher: Output, labels: Tensor, attention_mask: Tensor, budget: float, recipe: Recipe
+def distillation_loss(
+    student: Output, teacher: Output, ran: Tensor, labels: Tensor, attention_mask: Tensor, recipe: Recipe
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of stage III and its terms, each before its weight."""
-    assert student.gates is not None
-    terms = {"task": F.cross_entropy(student.logits, labels)}
+    """The task's loss and appendix B's, weighted, and their terms, each before its weight.
+
+    Args:
+        ran: bool [b, L], the layers that the student ran.
+        labels: int64 [b]; `UNLABELLED` text is learned from the teacher alone.
+    """
     weights = {"task": 1.0, "prediction": recipe.alpha1, "hidden": recipe.alpha2, "attention": recipe.alpha3}
-    weights |= {"embedding": recipe.alpha4, "budget": recipe.beta}
+    weights |= {"embedding": recipe.alpha4}
+    terms = {}
+    if (labels != UNLABELLED).any():
+        terms["task"] = F.cross_entropy(student.logits, labels)
     if recipe.alpha1:
         terms["prediction"] = prediction_loss(student.logits, teacher.logits)
     if recipe.alpha2:
         terms["hidden"] = hidden_loss(student.hidden_states, teacher.hidden_states, attention_mask)
     if recipe.alpha3:
-        ran = student.gates.detach() > 0
         terms["attention"] = attention_loss(student.attention_maps, teacher.attention_maps, ran, attention_mask)
     if recipe.alpha4:
         terms["embedding"] = token_mse(student.hidden_states[0], teacher.hidden_states[0], attention_mask)
-    terms["budget"] = budget_penalty(student.gates, budget, recipe.penalty_unit)
     loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return loss, {name: term.detach() for name, term in terms.items()}
+
+
+def stage3_loss(
+    student: GatedOutput, teacher: Output, labels: Tensor, attention_mask: Tensor, budget: float, recipe: Recipe
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of stage III, `distillation_loss` and the budget penalty, and its terms."""
+    assert student.gates is not None
+    ran = student.gates.detach() > 0
+    loss, terms = distillation_loss(student, teacher, ran, labels, attention_mask, recipe)
+    penalty = budget_penalty(student.gates, budget, recipe.penalty_unit)
+    return loss + recipe.beta * penalty, terms | {"budget": penalty.detach()}

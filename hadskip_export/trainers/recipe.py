@@ -5,56 +5,89 @@ import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from hadskip_export.errors import RecipeError
 
+DEFAULT = "paper"
+SHIPPED = ("paper", "adaptive")
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of the three stages. Learning rates are AdamW's peak; each falls linearly to 0 after a warm-up."""
+    """Settings of the three stages. Their values are in recipes/*.toml; docs/recipe.md says what each was seen to do.
 
-    batch_size: int = 32
-    weight_decay: float = 0.01
-    warmup: float = 0.1  # share of a phase's steps
-    max_grad_norm: float = 1.0
+    Learning rates are AdamW's peak; each falls linearly to 0 after a warm-up.
+    """
 
-    stage1_epochs: int = 3
-    stage1_lr: float = 5e-5
+    # All stages
+    batch_size: int
+    weight_decay: float
+    warmup: float  # share of a phase's steps
+    max_grad_norm: float
+    threshold_on: Literal["evaluation", "held-out"]  # whose texts, never labels, the mean layers are met on
 
-    stage2_epochs: int = 1  # no budget term here, so gates drift open; a long stage II saturates them
-    gate_width: int = 64
-    gate_bias: float = 1.0  # initial margin: layers start out mostly run
-    gate_lr: float = 1e-3  # in both stage II and stage III
-    margin_limit: float = 3.0  # while exploring, margins are squashed to +-limit: no gate saturates and stops learning
+    # Stage I
+    stage1_epochs: int
+    stage1_lr: float
 
-    body_lr: float = 5e-5  # stage III
-    epochs: int = 1  # at each budget passed through
-    last_epochs: int = 3  # at the budget asked for
-    estimator: str = "reinmax"  # or "ste", the ablation
-    glide: float = 0.5  # share of a budget's steps that explore while the penalty's target moves there from the last
-    beta: float = 1.0  # weight of the budget penalty, equation 3
-    penalty_unit: str = "layers"  # (mean layers - K)^2; "share" is equation 3 as printed, L^2 times weaker
-    alpha1: float = 1.0  # distillation of predictions, equation 5
-    alpha2: float = 1.0  # of hidden states, equation 6
-    alpha3: float = 1.0  # of attention maps, equation 7
-    alpha4: float = 1.0  # of embeddings, equation 8
+    # Gates, and stage II
+    gate_width: int
+    gate_bias: float  # initial margin in logits; above 0, layers start out mostly run
+    gate_lr: float  # in stage II and, of joint routing, in stage III
+    stage2_epochs: int  # 0 leaves gate initialisation out
+    margin_limit: float  # while exploring, margins are squashed to +-limit: no gate saturates and stops learning
+
+    # Stage III
+    routing: Literal["joint", "nested"]  # gates learn with the body (the paper), or after it, on routes it was taught
+    schedule: Literal["homotopic", "direct"]  # through every budget on the way, or straight to the one asked for
+    schedule_step: float  # layers from one budget to the next
+    body_lr: float
+    epochs: int  # at each budget passed through
+    last_epochs: int  # at the budget asked for
+    alpha1: float  # distillation of predictions, equation 5
+    alpha2: float  # of hidden states, equation 6
+    alpha3: float  # of attention maps, equation 7
+    alpha4: float  # of embeddings, equation 8
+
+    # Joint routing
+    estimator: Literal["reinmax", "ste"]
+    glide: float  # share of a budget's steps that explore while the penalty's target moves there from the last
+    beta: float  # weight of the budget penalty, equation 3
+    penalty_unit: Literal["layers", "share"]  # (mean layers - K)^2; "share" is equation 3 as printed, L^2 times weaker
+
+    # Nested routing
+    family: Literal["nested", "prefix", "all"]  # layers 1..k-1 and the last; layers 1..k; every set of k layers
+    family_spread: int  # sizes k that the body is taught: those within so many layers of the budget
+    layer_price: float  # what running a layer costs a gate, in nats of divergence from the teacher
+    fit_rows: int  # training rows the gates are fitted on, at most
+    fit_steps: int
+    fit_lr: float
+    fit_weight_decay: float
+    fit_dropout: float  # of a gate's input while it is fitted
+
+    @property
+    def distils_states(self) -> bool:
+        """Whether the student learns from more of the teacher than its predictions."""
+        return bool(self.alpha2 or self.alpha3 or self.alpha4)
 
     def __post_init__(self) -> None:
-        if self.estimator not in ("reinmax", "ste"):
-            raise RecipeError(f"estimator={self.estimator}: expected reinmax or ste")
-        if self.penalty_unit not in ("layers", "share"):
-            raise RecipeError(f"penalty_unit={self.penalty_unit}: expected layers or share")
-        for name in ("batch_size", "stage1_epochs", "epochs", "last_epochs", "gate_width"):
+        for name in ("batch_size", "stage1_epochs", "epochs", "last_epochs", "gate_width", "fit_rows", "fit_steps"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)}: expected at least 1")
         for name in ("warmup", "glide"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name}={getattr(self, name)}: expected a share, 0 to 1")
+        if not 0 <= self.fit_dropout < 1:
+            raise RecipeError(f"fit_dropout={self.fit_dropout}: expected a share, 0 to 1, without 1")
         if not self.margin_limit > 0:
             raise RecipeError(f"margin_limit={self.margin_limit}: expected a number above 0 (inf for no limit)")
+        if not self.schedule_step > 0:
+            raise RecipeError(f"schedule_step={self.schedule_step}: expected a number of layers above 0")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, str) or field.name == "margin_limit":
@@ -63,18 +96,18 @@ class Recipe:
                 raise RecipeError(f"{field.name}={value}: expected a finite number that is not negative")
 
 
-def load_recipe(file: str | Path | None = None, settings: Sequence[str] = ()) -> Recipe:
-    """The default recipe, overridden by a TOML file and then by `key=value` settings.
+def load_recipe(recipe: str | Path | None = None, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe, overridden by `key=value` settings.
+
+    Args:
+        recipe: one that ships (`paper`, `adaptive`), or a TOML file, whose `extends` names the one that it changes;
+            the default one if left out, in both places.
 
     Raises:
         RecipeError: an unreadable file, an unknown key, or a value of the wrong kind or range.
     """
-    values: dict[str, object] = {}
-    if file is not None:
-        try:
-            values |= tomllib.loads(Path(file).read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise RecipeError(f"{file}: cannot be read as TOML ({error})") from error
+    name = str(recipe or DEFAULT)
+    values = _shipped(name) if name in SHIPPED else _from_file(Path(name))
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
@@ -88,3 +121,19 @@ def load_recipe(file: str | Path | None = None, settings: Sequence[str] = ()) ->
         return msgspec.convert(values, Recipe, strict=False)
     except msgspec.ValidationError as error:
         raise RecipeError(f"recipe: {error}") from error
+
+
+def _shipped(name: str) -> dict[str, object]:
+    return tomllib.loads(resources.files("hadskip_export.trainers").joinpath("recipes", f"{name}.toml").read_text())
+
+
+def _from_file(file: Path) -> dict[str, object]:
+    try:
+        values = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        what = f"--recipe takes {', '.join(SHIPPED)} or a TOML file" if not file.suffix else "cannot be read as TOML"
+        raise RecipeError(f"{file}: {what} ({error})") from error
+    base = values.pop("extends", DEFAULT)
+    if base not in SHIPPED:
+        raise RecipeError(f"{file}: extends = {base!r}; there are {', '.join(SHIPPED)}")
+    return _shipped(base) | values

@@ -11,7 +11,7 @@ def resolve_budget(budget: float, num_layers: int) -> float:
     Raises:
         BudgetError: not above 0, or above the number of layers.
     """
-    layers = budget * num_layers if budget < 1 else budget
+    layers = round(budget * num_layers, 9) if budget < 1 else budget  # 0.7 of 6 is 4.2, not 4.199999999999999
     if not 0 < layers <= num_layers:  # also refuses NaN
         raise BudgetError(
             f"--budget {budget:g}: the model has {num_layers} layers; expected 0 < budget <= {num_layers}"
@@ -19,9 +19,14 @@ def resolve_budget(budget: float, num_layers: int) -> float:
     return layers
 
 
-def homotopy(budget: float, num_layers: int) -> list[float]:
-    """L, L - 1, ..., down to the budget, each of which starts from the weights of the one before."""
-    return [float(layers) for layers in range(num_layers, math.floor(budget), -1)] + [budget]
+def homotopy(budget: float, num_layers: int, step: float = 1.0) -> list[float]:
+    """L, L - step, ..., down to the budget, each of which starts from the weights of the one before.
+
+    Rounded, for budgets name folders: 3.7, not 3.6999999999999997.
+    """
+    passed = math.ceil(round((num_layers - budget) / step, 9))
+    path = [round(num_layers - index * step, 9) for index in range(passed)]
+    return [*(value for value in path if value > budget), budget]
 
 
 def glide(previous: float, budget: float, step: int, steps: float) -> float:

@@ -15,11 +15,13 @@ from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.modeling.reinmax import ESTIMATORS
 from hadskip_export.progress import track
-from hadskip_export.trainers.batches import Dataset, TrainingBatch, count_batches, shuffled_batches
+from hadskip_export.trainers.batches import UNLABELLED, Dataset, TrainingBatch, count_batches, shuffled_batches
 from hadskip_export.trainers.evaluation import predict_full
-from hadskip_export.trainers.losses import stage3_loss
+from hadskip_export.trainers.families import Draw
+from hadskip_export.trainers.losses import distillation_loss, prediction_loss, stage3_loss
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import glide
+from hadskip_export.trainers.teacher import Teacher
 
 Step = Callable[[TrainingBatch], tuple[Tensor, dict[str, Tensor]]]
 Log = Callable[..., None]
@@ -59,14 +61,18 @@ def fine_tune(model: Classifier, session: Session) -> None:
     model.eval()
 
 
-def initialise_gates(model: GatedClassifier, session: Session) -> None:
-    """Stage II: only the gates learn, on the task's loss, without a budget; the body is frozen and without dropout."""
+def initialise_gates(model: GatedClassifier, teacher: Teacher, session: Session) -> None:
+    """Stage II: only the gates learn, on the task's loss (the teacher's predictions, where there are no labels),
+    without a budget; the body is frozen and without dropout."""
     estimator = ESTIMATORS[session.recipe.estimator]
     model.classifier.requires_grad_(False)
 
     def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         output = model(*batch.inputs, estimator=estimator, margin_limit=session.recipe.margin_limit)
-        loss = F.cross_entropy(output.logits, batch.labels)
+        if (batch.labels != UNLABELLED).any():
+            loss = F.cross_entropy(output.logits, batch.labels)
+        else:
+            loss = prediction_loss(output.logits, teacher(batch, keep_states=False).logits)
         return loss, {"task": loss.detach(), "layers": output.gates.detach().sum(dim=1).mean()}
 
     groups = [(model.gates.parameters(), session.recipe.gate_lr)]
@@ -77,9 +83,9 @@ def initialise_gates(model: GatedClassifier, session: Session) -> None:
 
 
 def train_jointly(
-    model: GatedClassifier, teacher: Classifier, previous: float, budget: float, epochs: int, session: Session
+    model: GatedClassifier, teacher: Teacher, previous: float, budget: float, epochs: int, session: Session
 ) -> None:
-    """Stage III at one budget: everything learns, from the task, the frozen teacher and the budget penalty.
+    """Stage III of joint routing at one budget: everything learns, from task, frozen teacher and budget penalty.
 
     The penalty's target glides from the previous budget to this one. Were it to jump by a whole layer, the penalty
     would outweigh what any layer is worth, all gates would fall at one speed, and whichever happened to be lowest
@@ -88,23 +94,35 @@ def train_jointly(
     """
     recipe = session.recipe
     estimator = ESTIMATORS[recipe.estimator]
-    keep_states = bool(recipe.alpha2 or recipe.alpha3 or recipe.alpha4)
-    teacher.eval().requires_grad_(False)
     steps = itertools.count()
     gliding = recipe.glide * epochs * count_batches(session.data, recipe.batch_size)
 
     def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.no_grad():
-            target = teacher(*batch.inputs, keep_states=keep_states)
+        target = teacher(batch, recipe.distils_states)
         done = next(steps)
         aim = glide(previous, budget, done, gliding)
         limit = recipe.margin_limit if done < gliding else math.inf
-        output = model(*batch.inputs, estimator=estimator, margin_limit=limit, keep_states=keep_states)
+        output = model(*batch.inputs, estimator=estimator, margin_limit=limit, keep_states=recipe.distils_states)
         loss, terms = stage3_loss(output, target, batch.labels, batch.attention_mask, aim, recipe)
         return loss, terms | {"layers": output.gates.detach().sum(dim=1).mean()}
 
     groups = [(model.classifier.parameters(), recipe.body_lr), (model.gates.parameters(), recipe.gate_lr)]
     for _ in _epochs(model, groups, step, session, epochs, f"stage III, budget {budget:g}"):
+        pass
+    model.eval()
+
+
+def distil(model: GatedClassifier, teacher: Teacher, draw: Draw, epochs: int, session: Session, label: str) -> None:
+    """The body learns from the task and the frozen teacher, on routes drawn for each row; the gates stay."""
+    recipe = session.recipe
+
+    def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        routes = torch.from_numpy(draw(len(batch.rows))).to(session.device)
+        output = model.follow(*batch.inputs, routes, keep_states=recipe.distils_states)
+        target = teacher(batch, recipe.distils_states)
+        return distillation_loss(output, target, routes, batch.labels, batch.attention_mask, recipe)
+
+    for _ in _epochs(model, [(model.classifier.parameters(), recipe.body_lr)], step, session, epochs, label):
         pass
     model.eval()
 

@@ -12,11 +12,14 @@ from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.evaluation import (
     above,
     always,
+    divergence,
     fixed_routes,
+    logits_on_routes,
     predict_fixed_routes,
     predict_routed,
 )
 
+DEALS = 5
 MARGIN_QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
@@ -32,7 +35,7 @@ def budget_row(
     model: GatedClassifier,
     threshold: float,
     budget: float,
-    teacher_metric: float,
+    teacher: np.ndarray,
     metric: str,
     held_out: Dataset,
     evaluation: Dataset,
@@ -41,6 +44,12 @@ def budget_row(
 ) -> tuple[dict[str, Any], HeldOutFigures]:
     """One row of summary.json, all of it on the evaluation data with hard gates, and the held-out figures.
 
+    Args:
+        teacher: its logits for the evaluation data, float32 [n, classes].
+
+    `divergence`: KL divergence from the teacher's predictions, in nats; it says more than a metric on few inputs.
+    `shuffled_metric`, `shuffled_divergence`: the same routes dealt out to the inputs at random, mean of some deals:
+    what the routes are worth when nobody chooses.
     `retained`: None where the teacher's metric is not above 0, for then a share of it says nothing.
     `static_metric`: the best fixed set of round(budget) layers of the same weights, chosen on the held-out slice.
     `mismatched_metric`: only with `mismatched`, MNLI's second evaluation data.
@@ -58,7 +67,8 @@ def budget_row(
     static_route = max(candidates, key=lambda route: score(candidates[route], held_out.labels))
     static = predict_fixed_routes(model.classifier, evaluation, [static_route], device)[static_route]
     top, _, _ = predict_routed(model, evaluation, always(top_route, num_layers), device)
-    value = score(predicted, evaluation.labels)
+    value, teacher_metric = score(predicted, evaluation.labels), score(teacher.argmax(-1), evaluation.labels)
+    dealt = [logits_on_routes(model, evaluation, deal, device) for deal in _deals(routes)]
     row = {
         "budget": budget,
         "mean_layers": seen.mean_layers,
@@ -73,6 +83,9 @@ def budget_row(
         "top_route_metric": score(top, evaluation.labels),
         "static_route": static_route,
         "static_metric": score(static, evaluation.labels),
+        "divergence": divergence(teacher, logits_on_routes(model, evaluation, routes, device)),
+        "shuffled_metric": float(np.mean([score(logits.argmax(-1), evaluation.labels) for logits in dealt])),
+        "shuffled_divergence": float(np.mean([divergence(teacher, logits) for logits in dealt])),
         "usage": seen.usage,
         "histogram": seen.histogram,
         "held_out_mean_layers": held.mean_layers,
@@ -83,6 +96,13 @@ def budget_row(
         )
     quantiles = np.quantile(margins, MARGIN_QUANTILES, axis=0).T.tolist()
     return row, HeldOutFigures(held, quantiles)
+
+
+def _deals(routes: np.ndarray) -> list[np.ndarray]:
+    """The routes dealt out at random; all deals are alike where there is one route."""
+    random = np.random.default_rng(0)
+    count = DEALS if (routes != routes[0]).any() else 1
+    return [routes[random.permutation(len(routes))] for _ in range(count)]
 
 
 def table(summary: dict[str, Any]) -> str:

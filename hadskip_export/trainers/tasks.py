@@ -8,6 +8,7 @@ import numpy as np
 
 from hadskip_export.errors import DataError
 from hadskip_export.tables import Columns, Examples, check_labels, read_examples
+from hadskip_export.trainers.batches import UNLABELLED
 from hadskip_export.trainers.glue import GLUE_TASKS, HUB_REPOSITORY, read_folder, read_hub
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 2000
@@ -25,7 +26,9 @@ class TaskData:
     mismatched: Examples | None = None
 
     def indices(self, examples: Examples) -> np.ndarray:
-        """Class of each example, int64 [n]."""
+        """Class of each example, int64 [n]; `UNLABELLED` where they have no labels."""
+        if not examples.labels:
+            return np.full(len(examples), UNLABELLED, np.int64)
         index = {label: i for i, label in enumerate(self.labels)}
         return np.array([index[label] for label in examples.labels], np.int64)
 
@@ -43,6 +46,7 @@ def load_task(
 
     Args:
         known_labels: class names of a fine-tuned model; left out, they are the task's, or those of the training file.
+            A fine-tuned model may train on a file without labels.
         repository: where on the hub GLUE is, or a folder laid out like it.
 
     Raises:
@@ -62,9 +66,13 @@ def load_task(
             raise DataError("--train needs --eval, the labelled file that the figures are measured on")
         files = Path(str(train)), Path(evaluation)
         name, metric = files[0].stem, "accuracy"
-        parts = [(file, read_examples(file, columns)) for file in files]
+        parts = [
+            (file, read_examples(file, columns, unlabelled=index == 0 and known_labels is not None))
+            for index, file in enumerate(files)
+        ]
     (train_file, training), *evaluated = parts
-    labels = label_names(training, known_labels, train_file)
+    named_in, naming = (train_file, training) if training.labels else evaluated[0]
+    labels = label_names(naming, known_labels, named_in)
     for file, examples in evaluated:
         check_labels(examples, labels, file)
     if metric == "f1" and labels[1:2] != ("1",):
@@ -73,18 +81,18 @@ def load_task(
     return TaskData(name, metric, labels, training, *(examples for _, examples in evaluated))
 
 
-def label_names(training: Examples, known: tuple[str, ...] | None, file: Path) -> tuple[str, ...]:
-    """The class names in class order: a fine-tuned model's own, or those of the training file (numbers by value).
+def label_names(examples: Examples, known: tuple[str, ...] | None, file: Path) -> tuple[str, ...]:
+    """The class names in class order: a fine-tuned model's own, or those of the file (numbers by value).
 
     Raises:
         DataError: fewer than two labels, or one the model does not know.
     """
-    found = sorted(set(training.labels))
+    found = sorted(set(examples.labels))
     if known is not None:
         numbered = tuple(str(i) for i in range(len(known)))
         generic = tuple(f"LABEL_{i}" for i in range(len(known)))
         labels = numbered if known == generic and set(found) <= set(numbered) else known
-        check_labels(training, labels, file)
+        check_labels(examples, labels, file)
         return labels
     if len(found) < 2:
         raise DataError(f"{file}: every row has the label {found[0]!r}; a classifier needs at least two")

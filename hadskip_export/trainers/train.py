@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from hadskip_export.errors import DataError, HadskipError, first_line
+from hadskip_export.errors import BudgetError, DataError, HadskipError, RecipeError, first_line
 from hadskip_export.metrics import METRICS
 from hadskip_export.modeling.checkpoint import (
     GateSettings,
@@ -24,16 +25,19 @@ from hadskip_export.modeling.checkpoint import (
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.progress import say
+from hadskip_export.routes import Route, is_route
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.tables import Columns
 from hadskip_export.trainers.batches import Dataset, encode
-from hadskip_export.trainers.evaluation import predict_full
+from hadskip_export.trainers.evaluation import full_logits, predict_full
+from hadskip_export.trainers.methods import METHODS, Learn, learn_best_fixed, learn_fixed, learn_jointly, learn_nested
 from hadskip_export.trainers.recipe import Recipe, load_recipe
 from hadskip_export.trainers.run_folder import RunFolder, finished_folder, open_run, write_json, write_texts
 from hadskip_export.trainers.schedule import budget_name, homotopy, resolve_budget
-from hadskip_export.trainers.stages import Session, fine_tune, initialise_gates, train_jointly
+from hadskip_export.trainers.stages import Session, fine_tune, initialise_gates
 from hadskip_export.trainers.summary import budget_row
 from hadskip_export.trainers.tasks import TaskData, hold_out, load_task
+from hadskip_export.trainers.teacher import Teacher
 from hadskip_export.trainers.threshold import fit_threshold
 
 PARITY_TEXTS = 500
@@ -49,6 +53,8 @@ def train(
     train: str | None = None,
     eval: str | None = None,
     fine_tuned: bool = False,
+    method: str = "hadskip",
+    route: Route | None = None,
     recipe: str | Path | None = None,
     settings: Sequence[str] = (),
     resume: bool = False,
@@ -59,7 +65,7 @@ def train(
     pair_column: str | None = None,
     label_column: str | None = None,
 ) -> dict[str, Any]:
-    """Runs HadSkip's three stages and writes the run folder.
+    """Runs HadSkip's three stages, or trains a rival, and writes the run folder.
 
     Args:
         model: a Hugging Face BERT, local folder or hub name.
@@ -69,7 +75,10 @@ def train(
         train, eval: labelled CSV, TSV or JSONL files, with `text_column`, `pair_column`, `label_column` where the
             names do not say.
         fine_tuned: `model` already is the classifier: stage I is skipped and it is the teacher.
-        recipe, settings: a TOML file and `key=value` overrides, see `Recipe`.
+        method: `hadskip`; or a rival of one route, distilled alike from as many samples: `budgeted`, the first
+            `budget` layers, or `static`, the best ones.
+        route: of `static`, the layers to run, from 1, instead of a search for the best.
+        recipe, settings: a shipped recipe or a TOML file, and `key=value` overrides, see `load_recipe`.
         resume: go on after the last finished stage or budget of the same command.
         max_length: tokens per input; the model's maximum, but at most 128, if left out.
 
@@ -78,6 +87,7 @@ def train(
 
     Raises:
         HadskipError: see `load_task`, `load_recipe`, `load_classifier`, `open_run`, `resolve_budget`.
+        RecipeError: labels missing and no loss left that could do without, see also `_method`.
     """
     chosen = load_recipe(recipe, settings)
     folder = resolve_model(model)
@@ -88,10 +98,15 @@ def train(
     length = min(max_length or 128, config.max_positions)
     if max_length is not None and not 8 <= max_length <= config.max_positions:
         raise DataError(f"--max-length {max_length}: expected 8 to {config.max_positions}")
+    if not data.train.labels and not chosen.alpha1:
+        raise RecipeError("alpha1=0: training texts without labels are learned from the teacher's predictions alone")
+    learn = _method(method, route, layers, config.num_layers, chosen)
     check_device(device)
     identity = {
         "model": str(model),
         "budget": layers,
+        "method": method,
+        "route": route,
         "task": data.name,
         "metric": data.metric,
         "labels": data.labels,
@@ -103,7 +118,39 @@ def train(
         "recipe": asdict(chosen),
     }
     with open_run(Path(out), identity, resume) as run:
-        return _run(run, folder, data, chosen, layers, seed, device, length, fine_tuned)
+        return _run(run, folder, data, chosen, layers, method, learn, seed, device, length, fine_tuned)
+
+
+def _method(method: str, route: Route | None, budget: float, num_layers: int, recipe: Recipe) -> Learn:
+    """
+    Raises:
+        RecipeError: no such method, or a route that it has no use for.
+        BudgetError: a rival with a budget that is no whole number of layers, or not that of its route.
+    """
+    if method not in METHODS:
+        raise RecipeError(f"--method {method}: not known; there are {', '.join(METHODS)}")
+    if route is not None and method != "static":
+        raise RecipeError(f"--route goes with --method static, not with {method}")
+    if method == "hadskip":
+        return learn_jointly if recipe.routing == "joint" else learn_nested
+    if not float(budget).is_integer():
+        raise BudgetError(
+            f"--budget {budget:g}: --method {method} runs the same layers for all, a whole number of them"
+        )
+    if method == "budgeted":
+        return learn_fixed(tuple(range(1, int(budget) + 1)))
+    if route is None:
+        return learn_best_fixed
+    if len(route) != budget or not is_route(route, num_layers):
+        raise BudgetError(f"--route {','.join(map(str, route))}: expected {budget:g} of the layers 1 to {num_layers}")
+    return learn_fixed(route)
+
+
+def _path(recipe: Recipe, method: str, budget: float, num_layers: int) -> list[tuple[float, int]]:
+    """(budget, epochs) one after the other. A rival goes straight to its budget, with the epochs of the whole way."""
+    path = [budget] if recipe.schedule == "direct" else homotopy(budget, num_layers, recipe.schedule_step)
+    steps = [(passed, recipe.epochs) for passed in path[:-1]] + [(budget, recipe.last_epochs)]
+    return steps if method == "hadskip" else [(budget, sum(epochs for _, epochs in steps))]
 
 
 def check_device(device: str) -> None:
@@ -123,6 +170,8 @@ def _run(
     data: TaskData,
     recipe: Recipe,
     budget: float,
+    method: str,
+    learn: Learn,
     seed: int,
     device: str,
     length: int,
@@ -144,28 +193,36 @@ def _run(
     )
     say(f"{len(session.data)} sentences to train on, {len(held_out)} held out, {len(evaluation)} to evaluate on")
 
-    teacher = _teacher(run, source, data, session, fine_tuned, seed).to(device)
+    classifier = _teacher(run, source, data, session, fine_tuned, seed).to(device)
     score = METRICS[data.metric]
-    teacher_metric = score(predict_full(teacher, evaluation, device), evaluation.labels)
+    if not data.train.labels:
+        say("the training texts have no labels: the student learns from the teacher alone")
+        held_out = replace(held_out, labels=predict_full(classifier, held_out, device))
+        session = replace(session, held_out=held_out)
+    answers = full_logits(classifier, evaluation, device)
+    teacher_metric = score(answers.argmax(-1), evaluation.labels)
     say(f"teacher: {data.metric} {teacher_metric:.4f}")
-    model = _initial_gates(run, teacher, session).to(device)
+    teacher = Teacher(classifier, session.data, device)
+    model = _initial_gates(run, teacher, session, stage2=method == "hadskip").to(device)
     summary: dict[str, Any] = {
         "task": data.name,
         "metric": data.metric,
         "labels": data.labels,
-        "layers": len(teacher.layers),
+        "method": method,
+        "layers": len(classifier.layers),
         "max_length": length,
         "teacher": {"metric": teacher_metric},
         "budgets": [],
     }
     if mismatched:
-        predicted = predict_full(teacher, mismatched, device)
+        predicted = predict_full(classifier, mismatched, device)
         summary["teacher"]["mismatched_metric"] = score(predicted, mismatched.labels)
-    path = homotopy(budget, len(teacher.layers))
-    for previous, step in zip([path[0], *path], path, strict=False):
+    previous = float(len(classifier.layers))
+    for passed, epochs in _path(recipe, method, budget, len(classifier.layers)):
         model, row = _one_budget(
-            run, model, teacher, previous, step, step == budget, session, evaluation, mismatched, teacher_metric
+            run, learn, model, teacher, previous, passed, epochs, session, evaluation, mismatched, answers
         )
+        previous = passed
         summary["budgets"].append(row)
     write_json(run.summary, summary)
     return summary
@@ -189,15 +246,18 @@ def _teacher(run: RunFolder, source: Path, data: TaskData, session: Session, fin
     return model
 
 
-def _initial_gates(run: RunFolder, teacher: Classifier, session: Session) -> GatedClassifier:
-    """Stage II on a copy of the teacher."""
+def _initial_gates(run: RunFolder, teacher: Teacher, session: Session, stage2: bool) -> GatedClassifier:
+    """A copy of the teacher with gates, which have learned by themselves where the recipe has a stage II."""
     recipe = session.recipe
     if run.stage2.is_dir():
         say("stage II: done before")
         return load_gated(run.stage2)[0]
     torch.manual_seed(session.seed + 1)
-    model = GatedClassifier(copy.deepcopy(teacher), recipe.gate_width, recipe.gate_bias).to(session.device)
-    initialise_gates(model, session)
+    body = copy.deepcopy(teacher.model).requires_grad_(True)
+    model = GatedClassifier(body, recipe.gate_width, recipe.gate_bias).to(session.device)
+    if not stage2 or not recipe.stage2_epochs:
+        return model.eval()
+    initialise_gates(model, teacher, session)
     with finished_folder(run.stage2) as part:
         save_gated(model, GateSettings(recipe.gate_width, 0.0, len(model.gates)), part)
     return model
@@ -205,15 +265,16 @@ def _initial_gates(run: RunFolder, teacher: Classifier, session: Session) -> Gat
 
 def _one_budget(
     run: RunFolder,
+    learn: Learn,
     model: GatedClassifier,
-    teacher: Classifier,
+    teacher: Teacher,
     previous: float,
     budget: float,
-    last: bool,
+    epochs: int,
     session: Session,
     evaluation: Dataset,
     mismatched: Dataset | None,
-    teacher_metric: float,
+    answers: np.ndarray,
 ) -> tuple[GatedClassifier, dict[str, Any]]:
     """Stage III at one budget, its threshold and its figures."""
     recipe, device, folder = session.recipe, session.device, run.budget(budget)
@@ -221,18 +282,18 @@ def _one_budget(
         say(f"stage III, budget {budget_name(budget)}: done before")
         return load_gated(folder)[0].to(device), json.loads((folder / "metrics.json").read_text())["evaluation"]
     torch.manual_seed(session.seed + 2 + round(100 * budget))
-    epochs = recipe.last_epochs if last else recipe.epochs
-    train_jointly(model, teacher, previous, budget, epochs, session)
-    threshold = fit_threshold(model, session.held_out, budget, device)
+    model = learn(model, teacher, previous, budget, epochs, session)
+    texts = evaluation if recipe.threshold_on == "evaluation" else session.held_out
+    threshold = 0.0 if model.fixed_route else fit_threshold(model, texts, budget, device)
     row, held_out = budget_row(
-        model, threshold, budget, teacher_metric, session.metric, session.held_out, evaluation, mismatched, device
+        model, threshold, budget, answers, session.metric, session.held_out, evaluation, mismatched, device
     )
     with finished_folder(folder) as part:
         save_gated(model, GateSettings(recipe.gate_width, threshold, budget), part)
         write_json(part / "metrics.json", {"evaluation": row, "held_out": asdict(held_out)})
     run.log(phase="evaluation", **row)
     say(
-        f"budget {budget_name(budget)}: {session.metric} {row['metric']:.4f} (teacher {teacher_metric:.4f}) at"
+        f"budget {budget_name(budget)}: {session.metric} {row['metric']:.4f} at"
         f" {row['mean_layers']:.2f} layers, {row['routes']} routes"
     )
     return model, row

@@ -6,6 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from hadskip_export.modeling.encoder import attention_bias
 from hadskip_export.modeling.gated import GatedClassifier
@@ -15,7 +18,10 @@ from hadskip_export.trainers.evaluation import (
     MAX_FIXED_ROUTES,
     above,
     always,
+    divergence,
     fixed_routes,
+    full_logits,
+    logits_on_routes,
     predict_fixed_routes,
     predict_full,
     predict_routed,
@@ -47,6 +53,53 @@ def test_predictions_with_every_layer():
     predicted = predict_full(model.classifier.train(), DATA)
     assert predicted.shape == (150,) and predicted.dtype == np.int64 and len(set(predicted)) == 3
     assert_predicted(predicted, model, DATA, [(1, 2, 3, 4)] * len(DATA))
+
+
+def test_logits_with_every_layer():
+    model = random_gated(dropout=0.5)
+    logits = full_logits(model.classifier.train(), DATA)
+    assert logits.shape == (150, 3) and logits.dtype == np.float32
+    wanted = torch.stack([logits_along(model, DATA, row, (1, 2, 3, 4)) for row in range(len(DATA))])
+    np.testing.assert_allclose(logits, wanted.numpy(), atol=1e-5)
+
+
+# Routes given from outside
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 8), st.integers(0, 1000), st.data())
+def test_logits_on_any_routes_are_those_of_each_input_along_its_own(count, seed, data):
+    rows = st.lists(st.booleans(), min_size=4, max_size=4)
+    routes = np.array(data.draw(st.lists(rows, min_size=count, max_size=count)))
+    model, inputs = random_gated(seed, dropout=0.5), random_dataset(count, seed, longest=8)
+    logits = logits_on_routes(model.train(), inputs, routes)
+    wanted = [logits_along(model.eval(), inputs, row, as_route(route)).numpy() for row, route in enumerate(routes)]
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, np.stack(wanted), atol=1e-5)
+
+
+def test_on_the_gates_own_routes_they_are_the_gates_predictions():
+    model = random_gated()
+    predicted, routes, _ = predict_routed(model, DATA, above(0.0))
+    logits = logits_on_routes(model, DATA, routes)
+    top = np.sort(logits, axis=1)[:, -1]
+    assert (logits[np.arange(len(DATA)), predicted] >= top - 1e-5).all()
+    other = logits_on_routes(model, DATA, routes[::-1])  # the order of the routes is that of the inputs
+    assert np.abs(other - logits).max() > 0.01
+
+
+@given(st.integers(1, 20), st.integers(2, 5), st.integers(0, 1000), st.sampled_from([0.1, 1.0, 10.0]))
+def test_divergence_is_the_mean_of_what_torch_says_of_each_input(count, classes, seed, scale):
+    random = np.random.default_rng(seed)
+    teacher, student = (scale * random.normal(size=(2, count, classes))).astype(np.float32)
+    each = [
+        F.kl_div(torch.tensor(student[row]).double().log_softmax(0), torch.tensor(teacher[row]).double().softmax(0),
+                 reduction="sum").item()
+        for row in range(count)
+    ]  # fmt: skip
+    assert divergence(teacher, student) == pytest.approx(np.mean(each), rel=1e-4, abs=1e-5)
+    assert divergence(teacher, teacher) == divergence(student, student) == 0
+    assert divergence(teacher, teacher + 2) == pytest.approx(0, abs=1e-5)  # the same prediction
 
 
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 1.0])

@@ -10,15 +10,17 @@ from torch import Tensor
 
 from hadskip_export.modeling.encoder import Output
 from hadskip_export.modeling.gated import GatedOutput
+from hadskip_export.trainers.batches import UNLABELLED
 from hadskip_export.trainers.losses import (
     attention_loss,
     budget_penalty,
+    distillation_loss,
     hidden_loss,
     prediction_loss,
     stage3_loss,
     token_mse,
 )
-from hadskip_export.trainers.recipe import Recipe
+from hadskip_export.trainers.recipe import load_recipe
 
 LENGTHS = (5, 2, 8)
 LAYERS, WIDTH, SIZE = 3, 8, 4
@@ -184,7 +186,8 @@ def outputs() -> tuple[GatedOutput, Output]:
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms():
-    recipe = Recipe(alpha1=2.0, alpha2=3.0, alpha3=5.0, alpha4=7.0, beta=11.0, penalty_unit="share")
+    settings = ["alpha1=2", "alpha2=3", "alpha3=5", "alpha4=7", "beta=11", "penalty_unit=share"]
+    recipe = load_recipe("paper", settings)
     (student, teacher), labels = outputs(), torch.tensor([0, 1, 1])
     loss, terms = stage3_loss(student, teacher, labels, mask(), 1.5, recipe)
     task = -sum(student.logits[row].log_softmax(0)[label].item() for row, label in enumerate(labels.tolist())) / 3
@@ -203,8 +206,36 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 
 
 def test_a_term_of_weight_zero_is_left_out_and_needs_no_states():
-    recipe = Recipe(alpha1=0, alpha2=0, alpha3=0, alpha4=0)
+    recipe = load_recipe("paper", ["alpha1=0", "alpha2=0", "alpha3=0", "alpha4=0"])
     student, teacher = outputs()
     student.hidden_states, student.attention_maps = [], []
     _, terms = stage3_loss(student, teacher, torch.tensor([0, 1, 1]), mask(), 1.5, recipe)
     assert terms.keys() == {"task", "budget"}
+
+
+# Texts without labels
+
+
+def test_without_labels_the_task_has_no_term_and_the_others_are_as_they_were():
+    recipe, (student, teacher) = load_recipe("paper", ["alpha1=2", "alpha2=3", "alpha3=5", "alpha4=7"]), outputs()
+    labelled, with_task = distillation_loss(student, teacher, RAN, torch.tensor([0, 1, 1]), mask(), recipe)
+    unlabelled, without = distillation_loss(student, teacher, RAN, torch.full((3,), UNLABELLED), mask(), recipe)
+    assert without.keys() == {"prediction", "hidden", "attention", "embedding"}
+    assert {"task": with_task["task"]} | without == with_task
+    close(unlabelled, labelled.item() - with_task["task"].item())
+
+
+@pytest.mark.parametrize("of", [distillation_loss, stage3_loss], ids=["distillation", "stage III"])
+def test_a_row_without_a_label_among_labelled_ones_adds_nothing_to_the_task(of):
+    recipe, (student, teacher) = load_recipe("adaptive", ["alpha1=0", "beta=0"]), outputs()
+    labels, rows = torch.tensor([1, UNLABELLED, 0]), (0, 2)
+    arguments = (RAN, labels, mask()) if of is distillation_loss else (labels, mask(), 1.5)
+    loss, _ = of(student, teacher, *arguments, recipe)
+    close(loss, -sum(student.logits[row].log_softmax(0)[labels[row]].item() for row in rows) / 2)
+
+
+def test_what_unlabelled_text_teaches_reaches_the_student():
+    student, teacher = Output(random(3, 2, seed=3).requires_grad_()), Output(random(3, 2, seed=5))
+    loss, _ = distillation_loss(student, teacher, RAN, torch.full((3,), UNLABELLED), mask(), load_recipe("adaptive"))
+    (gradient,) = torch.autograd.grad(loss, student.logits)
+    torch.testing.assert_close(gradient, (student.logits.softmax(-1) - teacher.logits.softmax(-1)) / 3)

@@ -20,14 +20,30 @@ def budgets(draw) -> tuple[float, int]:
     return draw(st.one_of(st.integers(1, layers).map(float), st.floats(0.01, layers))), layers
 
 
-@given(budgets())
-def test_the_path_starts_at_all_layers_ends_at_the_budget_and_falls_by_one_layer_at_most(case):
+SAME = 1e-9  # of a layer: budgets nearer than this are one
+
+
+@example((4.2, 6), 0.2)  # which floats miss
+@example((1.0, 12), 0.1)
+@example((5.333333333, 6), 1 / 3)
+@example((5.9999999999, 6), 1.0)
+@example((3.0, 6), 100.0)
+@given(budgets(), st.sampled_from([0.1, 0.2, 0.25, 0.3, 1 / 3, 0.5, 1.0, 1.5, 2.0]) | st.floats(0.02, 30))
+def test_the_path_starts_at_all_layers_ends_at_the_budget_and_falls_by_a_step_at_most(case, step):
     budget, layers = case
-    path = homotopy(budget, layers)
-    assert path[0] == layers or (len(path) == 1 and budget == layers)
+    path = homotopy(budget, layers, step)
     assert path[-1] == budget
-    assert all(0 < before - after <= 1 for before, after in pairwise(path))
-    assert all(step.is_integer() for step in path[:-1])
+    assert path[0] == layers if layers - budget > SAME * max(1, step) else len(path) <= 2
+    falls = [before - after for before, after in pairwise(path)]
+    assert all(0 < fall <= step + 3 * SAME * max(1, step) for fall in falls)
+    assert all(fall >= step - 2 * SAME for fall in falls[:-1])  # only the last may be shorter
+    assert len(path) <= math.ceil((layers - budget) / step) + 1
+
+
+@given(budgets())
+def test_in_steps_of_a_layer_every_budget_passed_is_a_whole_number(case):
+    path = homotopy(*case)
+    assert all(float(budget).is_integer() for budget in path[:-1]) and path == homotopy(*case, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -38,13 +54,22 @@ def test_the_path_of_the_paper(budget, layers, path):
     assert homotopy(budget, layers) == path
 
 
-@example((0.333333333 * 12, 12))
-@example((1.9999999, 3))
-@given(budgets())
-def test_every_budget_of_a_path_has_a_folder_of_its_own(case):
+@example((0.333333333 * 12, 12), 1.0)
+@example((1.9999999, 3), 1.0)
+@example((5.333333333, 6), 1 / 3)
+@given(budgets(), st.floats(0.02, 30))
+def test_every_budget_of_a_path_has_a_folder_of_its_own(case, step):
     """Else the run takes the budget asked for as done already, with the weights of the one before."""
-    names = [budget_name(step) for step in homotopy(*case)]
+    names = [budget_name(budget) for budget in homotopy(*case, step)]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("step", "decimals"), [(0.1, 1), (0.3, 1), (0.25, 2), (0.07, 2)])
+@given(layers=LAYERS)
+def test_budgets_passed_are_named_as_a_person_would_write_them(step, decimals, layers):
+    """`build --budget 3.7` must find the folder."""
+    for name in map(budget_name, homotopy(0.5, layers, step)):
+        assert len(name.partition(".")[2]) <= decimals, name
 
 
 def test_budget_names():
@@ -53,7 +78,12 @@ def test_budget_names():
 
 @given(LAYERS, st.floats(0.001, 0.999))
 def test_below_one_a_budget_is_a_share(layers, share):
-    assert resolve_budget(share, layers) == share * layers
+    assert resolve_budget(share, layers) == pytest.approx(share * layers, abs=1e-9)
+
+
+@given(LAYERS, st.integers(1, 99))
+def test_a_share_in_per_cent_is_named_in_hundredths_of_a_layer(layers, percent):
+    assert len(budget_name(resolve_budget(percent / 100, layers)).partition(".")[2]) <= 2
 
 
 @given(budgets().filter(lambda case: case[0] >= 1))

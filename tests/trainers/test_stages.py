@@ -1,28 +1,43 @@
-"""The three loops, each by itself on random models: what learns, what stays, what is kept."""
+"""The loops, each by itself on random models: what learns, what stays, what is kept."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.trainers.evaluation import predict_full
-from hadskip_export.trainers.recipe import Recipe
-from hadskip_export.trainers.stages import Session, fine_tune, initialise_gates, train_jointly
+from hadskip_export.routes import Route
+from hadskip_export.trainers.batches import UNLABELLED
+from hadskip_export.trainers.evaluation import divergence, full_logits, logits_on_routes, predict_full
+from hadskip_export.trainers.families import Draw
+from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.stages import Session, distil, fine_tune, initialise_gates, train_jointly
+from hadskip_export.trainers.teacher import Teacher
 from tests.modeling.random_models import random_classifier, random_gated
 from tests.trainers.datasets import random_dataset
 
 
 def session(log: list[dict[str, Any]] | None = None, **settings) -> Session:
-    recipe = Recipe(**({"batch_size": 16, "gate_width": 8} | settings))
+    recipe = replace(load_recipe("paper"), **({"batch_size": 16, "gate_width": 8} | settings))
 
     def write(**record: Any) -> None:
         if log is not None:
             log.append(record)
 
     return Session(random_dataset(96, 1), random_dataset(60, 2), recipe, 0, "cpu", write, "accuracy")
+
+
+def teacher_of(here: Session, model: Classifier | None = None) -> Teacher:
+    return Teacher(model or random_classifier(), here.data, here.device)
+
+
+def unlabelled(here: Session) -> Session:
+    data = replace(here.data, labels=np.full(len(here.data), UNLABELLED))
+    return replace(here, data=data)
 
 
 def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -59,8 +74,10 @@ def test_stage_two_teaches_the_gates_alone_and_without_dropout():
     model = GatedClassifier(random_classifier(dropout=0.5), 8, 1.0)
     body = state(model.classifier)
     gates = state(model.gates)
+    here = session()
+    teacher = teacher_of(here)
     torch.manual_seed(0)
-    initialise_gates(model, session())
+    initialise_gates(model, teacher, here)
     assert changed(body, model.classifier) == set() and changed(gates, model.gates) == set(gates)
     assert all(parameter.requires_grad for parameter in model.parameters()) and not model.training
 
@@ -68,14 +85,28 @@ def test_stage_two_teaches_the_gates_alone_and_without_dropout():
     again.classifier.load_state_dict(body)
     again.gates.load_state_dict(gates)
     torch.manual_seed(0)
-    initialise_gates(again, session())
+    initialise_gates(again, teacher, here)
     assert changed(state(model.gates), again.gates) == set()  # dropout made no difference
 
 
+def test_stage_two_learns_from_the_teacher_where_there_are_no_labels():
+    """From its predictions: the gates learn to run what the teacher's answer needs, and not at all the labels."""
+    log: list[dict[str, Any]] = []
+    here = session(log, stage2_epochs=8, gate_lr=2e-2)
+    model = GatedClassifier(random_classifier(), 8, 1.0)
+    body, gates = state(model.classifier), state(model.gates)
+    torch.manual_seed(0)
+    initialise_gates(model, teacher_of(here), unlabelled(here))
+    assert changed(body, model.classifier) == set() and changed(gates, model.gates) == set(gates)
+    records = [record for record in log if "layers" in record]
+    assert records[-1]["layers"] > records[0]["layers"]  # with every layer run it is the teacher
+    assert records[-1]["task"] < 0.7 * records[0]["task"]
+
+
 def test_stage_three_teaches_everything_but_the_teacher():
-    teacher, model = random_classifier(), random_gated()
+    teacher, model, here = random_classifier(), random_gated(), session()
     before, frozen = state(model), state(teacher)
-    train_jointly(model, teacher, 4.0, 3.0, 1, session())
+    train_jointly(model, teacher_of(here, teacher), 4.0, 3.0, 1, here)
     assert changed(before, model) == set(before) and changed(frozen, teacher) == set()
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
     assert not model.training
@@ -88,7 +119,7 @@ def test_the_penalty_brings_the_sampled_layers_to_the_budget(budget, estimator):
     alone = {"alpha1": 0.0, "alpha2": 0.0, "alpha3": 0.0, "alpha4": 0.0, "beta": 10.0}
     here = session(log, gate_lr=2e-2, estimator=estimator, body_lr=1e-4, glide=0.2, **alone)
     torch.manual_seed(0)
-    train_jointly(random_gated(), random_classifier(), 4.0, budget, 12, here)
+    train_jointly(random_gated(), teacher_of(here), 4.0, budget, 12, here)
     layers = [record["layers"] for record in log if "layers" in record]
     assert len(layers) == 12
     assert abs(np.mean(layers[-4:]) - budget) < 0.2
@@ -97,8 +128,9 @@ def test_the_penalty_brings_the_sampled_layers_to_the_budget(budget, estimator):
 def test_without_the_penalty_the_budget_does_not_bind():
     log: list[dict[str, Any]] = []
     model = GatedClassifier(random_classifier(), 8, 3.0)
+    here = session(log, beta=0.0, gate_lr=2e-2)
     torch.manual_seed(0)
-    train_jointly(model, random_classifier(), 4.0, 1.0, 4, session(log, beta=0.0, gate_lr=2e-2))
+    train_jointly(model, teacher_of(here), 4.0, 1.0, 4, here)
     assert [record["layers"] for record in log if "layers" in record][-1] > 2.5
 
 
@@ -109,6 +141,74 @@ def test_the_literal_penalty_is_weaker_by_the_square_of_the_layers():
         log: list[dict[str, Any]] = []
         torch.manual_seed(0)
         here = session(log, penalty_unit=unit, batch_size=96, body_lr=0.0, gate_lr=0.0, weight_decay=0.0)
-        train_jointly(random_gated(), random_classifier(), 4.0, 1.0, 1, here)
+        train_jointly(random_gated(), teacher_of(here), 4.0, 1.0, 1, here)
         terms[unit] = next(record["budget"] for record in log if "task" in record)
     assert terms["layers"] == pytest.approx(16 * terms["share"], rel=1e-5)
+
+
+@pytest.mark.parametrize("states", [0.0, 1.0], ids=["predictions", "states too"])
+def test_stage_three_learns_from_the_teacher_alone_where_there_are_no_labels(states):
+    log: list[dict[str, Any]] = []
+    here = unlabelled(session(log, alpha2=states, alpha3=states, alpha4=states))
+    model = random_gated(1)
+    before = state(model)
+    train_jointly(model, teacher_of(here), 4.0, 3.0, 1, here)
+    assert changed(before, model) == set(before)
+    assert log[-1].keys() >= {"prediction", "budget", "layers"} and "task" not in log[-1]
+    assert all(np.isfinite(value) for value in log[-1].values() if isinstance(value, float))
+
+
+# Distillation along routes given from outside
+
+ROUTES: list[Route] = [(1, 4), (1, 2, 4)]  # no route runs layer 3
+
+
+def distilled(model: GatedClassifier, here: Session, epochs: int = 1, routes=ROUTES, teacher=None) -> GatedClassifier:
+    torch.manual_seed(0)
+    distil(model, teacher or teacher_of(here), Draw(routes, 4, here.seed), epochs, here, "distillation")
+    return model
+
+
+@pytest.mark.parametrize("states", [0.0, 1.0], ids=["predictions", "states too"])
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no labels"])
+def test_distillation_teaches_the_layers_that_routes_run_and_nothing_else(states, labelled):
+    """Weight decay is high: it must not reach a layer that never ran, for nothing holds against it there."""
+    log: list[dict[str, Any]] = []
+    here = session(log, alpha2=states, alpha3=states, alpha4=states, weight_decay=10.0)
+    here = here if labelled else unlabelled(here)
+    teacher, model = random_classifier(1), random_gated()
+    before, frozen = state(model), state(teacher)
+    distilled(model, here, teacher=teacher_of(here, teacher))
+    body = {name for name in before if name.startswith("classifier.")}
+    idle = {name for name in body if name.startswith("classifier.layers.2.")}
+    assert changed(before, model) == body - idle and len(idle) == 12
+    assert changed(frozen, teacher) == set() and not model.training
+    terms = {"prediction"} | ({"task"} if labelled else set())
+    terms |= {"hidden", "attention", "embedding"} if states else set()
+    assert log[-1].keys() == {"phase", "epoch"} | terms
+
+
+def test_distillation_brings_the_student_nearer_to_the_teacher_on_its_routes():
+    here = unlabelled(session(alpha2=0.0, alpha3=0.0, alpha4=0.0, body_lr=2e-3))
+    teacher, model = random_classifier(1), random_gated()
+    answers, routes = full_logits(teacher, here.data), np.tile([True, True, False, True], (len(here.data), 1))
+    before = divergence(answers, logits_on_routes(model, here.data, routes))
+    distilled(model, here, 8, teacher=teacher_of(here, teacher))
+    assert divergence(answers, logits_on_routes(model, here.data, routes)) < 0.5 * before
+
+
+def test_distillation_learns_the_task_too():
+    log: list[dict[str, Any]] = []
+    here = session(log, alpha1=0.0, alpha2=0.0, alpha3=0.0, alpha4=0.0, body_lr=3e-3)
+    distilled(random_gated(dropout=0.0, attention_dropout=0.0), here, 12)
+    losses = [record["task"] for record in log]
+    assert len(losses) == 12 and losses[-1] < 0.85 * losses[0]
+
+
+def test_a_fixed_route_can_be_distilled():
+    here = session()
+    model = GatedClassifier(random_classifier(1), fixed_route=(1, 4))
+    before = state(model)
+    distilled(model, here, routes=[(1, 4)])
+    idle = ("classifier.layers.1.", "classifier.layers.2.")
+    assert changed(before, model) == {name for name in before if not name.startswith(idle)}

@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 
 from hadskip_export.metrics import METRICS
-from hadskip_export.trainers.evaluation import above, fixed_routes, predict_fixed_routes, predict_routed
-from hadskip_export.trainers.summary import budget_row, table
-from tests.modeling.random_models import random_gated
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.trainers import summary as summaries
+from hadskip_export.trainers.evaluation import (
+    above,
+    divergence,
+    fixed_routes,
+    full_logits,
+    logits_on_routes,
+    predict_fixed_routes,
+    predict_routed,
+)
+from hadskip_export.trainers.summary import DEALS, budget_row, table
+from tests.modeling.random_models import random_classifier, random_fixed, random_gated
 from tests.trainers.datasets import random_dataset
 
 THRESHOLD = 3.0  # here both classes are predicted
@@ -16,15 +26,24 @@ for data in (HELD_OUT, EVALUATION, MISMATCHED):
     np.minimum(data.labels, 1, out=data.labels)
 
 
-def row_of(metric: str, teacher: float, mismatched=None) -> dict:
-    return budget_row(MODEL, THRESHOLD, 2, teacher, metric, HELD_OUT, EVALUATION, mismatched, "cpu")[0]
+def answers_right(share: float) -> np.ndarray:
+    """Logits of a teacher that is right about this share of the evaluation data, wrong evenly."""
+    right = np.random.default_rng(0).permutation(np.arange(len(EVALUATION)) < share * len(EVALUATION))
+    predicted = np.where(right, EVALUATION.labels, 1 - EVALUATION.labels)
+    return np.where(np.arange(2) == predicted[:, None], 1.0, -0.5).astype(np.float32)
+
+
+def row_of(metric: str, teacher: np.ndarray, mismatched=None, model: GatedClassifier = MODEL) -> dict:
+    return budget_row(model, THRESHOLD, 2, teacher, metric, HELD_OUT, EVALUATION, mismatched, "cpu")[0]
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_figure_is_in_the_tasks_metric(metric):
-    score, row = METRICS[metric], row_of(metric, 0.5)
+    teacher, score = answers_right(0.8), METRICS[metric]
+    row, reference = row_of(metric, teacher), score(teacher.argmax(-1), EVALUATION.labels)
     value = score(predict_routed(MODEL, EVALUATION, above(THRESHOLD))[0], EVALUATION.labels)
-    assert row["metric"] == value and row["retained"] == value / 0.5 and "mismatched_metric" not in row
+    assert 0 < reference < 1 and row["metric"] == value and row["retained"] == value / reference
+    assert "mismatched_metric" not in row
     routes = fixed_routes(4, 2, [])
     held_out = predict_fixed_routes(MODEL.classifier, HELD_OUT, routes)
     best = max(score(predicted, HELD_OUT.labels) for predicted in held_out.values())
@@ -33,18 +52,19 @@ def test_every_figure_is_in_the_tasks_metric(metric):
     assert row["static_metric"] == score(static, EVALUATION.labels)
 
 
-@pytest.mark.parametrize("teacher", [0.0, -0.2])
-def test_of_a_teacher_that_is_no_better_than_chance_no_share_is_retained(teacher):
-    row = row_of("matthews", teacher)
-    assert row["retained"] is None
-    summary = {"task": "cola", "metric": "matthews", "layers": 4, "teacher": {"metric": teacher}, "budgets": [row]}
+@pytest.mark.parametrize("answers", [np.tile([[1.0, 0.0]], (70, 1)), answers_right(0.3)], ids=["one class", "wrong"])
+def test_of_a_teacher_that_is_no_better_than_chance_no_share_is_retained(answers):
+    row = row_of("matthews", answers.astype(np.float32))
+    value = METRICS["matthews"](answers.argmax(-1), EVALUATION.labels)
+    assert row["retained"] is None and value <= 0
+    summary = {"task": "cola", "metric": "matthews", "layers": 4, "teacher": {"metric": value}, "budgets": [row]}
     first, header, line = table(summary).splitlines()
-    assert f"teacher {teacher:.4f} with all 4 layers" in first
+    assert f"teacher {value:.4f} with all 4 layers" in first
     assert len(header) == len(line) and "%" not in line[: header.index("routes")]
 
 
 def test_the_mismatched_figure_stands_beside_the_matched_one():
-    row = row_of("accuracy", 0.5, MISMATCHED)
+    row = row_of("accuracy", answers_right(0.5), MISMATCHED)
     predicted = predict_routed(MODEL, MISMATCHED, above(THRESHOLD))[0]
     assert row["mismatched_metric"] == np.mean(predicted == MISMATCHED.labels) != row["metric"]
     teacher = {"metric": 0.5, "mismatched_metric": 0.25}
@@ -54,3 +74,50 @@ def test_the_mismatched_figure_stands_beside_the_matched_one():
     end = header.index("mismatched") + len("mismatched")
     assert line[:end].split()[-2:] == [f"{row['metric']:.4f}", f"{row['mismatched_metric']:.4f}"]
     assert len(header) == len(line)
+
+
+# What routes are worth
+
+
+def test_divergence_from_the_teacher_is_that_of_the_routes_taken():
+    teacher = full_logits(random_classifier(labels=("0", "1")), EVALUATION)
+    _, routes, _ = predict_routed(MODEL, EVALUATION, above(THRESHOLD))
+    found = row_of("accuracy", teacher)["divergence"]
+    assert found == pytest.approx(divergence(teacher, logits_on_routes(MODEL, EVALUATION, routes))) and found > 0.001
+
+
+def test_routes_that_suit_their_inputs_lose_by_being_shuffled():
+    _, routes, _ = predict_routed(MODEL, EVALUATION, above(THRESHOLD))
+    row = row_of("accuracy", logits_on_routes(MODEL, EVALUATION, routes))  # nothing suits this teacher better
+    assert row["divergence"] == pytest.approx(0, abs=1e-6) and row["shuffled_divergence"] > 0.001
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_shuffled_figures_are_means_over_deals_of_the_same_routes_to_other_inputs(metric, monkeypatch):
+    teacher, asked = answers_right(0.8), []
+
+    def listening(model, data, routes, device):
+        asked.append((routes, logits_on_routes(model, data, routes, device)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(summaries, "logits_on_routes", listening)
+    row = row_of(metric, teacher)
+    _, own, _ = predict_routed(MODEL, EVALUATION, above(THRESHOLD))
+    deals = [(routes, logits) for routes, logits in asked if (routes != own).any()]
+    assert len(deals) == DEALS > 1 and len(np.unique(own, axis=0)) > 3
+    for routes, _ in deals:
+        assert sorted(map(tuple, routes)) == sorted(map(tuple, own))
+    assert len({routes.tobytes() for routes, _ in deals}) == DEALS
+    scores = [METRICS[metric](logits.argmax(-1), EVALUATION.labels) for _, logits in deals]
+    assert row["shuffled_metric"] == pytest.approx(np.mean(scores))
+    assert row["shuffled_divergence"] == pytest.approx(np.mean([divergence(teacher, logits) for _, logits in deals]))
+    assert row == row_of(metric, teacher)  # dealt out the same each time
+
+
+@pytest.mark.parametrize("route", [(1, 3), (1, 2, 3, 4)], ids=str)
+def test_of_one_route_there_is_nothing_to_shuffle(route):
+    model = random_fixed(route, labels=("0", "1"))
+    row = row_of("accuracy", answers_right(0.8), model=model)
+    assert row["routes"] == 1 and row["top_route"] == route and row["mean_layers"] == len(route)
+    assert row["shuffled_divergence"] == row["divergence"]
+    assert row["shuffled_metric"] == row["metric"] == row["top_route_metric"]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from hadskip_export.errors import DataError
 from hadskip_export.tables import Columns, Examples
-from hadskip_export.trainers.tasks import hold_out, label_names, load_task
+from hadskip_export.trainers.batches import UNLABELLED
+from hadskip_export.trainers.tasks import TaskData, hold_out, label_names, load_task
 from tests.conftest import write_csv
 
 ANY = Columns()
@@ -118,6 +119,42 @@ def test_json_numbers_and_strings_are_one_label(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = load_task(None, None, str(tmp_path / "train.jsonl"), str(tmp_path / "eval.jsonl"), ANY, None)
     assert data.labels == ("0", "1") and data.indices(data.train).tolist() == [1, 0, 1]
+
+
+# Texts without labels
+
+
+@given(st.lists(st.sampled_from(["no", "yes", "maybe"]), min_size=1, max_size=9))
+def test_texts_without_labels_have_no_class_and_others_that_of_their_label(found):
+    labels = ("yes", "no", "maybe")
+    data = TaskData("task", "accuracy", labels, examples(*found), examples(*found))
+    assert data.indices(data.train).tolist() == [labels.index(label) for label in found]
+    bare = data.indices(Examples(["text"] * len(found), []))
+    assert bare.tolist() == [UNLABELLED] * len(found) and bare.dtype == np.int64
+
+
+def test_only_a_fine_tuned_model_can_train_on_texts_without_labels(tmp_path):
+    train = write_csv(tmp_path / "train.csv", [("a",), ("b",)], header=("text",))
+    evaluation = write_csv(tmp_path / "eval.csv", [("a", "yes"), ("b", "no")])
+    data = load_task(None, None, str(train), str(evaluation), ANY, ("yes", "no", "maybe"))
+    assert (data.train.labels, data.labels) == ([], ("yes", "no", "maybe"))
+    assert data.indices(data.evaluation).tolist() == [0, 1]
+    refused("train.csv", "--label-column", train=str(train), evaluation=str(evaluation))
+    refused("train.csv", "--label-column", train=str(evaluation), evaluation=str(train), known_labels=("yes", "no"))
+    known = ("no", "maybe")
+    refused("eval.csv", "line 2", "'yes'", train=str(train), evaluation=str(evaluation), known_labels=known)
+
+
+@pytest.mark.parametrize(
+    ("found", "labels"),
+    [(("0", "1"), ("0", "1")), (("LABEL_1", "LABEL_0"), ("LABEL_0", "LABEL_1")), (("1", "1"), ("0", "1"))],
+    ids=str,
+)
+def test_without_labels_to_train_on_the_evaluation_file_names_generic_classes(found, labels, tmp_path):
+    train = write_csv(tmp_path / "train.csv", [("a",), ("b",)], header=("text",))
+    evaluation = write_csv(tmp_path / "eval.csv", [("text", label) for label in found])
+    data = load_task(None, None, str(train), str(evaluation), ANY, ("LABEL_0", "LABEL_1"))
+    assert data.labels == labels and data.indices(data.evaluation).tolist() == [labels.index(x) for x in found]
 
 
 # The held-out slice

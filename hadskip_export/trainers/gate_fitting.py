@@ -1,0 +1,155 @@
+"""Gates fitted to a finished body by backward induction over a family of routes.
+
+What a decision is worth depends on the decisions after it, so the last gate is fitted first: with every later gate in
+place, `V(run) - V(skip)` at a gate is a number per input, and the gate learns its sign, each input weighing what a
+mistake on it costs. `V` is the divergence from the teacher plus a price for every layer run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hadskip_export.modeling.encoder import attention_bias
+from hadskip_export.modeling.gated import FIXED_MARGIN, Gate, GatedClassifier, pooled
+from hadskip_export.progress import track
+from hadskip_export.routes import Route
+from hadskip_export.trainers.batches import Dataset, count_batches, ordered_batches
+from hadskip_export.trainers.recipe import Recipe
+
+BATCH, FORCED = 256, 64  # rows of a step, and those among them whose decision the family leaves no choice about
+OBSERVE_BATCH = 64
+TINY = 1e-12  # nats; where no decision matters at all, none weighs anything
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What every route of a family does to every input.
+
+    Args:
+        states: the layers run so far -> what the next gate sees, float32 [n, H]. A skipped layer changes nothing, so
+            the layers run say it all.
+        divergence: a whole route -> KL divergence of its prediction from the teacher's, float32 [n].
+    """
+
+    states: dict[Route, Tensor]
+    divergence: dict[Route, Tensor]
+
+
+def run_so_far(family: Sequence[Route], index: int) -> list[Route]:
+    """The layers that may have run before the gate of layer `index` (from 0) is asked."""
+    return sorted({tuple(layer for layer in route if layer <= index) for route in family})
+
+
+@torch.no_grad()
+def observe(
+    model: GatedClassifier, teacher_logits: Tensor, data: Dataset, family: Sequence[Route], device: str = "cpu"
+) -> Evidence:
+    """Runs every route of `family` on every input; routes that begin alike share the work.
+
+    Args:
+        teacher_logits: for `data`, float32 [n, classes].
+    """
+    model.eval()
+    body = model.classifier
+    n = len(data)
+    states: dict[Route, Tensor] = {}
+    divergence = {route: torch.zeros(n) for route in family}
+    batches = ordered_batches(data, OBSERVE_BATCH, device)
+    for batch in track(batches, count_batches(data, OBSERVE_BATCH), "routes of the family"):
+        rows = torch.from_numpy(batch.rows)
+        input_ids, attention_mask, token_type_ids = batch.inputs
+        hidden: dict[Route, Tensor] = {(): body.embeddings(input_ids, token_type_ids)}
+        bias = attention_bias(attention_mask, hidden[()].dtype)
+        for index, layer in enumerate(body.layers):
+            for ran, state in hidden.items():
+                if index == 0 or ran[-1:] == (index,):
+                    seen = pooled(state, attention_mask).cpu()
+                    states.setdefault(ran, torch.zeros(n, seen.shape[1]))[rows] = seen
+            after, number = run_so_far(family, index + 1), index + 1
+            hidden = {ran: layer(hidden[ran[:-1]], bias)[0] if number in ran else hidden[ran] for ran in after}
+        teacher = teacher_logits[rows.to(teacher_logits.device)].log_softmax(-1)
+        for route, state in hidden.items():
+            student = body.head(state).log_softmax(-1)
+            divergence[route][rows] = (teacher.exp() * (teacher - student)).sum(dim=-1).cpu()
+    return Evidence(states, divergence)
+
+
+def fit_gates(
+    model: GatedClassifier, evidence: Evidence, family: Sequence[Route], price: float, recipe: Recipe, label: str
+) -> None:
+    """Fits every gate anew, the last one first. A layer that all routes run, or none, gets a fixed decision.
+
+    Args:
+        price: what a layer costs, in nats of divergence.
+    """
+    device = next(model.gates.parameters()).device
+    model.gates.cpu()  # where the evidence is; gates are small
+    values = {route: cost + price * len(route) for route, cost in evidence.divergence.items()}
+    num_layers = len(model.gates)
+    for index in track(reversed(range(num_layers)), num_layers, label):
+        number, gate = index + 1, model.gates[index]
+        free, forced = [], []
+        for ran in run_so_far(family, index):
+            run, skip, seen = values.get((*ran, number)), values.get(ran), evidence.states[ran]
+            if run is not None and skip is not None:
+                free.append((seen, run - skip))
+            else:
+                forced.append((seen, torch.full(seen.shape[:1], 1.0 if run is None else -1.0)))
+        always = {float(difference[0]) for _, difference in forced}
+        if not free and len(always) == 1:
+            _fix_gate(gate, runs=always == {-1.0})
+        else:
+            _fit_gate(gate, free, forced, recipe)
+        values = {ran: _value(gate, ran, number, evidence.states[ran], values) for ran in run_so_far(family, index)}
+    model.gates.to(device)
+
+
+@torch.no_grad()
+def _value(gate: Gate, ran: Route, number: int, seen: Tensor, after: dict[Route, Tensor]) -> Tensor:
+    """V before a gate, float32 [n]: that of the branch its hard decision takes."""
+    run, skip = after.get((*ran, number)), after.get(ran)
+    if run is None or skip is None:
+        return run if skip is None else skip
+    return torch.where(_margin(gate, seen) > 0, run, skip)
+
+
+def _margin(gate: Gate, seen: Tensor) -> Tensor:
+    logits = gate.decide(seen)
+    return logits[:, 0] - logits[:, 1]
+
+
+def _fit_gate(
+    gate: Gate, free: list[tuple[Tensor, Tensor]], forced: list[tuple[Tensor, Tensor]], recipe: Recipe
+) -> None:
+    """Cross-entropy on the sign of `V(run) - V(skip)`, weighted by its size; forced decisions weigh 1."""
+    parts = []  # ((inputs, whether to run, weights), rows of a step)
+    some = BATCH if not free else FORCED if forced else 0
+    for examples, count in ((free, BATCH - some), (forced, some)):
+        if examples:
+            seen, difference = (torch.cat(column) for column in zip(*examples, strict=True))
+            parts.append(((seen, difference < 0, difference.abs() / difference.abs().mean().clamp_min(TINY)), count))
+    width, hidden_size = gate.hidden.weight.shape  # a gate fixed for the budget before would hardly move from there
+    gate.load_state_dict(Gate(hidden_size, width, recipe.gate_bias).state_dict())
+    gate.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(gate.parameters(), lr=recipe.fit_lr, weight_decay=recipe.fit_weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / recipe.fit_steps)
+    for _ in range(recipe.fit_steps):
+        drawn = [(part, torch.randint(len(part[0]), (count,))) for part, count in parts]
+        inputs, runs, weight = (torch.cat([part[i][rows] for part, rows in drawn]) for i in range(3))
+        logits = gate.decide(F.dropout(inputs, recipe.fit_dropout))
+        loss = (weight * F.cross_entropy(logits, (~runs).long(), reduction="none")).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    gate.eval()
+
+
+@torch.no_grad()
+def _fix_gate(gate: Gate, runs: bool) -> None:
+    gate.logits.weight.zero_()
+    sign = 1 if runs else -1
+    gate.logits.bias.copy_(torch.tensor([sign * FIXED_MARGIN / 2, -sign * FIXED_MARGIN / 2]))
