@@ -182,9 +182,10 @@ def validate(json_file: Path | None, **options: Any) -> None:
 @main.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest or summary as JSON.")
-def inspect(path: Path, as_json: bool) -> None:
+@click.option("--plots", type=click.Path(path_type=Path), help="Draw a run's figures there, as SVG and PNG.")
+def inspect(as_json: bool, **options: Any) -> None:
     """Say what a bundle or a run folder is."""
-    plain, lines = hadskip_export.inspect(path)
+    plain, lines = hadskip_export.inspect(**options)
     click.echo(json.dumps(plain, indent=2) if as_json else "\n".join(lines))
 
 

@@ -5,19 +5,22 @@ from typing import Any
 
 import msgspec
 
-from hadskip_export.errors import optional_import
+from hadskip_export.errors import BundleError, optional_import
 from hadskip_export.runtime.bundle import MANIFEST, Manifest, read_bundle
 
 
-def inspect(path: str | Path) -> tuple[dict[str, Any], list[str]]:
+def inspect(path: str | Path, plots: str | Path | None = None) -> tuple[dict[str, Any], list[str]]:
     """Reads a bundle (checking it) or a finished run.
+
+    Args:
+        plots: a folder to draw the run's summary into, see `hadskip_export.plots`.
 
     Returns:
         The manifest or summary as plain data, and the lines a person reads.
 
     Raises:
-        BundleError: neither of the two, or a damaged one.
-        EngineError: a run needs the extra `train`.
+        BundleError: neither of the two, or a damaged one; a bundle with `plots`, or a file where those should go.
+        EngineError: a run needs the extra `train`, and `plots` the extra `plots`.
     """
     if not (Path(path) / MANIFEST).is_file() and (Path(path) / "recipe.json").is_file():
         optional_import("torch", "train")
@@ -25,19 +28,33 @@ def inspect(path: str | Path) -> tuple[dict[str, Any], list[str]]:
         from hadskip_export.trainers.summary import table
 
         summary = read_run(Path(path))[2]
-        return summary, table(summary).splitlines()
+        return summary, [*table(summary).splitlines(), *_draw(summary, plots)]
     manifest = read_bundle(path).manifest
+    if plots is not None:
+        raise BundleError(f"{path}: a bundle has nothing to plot; give --plots with the run it was built from")
     return msgspec.to_builtins(manifest), _lines(manifest)
+
+
+def _draw(summary: dict[str, Any], plots: str | Path | None) -> list[str]:
+    if plots is None:
+        return []
+    optional_import("matplotlib", "plots")
+    from hadskip_export.plots import write_plots
+
+    return [f"written: {file}" for file in write_plots(summary, Path(plots))]
 
 
 def _lines(manifest: Manifest) -> list[str]:
     model, router = manifest.model, manifest.router
+    routing = f"{router.kind}, budget {router.budget:g} of {model.layers}, threshold {router.threshold:+.4f} logits"
+    if router.route is not None:
+        routing = f"static, layers {' '.join(map(str, router.route))}"
     size = sum(file.size for file in manifest.files.values())
     lines = [
         f"{manifest.task}: {model.family}, {model.layers} layers of {model.hidden_size}",
         f"tokens: {model.max_length} at most, longer inputs are cut",
         f"labels: {', '.join(model.labels)}",
-        f"router: {router.kind}, budget {router.budget:g} of {model.layers}, threshold {router.threshold:+.4f} logits",
+        f"router: {routing}",
         f"files: {len(manifest.files)}, {size / 1e6:.1f} MB, opset {manifest.opset}, made by {manifest.created_by}",
     ]
     for engine in manifest.engines:

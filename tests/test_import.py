@@ -16,7 +16,7 @@ from hadskip_export.runtime import Predictor
 from tests.conftest import sentences
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "onnx", "pandas", "safetensors", "onnxscript")
+HEAVY = ("torch", "transformers", "onnx", "pandas", "safetensors", "onnxscript", "matplotlib")
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
