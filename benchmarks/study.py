@@ -1,0 +1,157 @@
+"""The study behind docs/results.md: which recipe's routes depend on the input, and pay?
+
+    python benchmarks/study.py run --glue GLUE_FOLDER --runs FOLDER [NAME ...]   # resumable; one after the other
+    python benchmarks/study.py table                                             # from the summaries kept in study/
+
+Every run is `hadskip_export.train` on the 6-layer MiniLM of the demo. Teachers come first, one per task and seed; all
+students of a seed share its teacher and its held-out slice. Run folders hold weights and stay out of the repository;
+their summaries are small and are kept in benchmarks/study/, so that a table can be printed without training again.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from hadskip_export import train
+from hadskip_export.demonstration import find_model
+
+SUMMARIES = Path(__file__).parent / "study"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. `rows`: how many training sentences; all where None. `extra`: arguments of `train`."""
+
+    task: str
+    rows: int | None
+    seed: int
+    label: str
+    budget: float
+    method: str = "hadskip"
+    recipe: str = "adaptive"
+    settings: tuple[str, ...] = ()
+    route: tuple[int, ...] | None = None
+
+    @property
+    def data(self) -> str:
+        return self.task if self.rows is None else f"{self.task}-{self.rows}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}-s{self.seed}-{self.label}-{self.budget:g}"
+
+    @property
+    def teacher(self) -> str:
+        return f"{self.data}-s{self.seed}-teacher"
+
+
+DATA = [("cola", None), ("sst2", 8000)]
+
+
+def study() -> list[Run]:
+    """Which recipe? One seed, small data. `long`: as many epochs as the homotopy down to 3 has."""
+    runs = []
+    for task, rows in DATA:
+        for budget in (3, 2, 4):
+            runs.append(Run(task, rows, 0, "budgeted", budget, "budgeted"))
+            runs.append(Run(task, rows, 0, "adaptive", budget))
+        long, path = "last_epochs=6", "schedule=homotopic"
+        runs.append(Run(task, rows, 0, "adaptive-homotopic", 3, settings=(path,)))
+        runs.append(Run(task, rows, 0, "budgeted-long", 3, "budgeted", settings=(long,)))
+        runs.append(Run(task, rows, 0, "paper", 3, recipe="paper"))
+        runs.append(Run(task, rows, 0, "adaptive-long", 3, settings=(long,)))
+        runs.append(Run(task, rows, 0, "static-long", 3, "static", settings=(long,)))
+    return runs
+
+
+GROUPS = {"study": study}
+
+
+def data_folder(glue: Path, runs: Path, run: Run) -> Path:
+    """The task's folder, cut to the first `rows` rows of one fixed shuffle."""
+    source = next(folder for folder in glue.iterdir() if folder.name.lower().replace("-", "") == run.task)
+    if run.rows is None:
+        return source
+    folder = runs / "data" / run.data / source.name
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        header, *lines = (source / "train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+        chosen = np.random.default_rng(0).permutation(len(lines))[: run.rows]
+        (folder / "train.tsv").write_text(header + "".join(lines[row] for row in chosen), encoding="utf-8")
+        shutil.copy(source / "dev.tsv", folder)
+    return folder
+
+
+def teacher_folder(data: Path, runs: Path, run: Run) -> Path:
+    """The fine-tuned model of this data and seed, a Hugging Face folder with its tokenizer."""
+    out = runs / run.teacher
+    if not (out / "summary.json").is_file():
+        train(
+            model=str(find_model()), task=run.task, data_dir=str(data), budget=6, out=out, seed=run.seed,
+            method="budgeted", settings=("last_epochs=1",), recipe="adaptive", resume=True,
+        )  # fmt: skip
+    shutil.copy(out / "tokenizer" / "tokenizer.json", out / "stage1")
+    return out / "stage1"
+
+
+@click.group()
+def main() -> None:
+    """The study behind docs/results.md."""
+
+
+@main.command("run")
+@click.option("--glue", type=click.Path(path_type=Path, exists=True), required=True, help="GLUE's root folder.")
+@click.option("--runs", type=click.Path(path_type=Path), required=True, help="Where run folders go.")
+@click.option("--keep", is_flag=True, help="Keep the students' weights.")
+@click.argument("names", nargs=-1)
+def run_all(glue: Path, runs: Path, keep: bool, names: tuple[str, ...]) -> None:
+    """Train what has no summary yet: all groups, or those runs whose names begin with NAMES."""
+    runs.mkdir(parents=True, exist_ok=True)
+    SUMMARIES.mkdir(exist_ok=True)
+    for run in [run for group in GROUPS.values() for run in group()]:
+        kept = SUMMARIES / f"{run.name}.json"
+        if kept.is_file() or (names and not run.name.startswith(names)):
+            continue
+        click.echo(f"--- {run.name}")
+        data = data_folder(glue, runs, run)
+        teacher = teacher_folder(data, runs, run)
+        started = time.time()
+        summary = train(
+            model=str(teacher), fine_tuned=True, task=run.task, data_dir=str(data), budget=run.budget,
+            out=runs / run.name, seed=run.seed, method=run.method, route=run.route, recipe=run.recipe,
+            settings=run.settings, resume=True,
+        )  # fmt: skip
+        summary |= {"seconds": round(time.time() - started), "recipe": run.recipe, "settings": run.settings}
+        kept.write_text(json.dumps(summary, indent=1) + "\n")
+        if not keep:
+            for weights in (runs / run.name).rglob("*.safetensors"):
+                weights.unlink()
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+def table(names: tuple[str, ...]) -> None:
+    """Print every budget of every kept summary."""
+    click.echo(
+        f"{'run':<44} {'budget':>6} {'layers':>6} {'metric':>7} {'kept':>6} {'KL':>6} {'shuffled':>8} {'KL':>6}"
+        f" {'routes':>6} {'bits':>5} {'top':>5} {'alone':>6} {'static':>6}"
+    )
+    for file in sorted(SUMMARIES.glob("*.json")):
+        if names and not file.name.startswith(names):
+            continue
+        for row in json.loads(file.read_text())["budgets"]:
+            click.echo(
+                f"{file.stem:<44} {row['budget']:>6g} {row['mean_layers']:>6.2f} {row['metric']:>7.4f}"
+                f" {row['retained'] or 0:>6.1%} {row['divergence']:>6.3f} {row['shuffled_metric']:>8.4f}"
+                f" {row['shuffled_divergence']:>6.3f} {row['routes']:>6} {row['route_entropy_bits']:>5.2f}"
+                f" {row['top_route_share']:>5.2f} {row['top_route_metric']:>6.4f} {row['static_metric']:>6.4f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What a step of stage III costs beside a plain distillation step: interleaved epochs over the same few sentences.
+
+    python benchmarks/training_step.py            # one thread; --threads 2 for two
+
+The plain step runs the teacher forward and the student forward and backward, every layer, with the loss of predictions.
+Wanted: stage III at most 1.35 times that.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import click
+import numpy as np
+import torch
+
+from hadskip_export.demonstration import find_model
+from hadskip_export.modeling.checkpoint import load_classifier
+from hadskip_export.modeling.encoder import Output
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.runtime.tokenization import Encoded
+from hadskip_export.trainers.batches import Dataset, TrainingBatch
+from hadskip_export.trainers.families import Draw, nested, sizes_around
+from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.stages import Session, distil, train_jointly
+from hadskip_export.trainers.teacher import Teacher
+
+BUDGET, ROUNDS, BATCHES = 3, 7, 10
+
+
+class ForgetfulTeacher(Teacher):
+    """A teacher that keeps nothing, as in a plain distillation step."""
+
+    def __call__(self, batch: TrainingBatch, keep_states: bool) -> Output:
+        with torch.no_grad():
+            return self.model(*batch.inputs, keep_states=keep_states)
+
+
+@click.command()
+@click.option("--threads", default=1, show_default=True)
+@click.option("--tokens", default=24, show_default=True, help="Tokens of the longest sentence.")
+def main(threads: int, tokens: int) -> None:
+    """Time a step of stage III beside a plain distillation step."""
+    torch.set_num_threads(threads)
+    classifier = load_classifier(find_model(), ("0", "1"))
+    layers = classifier.config.num_layers
+    paper, adaptive = load_recipe("paper"), load_recipe("adaptive")
+    random = np.random.default_rng(0)
+    ids = [random.integers(1000, 20000, size=random.integers(4, tokens)) for _ in range(BATCHES * paper.batch_size)]
+    encoded = [Encoded(row.tolist(), [0] * len(row), False) for row in ids]
+    data = Dataset([""] * len(ids), encoded, random.integers(2, size=len(ids)))
+    predictions = replace(paper, alpha2=0.0, alpha3=0.0, alpha4=0.0)
+    plain = Draw([tuple(range(1, layers + 1))], layers, 0)
+    family = Draw(nested(sizes_around(BUDGET, 1, layers), layers), layers, 0)
+
+    def session(recipe) -> Session:
+        return Session(data, data, recipe, 0, "cpu", lambda **_: None, "accuracy")
+
+    def student() -> GatedClassifier:
+        return GatedClassifier(copy.deepcopy(classifier), 64, 1.0)
+
+    keeps, forgets = Teacher(copy.deepcopy(classifier), data), ForgetfulTeacher(copy.deepcopy(classifier), data)
+    keeps.logits()
+    first, second, third, fourth = (student() for _ in range(4))
+    systems: dict[str, Callable[[], object]] = {
+        "plain": lambda: distil(first, forgets, plain, 1, session(predictions), "plain"),
+        "paper": lambda: train_jointly(second, keeps, BUDGET, BUDGET, 1, session(paper)),
+        "paper, predictions only": lambda: train_jointly(third, keeps, BUDGET, BUDGET, 1, session(predictions)),
+        "adaptive": lambda: distil(fourth, keeps, family, 1, session(adaptive), "adaptive"),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(ROUNDS):
+        for name, epoch in systems.items():
+            started = time.perf_counter()
+            epoch()
+            spent[name].append((time.perf_counter() - started) / BATCHES)
+    for name, seconds in spent.items():
+        ratios = [own / plain for own, plain in zip(seconds[1:], spent["plain"][1:], strict=True)]
+        step, ratio = 1000 * statistics.median(seconds[1:]), statistics.median(ratios)
+        click.echo(f"{name:<24} {step:7.1f} ms a step, {ratio:.2f} of plain ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()
