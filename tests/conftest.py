@@ -68,6 +68,14 @@ def write_csv(file: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] =
     return file
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Models this small gain nothing from a second thread, and on a busy machine lose minutes to waiting for it."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face BERT encoder, random weights, 3 layers of 32, as `transformers` saves it."""

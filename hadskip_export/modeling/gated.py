@@ -158,15 +158,14 @@ class GatedClassifier(nn.Module):
         states, maps = [hidden], []
         for layer, rows in zip(model.layers, routes.T, strict=True):
             run = rows.nonzero()[:, 0]
-            probabilities = hidden.new_zeros(hidden.shape[0], hidden.shape[1], hidden.shape[1])
+            attention = None
             if len(run):
                 output, attention = layer(hidden[run], bias[run])
                 hidden = hidden.index_copy(0, run, output)
-                if keep_states:
-                    probabilities = probabilities.index_copy(0, run, attention.mean(dim=1))
             if keep_states:
+                ran = hidden.new_zeros(hidden.shape[0], hidden.shape[1], hidden.shape[1])
+                maps.append(ran if attention is None else ran.index_copy(0, run, attention.mean(dim=1)))
                 states.append(hidden)
-                maps.append(probabilities)
         return Output(model.head(hidden), states if keep_states else [], maps)
 
     @torch.no_grad()

@@ -122,7 +122,8 @@ OUT_OF_RANGE = [
     "batch_size=0", "epochs=0", "last_epochs=-1", "stage1_epochs=0", "gate_width=0", "stage2_epochs=-1", "beta=-1",
     "stage1_lr=-1e-3", "weight_decay=-0.1", "alpha2=-1", "estimator=reinforce", "penalty_unit=tokens",
     "stage1_lr=nan", "beta=nan", "gate_bias=nan", "body_lr=inf", "alpha1=inf",
-    "margin_limit=0", "warmup=1.5", "glide=2", "routing=random", "schedule=slow", "schedule_step=0", "schedule_step=-1",
+    "margin_limit=0", "warmup=1.5", "glide=2", "routing=random", "schedule=slow", "threshold_on=training",
+    "schedule_step=0", "schedule_step=-1",
     "schedule_step=inf", "schedule_step=nan", "family=tree", "family_spread=-1", "family_spread=0.5", "fit_rows=0",
     "fit_steps=0", "fit_dropout=1", "fit_dropout=-0.1", "fit_dropout=nan", "layer_price=-1", "layer_price=nan",
 ]  # fmt: skip
