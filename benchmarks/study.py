@@ -25,7 +25,7 @@ SUMMARIES = Path(__file__).parent / "study"
 
 @dataclass(frozen=True)
 class Run:
-    """One training. `rows`: how many training sentences; all where None. `extra`: arguments of `train`."""
+    """One training. `rows`: how many training sentences; all where None."""
 
     task: str
     rows: int | None
@@ -35,7 +35,6 @@ class Run:
     method: str = "hadskip"
     recipe: str = "adaptive"
     settings: tuple[str, ...] = ()
-    route: tuple[int, ...] | None = None
 
     @property
     def data(self) -> str:
@@ -123,8 +122,8 @@ def run_all(glue: Path, runs: Path, keep: bool, names: tuple[str, ...]) -> None:
         started = time.time()
         summary = train(
             model=str(teacher), fine_tuned=True, task=run.task, data_dir=str(data), budget=run.budget,
-            out=runs / run.name, seed=run.seed, method=run.method, route=run.route, recipe=run.recipe,
-            settings=run.settings, resume=True,
+            out=runs / run.name, seed=run.seed, method=run.method, recipe=run.recipe, settings=run.settings,
+            resume=True,
         )  # fmt: skip
         summary |= {"seconds": round(time.time() - started), "recipe": run.recipe, "settings": run.settings}
         kept.write_text(json.dumps(summary, indent=1) + "\n")

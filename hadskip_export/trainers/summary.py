@@ -68,7 +68,8 @@ def budget_row(
     static = predict_fixed_routes(model.classifier, evaluation, [static_route], device)[static_route]
     top, _, _ = predict_routed(model, evaluation, always(top_route, num_layers), device)
     value, teacher_metric = score(predicted, evaluation.labels), score(teacher.argmax(-1), evaluation.labels)
-    dealt = [logits_on_routes(model, evaluation, deal, device) for deal in _deals(routes)]
+    logits = logits_on_routes(model, evaluation, routes, device)
+    dealt = [logits_on_routes(model, evaluation, deal, device) for deal in _deals(routes)] or [logits]
     row = {
         "budget": budget,
         "mean_layers": seen.mean_layers,
@@ -83,9 +84,9 @@ def budget_row(
         "top_route_metric": score(top, evaluation.labels),
         "static_route": static_route,
         "static_metric": score(static, evaluation.labels),
-        "divergence": divergence(teacher, logits_on_routes(model, evaluation, routes, device)),
-        "shuffled_metric": float(np.mean([score(logits.argmax(-1), evaluation.labels) for logits in dealt])),
-        "shuffled_divergence": float(np.mean([divergence(teacher, logits) for logits in dealt])),
+        "divergence": divergence(teacher, logits),
+        "shuffled_metric": float(np.mean([score(deal.argmax(-1), evaluation.labels) for deal in dealt])),
+        "shuffled_divergence": float(np.mean([divergence(teacher, deal) for deal in dealt])),
         "usage": seen.usage,
         "histogram": seen.histogram,
         "held_out_mean_layers": held.mean_layers,
@@ -99,9 +100,9 @@ def budget_row(
 
 
 def _deals(routes: np.ndarray) -> list[np.ndarray]:
-    """The routes dealt out at random; all deals are alike where there is one route."""
+    """The routes dealt out at random; nothing to deal where there is one route."""
     random = np.random.default_rng(0)
-    count = DEALS if (routes != routes[0]).any() else 1
+    count = DEALS if (routes != routes[0]).any() else 0
     return [routes[random.permutation(len(routes))] for _ in range(count)]
 
 

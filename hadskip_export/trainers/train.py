@@ -76,7 +76,7 @@ def train(
             names do not say.
         fine_tuned: `model` already is the classifier: stage I is skipped and it is the teacher.
         method: `hadskip`; or a rival of one route, distilled alike from as many samples: `budgeted`, the first
-            `budget` layers, or `static`, the best ones.
+            `budget` layers, or `static`, the best ones, whose search has an epoch of its own.
         route: of `static`, the layers to run, from 1, instead of a search for the best.
         recipe, settings: a shipped recipe or a TOML file, and `key=value` overrides, see `load_recipe`.
         resume: go on after the last finished stage or budget of the same command.
