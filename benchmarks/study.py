@@ -49,26 +49,68 @@ class Run:
         return f"{self.data}-s{self.seed}-teacher"
 
 
-DATA = [("cola", None), ("sst2", 8000)]
+PRECISION = "precision=bf16"
+SMALL = [("cola", None), ("sst2", 8000)]
+EVIDENCE = [("cola", None), ("sst2", 20000)]
+RIVALS = ("budgeted", "static")
+LONG = "last_epochs=6"  # as many as the homotopy down to 3 has
+
+# Table 2 of the paper; without the homotopy, as many epochs at the one budget as with it on the way there.
+ABLATIONS = {
+    "no-gate-initialisation": ("stage2_epochs=0",),
+    "no-homotopy": ("schedule=direct", "last_epochs=5"),
+    "no-distillation": ("alpha1=0", "alpha2=0", "alpha3=0", "alpha4=0"),
+    "predictions-only": ("alpha2=0", "alpha3=0", "alpha4=0"),
+    "ste": ("estimator=ste",),
+}
+
+
+def student(task: str, rows: int | None, seed: int, who: str, budget: float, *settings: str, name: str = "") -> Run:
+    """`who` is a recipe or a rival; `name` what makes this run another than the plain one."""
+    method, recipe = (who, "adaptive") if who in RIVALS else ("hadskip", who)
+    label = "-".join(filter(None, (who, name)))
+    return Run(task, rows, seed, label, budget, method, recipe, (PRECISION, *settings))
 
 
 def study() -> list[Run]:
-    """Which recipe? One seed, small data. `long`: as many epochs as the homotopy down to 3 has."""
+    """Which recipe, on one seed and small data?"""
     runs = []
-    for task, rows in DATA:
-        for budget in (3, 2, 4):
-            runs.append(Run(task, rows, 0, "budgeted", budget, "budgeted"))
-            runs.append(Run(task, rows, 0, "adaptive", budget))
-        long, path = "last_epochs=6", "schedule=homotopic"
-        runs.append(Run(task, rows, 0, "adaptive-homotopic", 3, settings=(path,)))
-        runs.append(Run(task, rows, 0, "budgeted-long", 3, "budgeted", settings=(long,)))
-        runs.append(Run(task, rows, 0, "paper", 3, recipe="paper"))
-        runs.append(Run(task, rows, 0, "adaptive-long", 3, settings=(long,)))
-        runs.append(Run(task, rows, 0, "static-long", 3, "static", settings=(long,)))
+    for task, rows in SMALL:
+        runs += [student(task, rows, 0, who, 3) for who in ("paper", "adaptive", "budgeted")]
+        runs.append(student(task, rows, 0, "adaptive", 3, "schedule=homotopic", name="homotopic"))
+        runs += [student(task, rows, 0, who, 3, LONG, name="long") for who in ("adaptive", *RIVALS)]
+        runs += [student(task, rows, 0, who, budget) for budget in (2, 4) for who in ("adaptive", "budgeted")]
     return runs
 
 
-GROUPS = {"study": study}
+def evidence() -> list[Run]:
+    """Recipes and rivals, three seeds, three budgets."""
+    return [
+        student(task, rows, seed, who, budget)
+        for task, rows in EVIDENCE
+        for seed in range(3)
+        for budget in (3, 2, 4)
+        for who in ("adaptive", *RIVALS, "paper")
+    ]
+
+
+def ablations() -> list[Run]:
+    """Table 2 of the paper, beside the `paper` runs of the evidence."""
+    return [
+        student("cola", None, seed, "paper", 3, *settings, name=name)
+        for seed in range(2)
+        for name, settings in ABLATIONS.items()
+    ]
+
+
+def precision() -> list[Run]:
+    """What bf16 in training costs: some of the study's runs without it."""
+    runs = [("cola", None, who, budget) for who in ("adaptive", "budgeted") for budget in (3, 2)]
+    runs += [("sst2", 8000, who, 3) for who in ("adaptive", "budgeted")] + [("cola", None, "paper", 3)]
+    return [student(task, rows, 0, who, k, "precision=fp32", name="fp32") for task, rows, who, k in runs]
+
+
+GROUPS = {"study": study, "evidence": evidence, "ablations": ablations, "precision": precision}
 
 
 def data_folder(glue: Path, runs: Path, run: Run) -> Path:
@@ -92,7 +134,7 @@ def teacher_folder(data: Path, runs: Path, run: Run) -> Path:
     if not (out / "summary.json").is_file():
         train(
             model=str(find_model()), task=run.task, data_dir=str(data), budget=6, out=out, seed=run.seed,
-            method="budgeted", settings=("last_epochs=1",), recipe="adaptive", resume=True,
+            method="budgeted", settings=("last_epochs=1", PRECISION), recipe="adaptive", resume=True,
         )  # fmt: skip
     shutil.copy(out / "tokenizer" / "tokenizer.json", out / "stage1")
     return out / "stage1"
@@ -112,7 +154,7 @@ def run_all(glue: Path, runs: Path, keep: bool, names: tuple[str, ...]) -> None:
     """Train what has no summary yet: all groups, or those runs whose names begin with NAMES."""
     runs.mkdir(parents=True, exist_ok=True)
     SUMMARIES.mkdir(exist_ok=True)
-    for run in [run for group in GROUPS.values() for run in group()]:
+    for run in {run.name: run for group in GROUPS.values() for run in group()}.values():
         kept = SUMMARIES / f"{run.name}.json"
         if kept.is_file() or (names and not run.name.startswith(names)):
             continue

@@ -114,7 +114,8 @@ class Head(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """float32 [b, s, H] -> logits float32 [b, classes]."""
-        return self.classifier(self.dropout(torch.tanh(self.pooler(hidden_states[:, 0]))))
+        pooled = self.dropout(torch.tanh(self.pooler(hidden_states[:, 0])))
+        return self.classifier(pooled).float()  # for losses, under autocast too
 
 
 class Classifier(nn.Module):

@@ -36,7 +36,7 @@ class Gate(nn.Module):
 
     def decide(self, pooled_states: Tensor) -> Tensor:
         """What `pooled` gives, float32 [b, H] -> logits float32 [b, 2]."""
-        return self.logits(torch.tanh(self.hidden(pooled_states)))
+        return self.logits(torch.tanh(self.hidden(pooled_states))).float()  # under autocast too
 
     def margin(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         """`logit_run - logit_skip`, float32 [b]: the layer runs where it is above the threshold."""

@@ -29,6 +29,7 @@ class Recipe:
     weight_decay: float
     warmup: float  # share of a phase's steps
     max_grad_norm: float
+    precision: Literal["fp32", "bf16"]  # of matrix products in training; weights, losses and evaluation are fp32
     threshold_on: Literal["evaluation", "held-out"]  # whose texts, never labels, the mean layers are met on
 
     # Stage I

@@ -137,6 +137,7 @@ def _epochs(
 ) -> Iterator[int]:
     """Trains for `epochs` and yields after each one (number from 1), with the mean of the step's figures logged."""
     recipe = session.recipe
+    device_type = torch.device(session.device).type
     per_epoch = count_batches(session.data, recipe.batch_size)
     total = epochs * per_epoch
     optimizer = torch.optim.AdamW(
@@ -154,7 +155,8 @@ def _epochs(
         sums: dict[str, float] = {}
         batches = shuffled_batches(session.data, recipe.batch_size, session.seed + epoch, session.device)
         for batch in track(batches, per_epoch, f"{label}, epoch {epoch} of {epochs}"):
-            loss, figures = step(batch)
+            with torch.autocast(device_type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                loss, figures = step(batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)

@@ -212,3 +212,45 @@ def test_a_fixed_route_can_be_distilled():
     distilled(model, here, routes=[(1, 4)])
     idle = ("classifier.layers.1.", "classifier.layers.2.")
     assert changed(before, model) == {name for name in before if not name.startswith(idle)}
+
+
+# Mixed precision
+
+
+@pytest.mark.parametrize("loop", ["fine_tune", "initialise_gates", "train_jointly", "distil"])
+def test_in_bf16_only_the_products_of_training_are(loop):
+    """The terms are those of fp32 but for rounding; weights and what losses see stay fp32."""
+    still = {"body_lr": 0.0, "stage1_lr": 0.0, "gate_lr": 0.0, "weight_decay": 0.0, "stage1_epochs": 1}
+    terms = {}
+    for precision in ("fp32", "bf16"):
+        log: list[dict[str, Any]] = []
+        here, seen = session(log, precision=precision, **still), set()
+        model = random_gated(dropout=0.0, attention_dropout=0.0)
+        teacher = teacher_of(here, random_classifier(1))
+
+        def note(module, inputs, output, seen=seen):
+            seen.add((type(module).__name__, module.training, output.dtype))
+
+        body = model.classifier
+        for module in (body.layers[0].up, body.layers[0].output_norm, body.head, model.gates[0].logits):
+            module.register_forward_hook(note)
+        torch.manual_seed(0)
+        if loop == "distil":
+            distil(model, teacher, Draw(ROUTES, 4, 0), 1, here, "distillation")
+        elif loop == "train_jointly":
+            train_jointly(model, teacher, 4.0, 3.0, 1, here)
+        elif loop == "fine_tune":
+            fine_tune(body, here)
+        else:
+            initialise_gates(model, teacher, here)
+        products = torch.bfloat16 if precision == "bf16" else torch.float32
+        trained = {(name, dtype) for name, training, dtype in seen if training or loop == "initialise_gates"}
+        assert {dtype for name, dtype in trained if name == "Linear"} == {products}
+        assert {dtype for name, dtype in trained if name in ("LayerNorm", "Head")} == {torch.float32}
+        assert {dtype for _, training, dtype in seen if not training and loop == "fine_tune"} <= {torch.float32}
+        assert all(weight.dtype == torch.float32 for weight in model.parameters())
+        terms[precision] = next(record for record in log if "task" in record)
+    for name, value in terms["fp32"].items():
+        if isinstance(value, float):
+            assert terms["bf16"][name] == pytest.approx(value, rel=0.05, abs=1e-4), name
+    assert terms["bf16"]["task"] != terms["fp32"]["task"]

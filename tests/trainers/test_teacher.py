@@ -46,6 +46,13 @@ def test_its_logits_are_computed_once_whoever_asks():
     assert torch.equal(first, teacher.logits()) and counted.batches == count_batches(DATA, 64) == 3
 
 
+def test_its_kept_logits_are_fp32_though_a_step_in_bf16_asks_first():
+    model = random_classifier()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = Teacher(model, DATA).logits()
+    assert torch.equal(logits, Teacher(model, DATA).logits())
+
+
 @pytest.mark.parametrize("keep_states", [False, True])
 def test_a_batch_gets_the_answers_for_its_own_rows(keep_states):
     model = random_classifier(dropout=0.5)
