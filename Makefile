@@ -6,7 +6,9 @@ STAMP := $(VENV)/.installed
 DEMO_OUT ?= demo-out
 DEMO_FLAGS ?=
 
-.PHONY: install demo test lint types check bench clean
+BUNDLE ?= $(DEMO_OUT)/bundle
+
+.PHONY: install demo test lint types check bench node clean
 
 install: $(STAMP)
 
@@ -31,12 +33,19 @@ types: $(STAMP)
 
 check: lint types test
 
+# The one-file graph of a bundle under Node, which needs node and npm: does it answer as the Predictor does?
+node: $(STAMP)
+	cd examples/node && npm ci --ignore-scripts --no-audit --no-fund
+	$(BIN)/python examples/node/check.py $(BUNDLE)
+
 # The figures the README quotes that the demo does not print.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine ort
 	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine ort --precision int8
 	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine ort --seq 64 --batch 8 --routing mixed
+	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine openvino
+	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine openvino --precision bf16 --against ort-fp32
 	$(BIN)/python benchmarks/memory.py
 
 clean:

@@ -118,19 +118,24 @@ def train(train_file: str | None, eval_file: str | None, route: str | None, **op
 
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--engine", default="ort", show_default=True, help=f"One of {', '.join(ENGINES)}.")
+@click.option("--engine", help=f"One of {', '.join(ENGINES)}; of a run, ort if left out.")
 @click.option("--precision", default="fp32", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle to write.")
+@click.option("--out", type=click.Path(path_type=Path), help="The bundle to write; where SOURCE is a run.")
 @click.option("--budget", type=float, help="Which of the run's budgets; the last if left out.")
 @click.option("--gates", type=click.Choice(["separate", "lookahead"]), default="separate", show_default=True)
 @click.option("--golden", type=click.Path(path_type=Path), help="Texts, one a line, to keep as golden inputs.")
 @click.option("--no-full", is_flag=True, help="Leave the fine-tuned BERT out (no kill switch, no bench).")
+@click.option("--graph", is_flag=True, help="Add the whole model as one ONNX file, for programs without Python.")
 def build(no_full: bool, **options: Any) -> None:
-    """Export the pieces of a run (SOURCE), check them against PyTorch, write a bundle."""
+    """Export the pieces of a run (SOURCE), check them against PyTorch, write a bundle.
+
+    Of a bundle (SOURCE): add another engine to it, or the graph, made from its pieces and checked against them.
+    """
     report = hadskip_export.build(full=not no_full, **options)
-    click.echo("\n".join(report.lines()))
-    click.echo(f"written: {options['out']}")
-    sys.exit(0 if report.parity == "passed" else 1)
+    for line in [] if report is None else report.lines():
+        click.echo(line)
+    click.echo(f"written: {options['out'] or options['source']}")
+    sys.exit(0 if report is None or report.parity == "passed" else 1)
 
 
 @main.command()
@@ -225,6 +230,7 @@ def bench(json_file: Path | None, against: str, **options: Any) -> None:
     help="The same layers for all inputs, or each its own; repeatable. Both, above batch 1, if left out.",
 )
 @click.option("--gates", type=click.Choice(["separate", "lookahead"]), default="separate", show_default=True)
+@click.option("--against", help="Full BERT's engine, as ort-fp32, where it is to be another one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the routes.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures and raw samples there.")
 def estimate(json_file: Path | None, **options: Any) -> None:

@@ -25,7 +25,8 @@ FEATURES = {
 }
 CPUINFO = Path("/proc/cpuinfo")
 TOKENS, ROUNDS = 128, 15
-WORTH_WHILE = 1.1  # times faster than fp32; int8 costs some agreement
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # what each costs in agreement rises from one to the next
+WORTH_WHILE = 1.1  # times faster than the precision before
 
 
 @dataclass(frozen=True)
@@ -118,15 +119,18 @@ def _recommendation(engines: dict[str, str | None], training: str | None, layer_
         return 'pip install "hadskip-export[ort]"; no engine can run here'
     if layer_ms is None:
         return f"--engine {ready[0]} --precision fp32 (nothing was measured: that {training})"
-    if not any(name.endswith("-fp32") for name in layer_ms):
+    by_precision = [[name for name in layer_ms if name.endswith(f"-{precision}")] for precision in PRECISIONS]
+    fastest = [min(names, key=lambda name: layer_ms[name]) for names in by_precision if names]
+    if not by_precision[0]:
         return "nothing: no engine gives right answers in fp32 here"
-    plain = min((name for name in layer_ms if name.endswith("-fp32")), key=lambda name: layer_ms[name])
-    best = min(layer_ms, key=lambda name: layer_ms[name])
-    gain = layer_ms[plain] / layer_ms[best]
-    name = best if gain > WORTH_WHILE else plain
-    engine, _, precision = name.rpartition("-")
+    chosen = plain = fastest[0]
+    for name in fastest[1:]:
+        if layer_ms[chosen] / layer_ms[name] > WORTH_WHILE:
+            chosen = name
+    engine, _, precision = chosen.rpartition("-")
     text = f"--engine {engine} --precision {precision}"
-    if name != plain:
+    if chosen != plain:
+        gain = layer_ms[plain] / layer_ms[chosen]
         text += f", {gain:.1f} times as fast as {plain}; what it costs in labels, validate --data tells"
     return text
 
@@ -159,16 +163,19 @@ def _measure(engines: list[str]) -> dict[str, float]:
     from hadskip_export.benchmark.estimate import SIZES
     from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
     from hadskip_export.benchmark.systems import System
-    from hadskip_export.exporters.build import PRECISIONS
 
     config = replace(SIZES["bert-base"], num_layers=1, vocab_size=64)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         systems = {}
         for engine in engines:
-            for precision in PRECISIONS:
+            for precision in engine_class(engine).precisions:
                 name = f"{engine}-{precision}"
-                report = write_random_bundle(folder / name / "bundle", config, engine, precision)
+                try:
+                    report = write_random_bundle(folder / name / "bundle", config, engine, precision)
+                except EngineError as error:  # this chip has no bf16, for instance
+                    say(f"{name}: {error}; left out")
+                    continue
                 if report.parity != "passed":
                     say(f"{name}: gives wrong answers on this machine, first at {report.first_bad_piece}; left out")
                     continue

@@ -7,7 +7,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("hadskip-export", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "torch", "transformers")
+LIBRARIES = (
+    "hadskip-export",
+    "numpy",
+    "tokenizers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "torch",
+    "transformers",
+)
 
 
 def chip() -> str:

@@ -59,7 +59,7 @@ def _lines(manifest: Manifest) -> list[str]:
     ]
     for engine in manifest.engines:
         built = ", ".join(f"{library} {version}" for library, version in engine.versions.items())
-        name = f"{engine.engine}-{engine.precision}"
+        name = engine.name
         lines.append(f"engine {name}: gates {engine.gates}, parity {engine.parity}, {built}, {engine.chip}")
     held_out = manifest.held_out
     if held_out is not None:

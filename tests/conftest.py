@@ -3,6 +3,7 @@ run trained by `train`, bundles written by `build`."""
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,7 @@ def make_source(
     import torch
     from torch import nn
 
-    from hadskip_export.exporters.build import Source
+    from hadskip_export.exporters.from_run import Source
     from hadskip_export.modeling.checkpoint import read_config, save_tokenizer
     from hadskip_export.modeling.encoder import Classifier
     from hadskip_export.modeling.gated import GatedClassifier
@@ -161,7 +162,7 @@ def source(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with separate gates. Shared: copy it before damaging it."""
-    from hadskip_export.exporters.build import write_bundle
+    from hadskip_export.exporters.from_run import write_bundle
 
     out = tmp_path_factory.mktemp("bundle") / "bundle"
     assert write_bundle(source, out).parity == "passed"
@@ -169,9 +170,19 @@ def bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def openvino_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle with OpenVINO in fp32 beside ONNX Runtime."""
+    from hadskip_export import build
+
+    out = shutil.copytree(bundle, tmp_path_factory.mktemp("openvino") / "bundle")
+    assert build(out, engine="openvino").parity == "passed"
+    return out
+
+
+@pytest.fixture(scope="session")
 def lookahead_bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model with the look-ahead layout."""
-    from hadskip_export.exporters.build import write_bundle
+    from hadskip_export.exporters.from_run import write_bundle
 
     out = tmp_path_factory.mktemp("lookahead") / "bundle"
     assert write_bundle(source, out, gates="lookahead").parity == "passed"
@@ -190,7 +201,7 @@ def static_source(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def static_bundle(static_source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of one fixed route."""
-    from hadskip_export.exporters.build import write_bundle
+    from hadskip_export.exporters.from_run import write_bundle
 
     out = tmp_path_factory.mktemp("static") / "bundle"
     assert write_bundle(static_source, out).parity == "passed"

@@ -511,7 +511,7 @@ def replace(file: Path, old: bytes, new: bytes) -> None:
 
 
 def list_a_path_that_leaves(bundle: Path) -> None:
-    change_manifest(bundle, lambda plain: plain["files"].update({"../x": plain["files"]["report.json"]}))
+    change_manifest(bundle, lambda plain: plain["files"].update({"../x": plain["files"]["golden/inputs.jsonl"]}))
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -17,6 +17,7 @@ from hadskip_export.benchmark import random_bundle
 from hadskip_export.cli import main
 from hadskip_export.diagnosis import FEATURES, WORTH_WHILE, doctor
 from hadskip_export.errors import EngineError
+from hadskip_export.runtime.engines import ENGINES, engine_class
 
 FIGURES = {"ort-fp32": 10.0, "ort-int8": 4.0}
 
@@ -78,7 +79,7 @@ def test_a_system_that_tells_nothing_has_no_features_to_tell(tmp_path: Path, mon
 
 def test_the_same_machine_is_measured_once(measured: list[list[str]]):
     first, second = doctor(), doctor()
-    assert measured == [["ort"]]
+    assert measured == [list(ENGINES)]
     assert first.layer_ms == second.layer_ms == FIGURES
 
 
@@ -143,6 +144,13 @@ def recommended(layer_ms: dict[str, float]) -> str:
     return diagnosis._recommendation(READY, None, layer_ms)
 
 
+def test_a_precision_that_costs_more_must_be_worth_while_beside_the_one_that_costs_less():
+    both = {"ort-fp32": 10.0, "openvino-fp32": 9.0, "openvino-bf16": 5.0}
+    assert recommended(both).startswith("--engine openvino --precision bf16, 1.8 times as fast as openvino-fp32;")
+    assert recommended(both | {"ort-int8": 4.8}).startswith("--engine openvino --precision bf16,")
+    assert recommended(both | {"ort-int8": 4.0}).startswith("--engine ort --precision int8, 2.2 times")
+
+
 @given(st.dictionaries(names, milliseconds, min_size=1), st.dictionaries(names, milliseconds))
 def test_the_fastest_is_recommended_and_int8_only_where_it_is_worth_while(fp32: dict, int8: dict):
     text = recommended({f"{e}-fp32": ms for e, ms in fp32.items()} | {f"{e}-int8": ms for e, ms in int8.items()})
@@ -183,17 +191,23 @@ def test_measuring_times_a_layer_of_every_engine_that_gives_right_answers(
     def write(out: Path, config, engine: str, precision: str):
         written.append((config.num_layers, config.hidden_size, engine, precision))
         shutil.copytree(bundle, out)
+        if precision == "bf16":
+            raise EngineError("this chip computes bf16 as f32")
         wrong = precision == "int8"
         return SimpleNamespace(parity="failed" if wrong else "passed", first_bad_piece="layer_01" if wrong else None)
 
     monkeypatch.setattr(random_bundle, "write_random_bundle", write)
     monkeypatch.setattr(diagnosis, "ROUNDS", 2)
     found = doctor()
-    assert written == [(1, 768, "ort", "fp32"), (1, 768, "ort", "int8")]
-    assert list(found.layer_ms) == ["ort-fp32"]
-    assert found.layer_ms["ort-fp32"] > 0
-    assert found.recommendation == "--engine ort --precision fp32"
-    assert "ort-int8: gives wrong answers on this machine, first at layer_01; left out" in capsys.readouterr().err
+    assert written == [
+        (1, 768, engine, precision) for engine in ENGINES for precision in engine_class(engine).precisions
+    ]
+    assert list(found.layer_ms) == [f"{engine}-fp32" for engine in ENGINES]
+    assert min(found.layer_ms.values()) > 0
+    assert found.recommendation in [f"--engine {engine} --precision fp32" for engine in ENGINES]
+    said = capsys.readouterr().err
+    assert "ort-int8: gives wrong answers on this machine, first at layer_01; left out" in said
+    assert "openvino-bf16: this chip computes bf16 as f32; left out" in said
 
 
 def test_the_command_prints_what_a_person_reads(measured):

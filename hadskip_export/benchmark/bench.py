@@ -118,12 +118,12 @@ def bench(
     for size in batch:
         if size > len(texts):
             raise DataError(f"--batch {size}: there are only {len(texts)} texts; give more with --data")
-    with Predictor(opened, f"{info.engine}-{info.precision}") as predictor:
+    with Predictor(opened, info.name) as predictor:
         check = check_golden(predictor, golden)
         lengths = np.array([len(encoded) for encoded in predictor.tokenizer.encode(texts)])
     if not check.passed:
         raise BundleError(
-            f"{bundle}: on this machine {info.engine}-{info.precision} does not give its golden answers ({check}); run"
+            f"{bundle}: on this machine {info.name} does not give its golden answers ({check}); run"
             " hadskip-export validate"
         )
     rows = []

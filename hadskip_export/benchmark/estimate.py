@@ -12,11 +12,12 @@ from hadskip_export.benchmark.measure import Contest, Figures
 from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
 from hadskip_export.environment import busy_share, environment
 from hadskip_export.errors import BudgetError, DataError, EngineError
-from hadskip_export.exporters.build import GateLayout
+from hadskip_export.exporters.additions import add_engine
+from hadskip_export.exporters.compile import check_engine
 from hadskip_export.modeling.checkpoint import read_config, resolve_model
 from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.progress import say
-from hadskip_export.runtime.bundle import read_bundle
+from hadskip_export.runtime.bundle import GateLayout, read_bundle
 from hadskip_export.runtime.tokenization import Text
 
 Routing = Literal["same", "mixed"]
@@ -50,6 +51,7 @@ def estimate(
     batch: Sequence[int] = (1,),
     routing: Sequence[Routing] = (),
     gates: GateLayout = "separate",
+    against: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Times a model of random weights whose gates are all computed and then overruled.
@@ -61,6 +63,8 @@ def estimate(
         batch: inputs per call; a row for each.
         routing: `same`: all inputs run the same layers, evenly spread; `mixed`: each its own, drawn at random. Left
             out: `same` at batch 1, where the two cost the same, and both above.
+        against: the engine of full BERT, as `ort-fp32`; the same as the layers' if left out. With another one there is
+            no efficiency: what the engine gains and what skipping gains are one figure.
         seed: of the routes.
 
     Returns:
@@ -83,6 +87,7 @@ def estimate(
     for kind in routing:
         if kind not in get_args(Routing):
             raise DataError(f"--routing {kind}: expected {' or '.join(get_args(Routing))}")
+    other = None if against in (None, f"{engine}-{precision}") else _parse(against)
     workloads = [
         (length, size, kind)
         for length in seq
@@ -108,9 +113,12 @@ def estimate(
                 f"{engine}-{precision} gives wrong answers on this machine, first at {report.first_bad_piece}: its"
                 " speed is worth nothing"
             )
+        if other is not None and add_engine(bundle, *other).parity != "passed":
+            raise EngineError(f"--against {against}: gives wrong answers on this machine; its speed is worth nothing")
         opened = read_bundle(bundle)
         rows_out: list[Figures] = []
-        with Contest(str(bundle), opened.engine(), opened.manifest.model, texts, routes=all_routes) as contest:
+        info, full = opened.engine(), opened.engine(against)
+        with Contest(str(bundle), info, opened.manifest.model, texts, routes=all_routes, full=full) as contest:
             for (length, size, kind), workload in zip(workloads, calls, strict=True):
                 label = f"{length} tokens, batch {size}, {kind} layers"
                 rows_out.append(
@@ -118,6 +126,14 @@ def estimate(
                 )
     after = {"load_after": environment()["load"]}
     return {"environment": before | after, "rows": [asdict(row) for row in rows_out]}
+
+
+def _parse(against: str) -> tuple[str, str]:
+    engine, dash, precision = against.rpartition("-")
+    if not dash:
+        raise EngineError(f"--against {against}: expected an engine and its precision, as ort-fp32")
+    check_engine(engine, precision)
+    return engine, precision
 
 
 def find_config(model: str | Path) -> EncoderConfig:
@@ -156,14 +172,15 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     first = rows[0]
     lines = [
         f"{first['engine']}-{first['precision']}, random weights,"
-        f" {first['layers_run']:g} of {first['layers']} layers run, all gates computed",
+        f" {first['layers_run']:g} of {first['layers']} layers run, all gates computed; full BERT in"
+        f" {first['full_engine']}",
         f"{'tokens':>6} {'batch':>5} {'layers':>6} {'full p50':>10} {'skip p50':>10} {'skip p99':>10}  "
         f"{'speedup':<20} {'ideal':>5} {'efficiency':>10}",
     ]
     lines += [
         f"{row['seq']:>6.0f} {row['batch']:>5} {row['routing']:>6} {row['full_p50_ms']:>7.2f} ms {row['p50']:>7.2f} ms"
         f" {row['p99']:>7.2f} ms  {row['speedup']:.2f} ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
-        f"  {row['ideal']:>5.2f} {row['efficiency']:>10.1%}"
+        + ("" if row["ideal"] is None else f"  {row['ideal']:>5.2f} {row['efficiency']:>10.1%}")
         for row in rows
     ]
     lines += [

@@ -30,7 +30,9 @@ class Figures:
         layers_run: mean layers per input.
         embeddings_ms, layer_ms, head_ms: p50 of each alone, in the same run.
         speedup, speedup_low, speedup_high: full BERT's time over the Predictor's, and its 95 % interval.
-        ideal: the speedup if gates, routing and copies cost nothing; `efficiency = speedup / ideal`.
+        ideal: the speedup if gates, routing and copies cost nothing; `efficiency = speedup / ideal`. None where full
+            BERT is in another engine.
+        full_engine: full BERT's.
         full_setting: the thread setting at which full BERT was faster; that is what it is timed at.
         warnings: why not to trust the figures; empty is good.
         samples: seconds, [calls][turns], by system.
@@ -51,13 +53,14 @@ class Figures:
     speedup: float
     speedup_low: float
     speedup_high: float
-    ideal: float
-    efficiency: float
+    ideal: float | None
+    efficiency: float | None
     p50: float
     p90: float
     p99: float
     full_p90_ms: float
     full_p99_ms: float
+    full_engine: str
     full_setting: str
     warnings: list[str]
     samples: dict[str, list[list[float]]]
@@ -71,6 +74,7 @@ class Contest:
         info: the engine, the same for both.
         options: keyword arguments of `Predictor.load` for the Predictor that is timed.
         routes: forces the layers that each text runs, bool [texts, L].
+        full: full BERT's engine, where it is not the same.
     """
 
     def __init__(
@@ -81,12 +85,12 @@ class Contest:
         texts: Sequence[Text],
         options: dict[str, Any] | None = None,
         routes: np.ndarray | None = None,
+        full: EngineInfo | None = None,
     ):
-        name = {"engine": f"{info.engine}-{info.precision}"}
-        self._info, self._model = info, model
-        self.skip = System(bundle, name | (options or {}), texts, routes)
+        self._info, self._full_info, self._model = info, full or info, model
+        self.skip = System(bundle, {"engine": info.name} | (options or {}), texts, routes)
         self.full = {
-            setting: System(bundle, name | {"router": "full", "spinning": spinning}, texts)
+            setting: System(bundle, {"engine": self._full_info.name, "router": "full", "spinning": spinning}, texts)
             for setting, spinning in FULL_SETTINGS.items()
         }
 
@@ -127,7 +131,9 @@ class Contest:
         timed = np.concatenate(calls)
         k = float(layers_run[timed].mean())
         ratio = speedup(full, skip)
-        ideal = ideal_speedup(parts["embeddings"], parts["layer"], parts["head"], self._model.layers, k)
+        ideal = None
+        if self._full_info == self._info:
+            ideal = ideal_speedup(parts["embeddings"], parts["layer"], parts["head"], self._model.layers, k)
         p50, p90, p99 = percentiles(skip)
         full_p50, full_p90, full_p99 = percentiles(full)
         return Figures(
@@ -147,12 +153,13 @@ class Contest:
             speedup_low=ratio.low,
             speedup_high=ratio.high,
             ideal=ideal,
-            efficiency=ratio.value / ideal,
+            efficiency=None if ideal is None else ratio.value / ideal,
             p50=p50,
             p90=p90,
             p99=p99,
             full_p90_ms=full_p90,
             full_p99_ms=full_p99,
+            full_engine=self._full_info.name,
             full_setting=setting,
             warnings=distrust(ratio, found.idle_share, busy),
             samples={system: values.tolist() for system, values in found.seconds.items()},

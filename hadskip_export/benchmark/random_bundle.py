@@ -6,10 +6,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
-from hadskip_export.exporters.build import GateLayout, Source, write_bundle
+from hadskip_export.exporters.from_run import Source, write_bundle
 from hadskip_export.exporters.parity import ParityReport
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.runtime.bundle import GateLayout
 from hadskip_export.runtime.tokenization import Text
 
 WORD = "word"

@@ -1,231 +1,64 @@
-"""`build`: a run folder -> a bundle: pieces, golden files, parity, report, hashes, manifest, rename, in that order."""
+"""`build`: a run folder -> a bundle, or a bundle -> the same with one engine more."""
 
-import json
-import shutil
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
-from hadskip_export.environment import chip
-from hadskip_export.errors import BudgetError, BundleError, EngineError
-from hadskip_export.exporters import golden as golden_files
-from hadskip_export.exporters.onnx import OPSET, export
-from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport, compare
-from hadskip_export.exporters.pieces import cut
-from hadskip_export.exporters.quantise import is_quantised, quantise
-from hadskip_export.exporters.torch_reference import TorchReference
-from hadskip_export.modeling.checkpoint import load_classifier, load_gated
-from hadskip_export.modeling.encoder import Classifier
-from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.progress import track
-from hadskip_export.runtime.bundle import (
-    MANIFEST,
-    Bundle,
-    EngineInfo,
-    HeldOut,
-    Manifest,
-    ModelInfo,
-    RouterInfo,
-    Tolerance,
-    new_bundle,
-    seal,
-)
-from hadskip_export.runtime.engines import ENGINES, engine_class
-from hadskip_export.runtime.predictor import Predictor
-from hadskip_export.runtime.tokenization import Text, Tokenizer
-from hadskip_export.trainers.run_folder import read_run, read_texts
-from hadskip_export.trainers.schedule import budget_name, resolve_budget
-from hadskip_export.trainers.summary import MARGIN_QUANTILES
-
-PRECISIONS = ("fp32", "int8")
-GateLayout = Literal["separate", "lookahead"]
-TOKENIZER = "tokenizer/tokenizer.json"
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a bundle is made of.
-
-    Args:
-        model: the gated student, or a rival of one fixed route.
-        full: the fine-tuned BERT, or None to leave it out of the bundle.
-        tokenizer: a `tokenizer.json`.
-        texts: real texts for the parity check; the bundle does not keep them.
-    """
-
-    model: GatedClassifier
-    full: Classifier | None
-    tokenizer: Path
-    max_length: int
-    threshold: float
-    budget: float
-    task: str
-    metric: str
-    texts: list[Text]
-    held_out: HeldOut | None = None
+from hadskip_export.errors import BundleError, optional_import
+from hadskip_export.exporters.additions import add_engine, add_graph
+from hadskip_export.exporters.golden import read_texts
+from hadskip_export.exporters.parity import ParityReport
+from hadskip_export.runtime.bundle import MANIFEST, GateLayout
 
 
 def build(
     source: str | Path,
     *,
-    out: str | Path,
-    engine: str = "ort",
+    out: str | Path | None = None,
+    engine: str | None = None,
     precision: str = "fp32",
     budget: float | None = None,
     gates: GateLayout = "separate",
     golden: str | Path | None = None,
     full: bool = True,
-) -> ParityReport:
-    """Builds a bundle from a run folder.
+    graph: bool = False,
+) -> ParityReport | None:
+    """Builds a bundle from a run folder, or adds an engine or the graph to a bundle, which needs no torch.
 
     Args:
-        source: the run folder.
-        out: the bundle to write.
+        source: the run folder, or the bundle to add to.
+        out: the bundle to write; not of a bundle.
+        engine: `ort` if left out; of a bundle there is none to add then.
         budget: which of the run's budgets; the last if left out.
         gates: the layout the runtime uses; the bundle carries the pieces of both. A fixed route has none.
         golden: a file of texts, one a line, to take as golden inputs instead of random words.
         full: carry the fine-tuned BERT too.
+        graph: carry the whole model as one ONNX file too, for programs without Python.
 
     Returns:
-        The parity report. If it did not pass, the bundle is written and marked, and `Predictor.load` refuses it.
+        The parity report, against PyTorch or, of a bundle, against its ONNX pieces. If it did not pass, the engine is
+        there and marked, and `Predictor.load` refuses it. None where only the graph was added.
 
     Raises:
-        BundleError: not a finished run, no such budget in it, or `out` exists.
+        BundleError: not a finished run, no such budget in it, or `out` exists; or a bundle with what only a run takes.
         EngineError: an engine or precision that is not to be had.
     """
-    if (Path(source) / MANIFEST).is_file():
-        raise BundleError(f"{source}: is a bundle already; build takes a run folder")
-    texts = golden_files.read_texts(Path(golden)) if golden is not None else None
-    return write_bundle(load_source(Path(source), budget, full), Path(out), engine, precision, gates, texts)
+    path = Path(source)
+    if (path / MANIFEST).is_file():
+        for option, given in (("--out", out), ("--budget", budget), ("--golden", golden), ("--no-full", not full)):
+            if given:
+                raise BundleError(f"{option}: {path} is a bundle, to which an engine is added; leave it out")
+        if engine is None and not graph:
+            raise BundleError(f"--engine: {path} is a bundle; say what to add, an engine or --graph")
+        report = None if engine is None else add_engine(path, engine, precision, gates)
+        if graph:
+            add_graph(path)
+        return report
+    if out is None:
+        raise BundleError(f"--out: {path} is to become a bundle; say where to write it")
+    optional_import("torch", "train")
+    from hadskip_export.exporters.from_run import load_source, write_bundle
 
-
-def load_source(path: Path, budget: float | None, full: bool) -> Source:
-    """Reads a finished run.
-
-    Raises:
-        BundleError: see `read_run`.
-        BudgetError: the run has no checkpoint for `budget`.
-    """
-    run, recipe, summary = read_run(path)
-    try:
-        wanted = recipe["budget"] if budget is None else resolve_budget(budget, summary["layers"])
-        folder = run.budget(wanted)
-        if not folder.is_dir():
-            have = ", ".join(budget_name(row["budget"]) for row in summary["budgets"])
-            raise BudgetError(f"--budget {wanted:g}: {path} has checkpoints for {have}")
-        held_out = json.loads((folder / "metrics.json").read_text())["held_out"]
-        length, task, metric = summary["max_length"], summary["task"], summary["metric"]
-        seen = _held_out(held_out)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path}: damaged run folder ({error}); train again into another folder") from error
-    model, settings = load_gated(folder)
-    full_model = load_classifier(run.stage1) if full else None
-    Tokenizer(run.tokenizer, length)  # refuses a damaged one
-    texts = read_texts(run.texts)
-    return Source(
-        model, full_model, run.tokenizer, length, settings.threshold, settings.budget, task, metric, texts, seen
-    )
-
-
-def _held_out(figures: dict[str, Any]) -> HeldOut:
-    routes = figures["routes"]
-    return HeldOut(
-        routes["mean_layers"],
-        tuple((tuple(route), share) for route, share in routes["commonest"]),
-        tuple(routes["histogram"]),
-        tuple(map(tuple, figures["margin_quantiles"])),
-        MARGIN_QUANTILES,
-    )
-
-
-def write_bundle(
-    source: Source,
-    out: Path,
-    engine: str = "ort",
-    precision: str = "fp32",
-    gates: GateLayout = "separate",
-    golden: list[Text] | None = None,
-) -> ParityReport:
-    """Writes a bundle and checks it against PyTorch; see `build`."""
-    from hadskip_export import __version__
-
-    if engine not in ENGINES:
-        raise EngineError(f"--engine {engine}: not known; there are {', '.join(ENGINES)}")
-    if precision not in PRECISIONS:
-        raise EngineError(f"--precision {precision}: not to be had with {engine}; there are {', '.join(PRECISIONS)}")
-    versions = engine_class(engine).versions()
-    config, router = source.model.classifier.config, _router(source)
-    layout: Literal["separate", "lookahead", "none"] = "none" if router.kind == "static" else gates
-    with new_bundle(out) as folder:
-        (folder / TOKENIZER).parent.mkdir()
-        shutil.copyfile(source.tokenizer, folder / TOKENIZER)
-        tokenizer = Tokenizer(folder / TOKENIZER, source.max_length)
-        pieces = _write_pieces(source, folder)
-        files = pieces if precision == "fp32" else _write_int8(pieces, folder, engine)
-        unchecked = Tolerance((ROUTE_EPSILON,) * config.num_layers, LOGITS_TOLERANCE)
-        info = EngineInfo(engine, precision, layout, versions, chip(), files, "unverified", unchecked)
-        manifest = Manifest(
-            format=1,
-            created_by=f"hadskip-export {__version__}",
-            task=source.task,
-            metric=source.metric,
-            model=ModelInfo(
-                "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels
-            ),
-            router=router,
-            opset=OPSET,
-            pieces=pieces,
-            engines=(info,),
-            held_out=source.held_out,
-            tokenizer=TOKENIZER,
-        )
-        reference = TorchReference(source.model, source.full)
-        texts = golden or golden_files.vocabulary_texts(tokenizer.vocabulary())
-        golden_files.write_golden(folder, texts, tokenizer, reference, router.threshold)
-        with Predictor(Bundle(folder, manifest)) as predictor:
-            golden_inputs = tokenizer.encode(texts)
-            report = compare(reference, predictor, tokenizer.encode(source.texts) if source.texts else golden_inputs)
-            if precision != "fp32":  # there the tolerance is measured, and what is checked later are the golden texts
-                golden_report = compare(reference, predictor, golden_inputs)
-                report = replace(report, tolerance=_wider(report.tolerance, golden_report.tolerance))
-        checked = replace(
-            info, parity=report.parity, first_bad_piece=report.first_bad_piece, tolerance=report.tolerance
-        )
-        (folder / "report.json").write_text(json.dumps([asdict(report)], indent=2) + "\n")
-        seal(folder, replace(manifest, engines=(checked,)))
+    texts = read_texts(Path(golden)) if golden is not None else None
+    report = write_bundle(load_source(path, budget, full), Path(out), engine or "ort", precision, gates, texts)
+    if graph:
+        add_graph(Path(out))
     return report
-
-
-def _router(source: Source) -> RouterInfo:
-    route = source.model.fixed_route
-    if route is None:
-        return RouterInfo("gates", source.threshold, source.budget)
-    return RouterInfo("static", 0.0, source.budget, route)
-
-
-def _wider(one: Tolerance, other: Tolerance) -> Tolerance:
-    margins = tuple(max(pair) for pair in zip(one.margins, other.margins, strict=True))
-    return Tolerance(margins, max(one.logits, other.logits))
-
-
-def _write_pieces(source: Source, folder: Path) -> dict[str, str]:
-    """Exports every piece; returns piece -> file, relative to the bundle. ONNX Runtime runs these files themselves."""
-    (folder / "pieces").mkdir()
-    pieces = list(cut(source.model, source.full))
-    hidden_size = source.model.classifier.config.hidden_size
-    files, written = {}, {}
-    for piece in track(pieces, len(pieces), "export"):
-        if piece.module not in written:
-            written[piece.module] = f"pieces/{piece.name}.onnx"
-            export(piece, hidden_size, folder / written[piece.module])
-        files[piece.name] = written[piece.module]
-    return files
-
-
-def _write_int8(pieces: dict[str, str], folder: Path, engine: str) -> dict[str, str]:
-    """Quantises what an int8 engine has of its own; returns piece -> file, the others' as they are."""
-    own = {file: f"engines/{engine}-int8/{Path(file).name}" for piece, file in pieces.items() if is_quantised(piece)}
-    (folder / "engines" / f"{engine}-int8").mkdir(parents=True)
-    for source, out in track(own.items(), len(own), "quantise"):
-        quantise(folder / source, folder / out)
-    return {piece: own.get(file, file) for piece, file in pieces.items()}

@@ -14,7 +14,7 @@ from hadskip_export.errors import HadskipError
 from hadskip_export.exporters.references import Reference, Trace, traces
 from hadskip_export.progress import track
 from hadskip_export.runtime.bundle import Tolerance, gate_name, layer_name
-from hadskip_export.runtime.engines import Piece
+from hadskip_export.runtime.engines import Piece, is_reduced
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Encoded, pad
 
@@ -114,14 +114,14 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
     kept: list[tuple[np.ndarray, ...]] = []
     same_full: list[bool] = []
     steps = zip(inputs, traces(reference, inputs, threshold), strict=True)
-    for encoded, trace in track(steps, len(inputs), f"parity of {info.engine}-{info.precision}"):
+    for encoded, trace in track(steps, len(inputs), f"parity of {info.name}"):
         errors, full_logits = _compare_pieces(pieces, encoded, trace, differences, manifest.model.inputs)
         kept.append((trace.margins, errors, trace.route, trace.logits[0]))
         if full_logits is not None and trace.full_logits is not None:
             same_full.append(bool(full_logits.argmax() == trace.full_logits.argmax()))
     margins, margin_errors, routes, logits = (np.stack(column) for column in zip(*kept, strict=True))
     piece_reports = tuple(
-        difference.report(piece, exact=info.precision == "fp32" or info.files[piece] == manifest.pieces.get(piece))
+        difference.report(piece, exact=info.precision == "fp32" or not is_reduced(piece))
         for piece, difference in differences.items()
     )
     got_logits, got_routes = predictor.run_as_built(inputs)

@@ -1,26 +1,26 @@
-"""fp32 ONNX pieces -> int8 ones, by ONNX Runtime's own quantiser."""
+"""fp32 ONNX pieces -> int8 ones. Weights become int8 per output channel; who scales the activations, and when, is the
+engine's affair: ONNX Runtime's dynamic quantiser by the tensor, OpenVINO by groups of each token."""
 
 from pathlib import Path
+
+import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.exporters.silence import silenced
 
+EXTRA = "int8"
 OPERATORS = ["MatMul", "Gemm"]
-QUANTISED = ("layer", "full")  # gates decide near a threshold, embeddings are looked up, the head costs nothing
-
-
-def is_quantised(piece: str) -> bool:
-    """Whether an int8 engine has a file of its own for this piece; the others run as they are, in fp32."""
-    return piece.startswith(QUANTISED)
+LARGEST = 127
+TINY = 1e-12  # a channel of zeros has some scale too
 
 
 def quantise(source: Path, out: Path) -> None:
-    """Writes the int8 form of an ONNX file: weights int8 per output channel, activations uint8, scaled per call.
+    """Writes the int8 form of an ONNX file for ONNX Runtime, by its own quantiser: activations uint8, scaled per call.
 
     Raises:
         EngineError: `onnx` is not installed, or the quantiser refuses the file.
     """
-    optional_import("onnx", "train")
+    optional_import("onnx", EXTRA)
     quantization = optional_import("onnxruntime.quantization", "ort or ort-gpu")
     try:
         with silenced():
@@ -34,3 +34,36 @@ def quantise(source: Path, out: Path) -> None:
             )
     except Exception as error:  # it raises whatever went wrong inside it
         raise EngineError(f"{source}: onnxruntime cannot quantise it ({first_line(error)})") from error
+
+
+def quantise_weights(source: Path, out: Path) -> None:
+    """Writes an ONNX file whose products have int8 weights, each followed by a `DequantizeLinear`: what OpenVINO takes
+    for compressed weights, and multiplies in int8 by activations that it quantises itself.
+
+    Raises:
+        EngineError: `onnx` is not installed, or cannot read the file.
+    """
+    onnx = optional_import("onnx", EXTRA)
+    try:
+        model = onnx.load(source)
+    except Exception as error:  # protobuf's and onnx's own exceptions have no common base
+        raise EngineError(f"{source}: onnx cannot read it ({first_line(error)})") from error
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    added = []
+    for name in dict.fromkeys(node.input[1] for node in graph.node if node.op_type in OPERATORS):
+        if name not in weights:  # a product of activations
+            continue
+        node = next(node for node in graph.node if len(node.input) > 1 and node.input[1] == name)
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        weight, axis = onnx.numpy_helper.to_array(weights[name]), 0 if transposed else 1
+        scale = np.maximum(np.abs(weight).max(axis=1 - axis), TINY).astype(np.float32) / LARGEST
+        whole = np.rint(weight / np.expand_dims(scale, 1 - axis)).astype(np.int8)
+        graph.initializer.remove(weights[name])
+        graph.initializer.append(onnx.numpy_helper.from_array(whole, f"{name}_int8"))
+        graph.initializer.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
+        inputs = [f"{name}_int8", f"{name}_scale"]
+        added.append(onnx.helper.make_node("DequantizeLinear", inputs, [name], f"{name}_dequantise", axis=axis))
+    for node in reversed(added):
+        graph.node.insert(0, node)
+    onnx.save(model, out)

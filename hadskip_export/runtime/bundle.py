@@ -1,16 +1,16 @@
 """The bundle: the one thing that passes from training to serving. Its manifest is typed, versioned and checked.
 
-    BUNDLE/  manifest.json  manifest.sha256  tokenizer/  pieces/  engines/<engine>-<precision>/  golden/  report.json
+    BUNDLE/  manifest.json  manifest.sha256  tokenizer/  pieces/  engines/<engine>-<precision>/  golden/
 
-Every file is listed with its size and SHA-256. `manifest.sha256` is the digest of the manifest's own bytes: it guards
-against damage, not against somebody who can write both.
+Every file is listed with its size and SHA-256. `manifest.sha256` is the digest of the manifest's own bytes, and of the
+one's before an engine was added: it guards against damage, not against somebody who can write both.
 """
 
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -20,7 +20,10 @@ from hadskip_export.errors import BundleError
 from hadskip_export.routes import Route, is_route
 from hadskip_export.runtime.onnx_files import external_data_files
 
+GateLayout = Literal["separate", "lookahead"]
+
 FORMAT = 1
+GRAPH = "graph"
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
 
 
@@ -101,6 +104,8 @@ class EngineInfo:
 
     Args:
         gates: how the router's gates are laid out; `none` for a static one.
+        versions, chip: what it was built with and on.
+        folder: what it has of its own, relative to the bundle: the report of its check, and files, if it needs any.
         files: piece -> file, relative to the bundle.
         tolerance: what its parity check allowed; a machine where it is farther off computes something else.
     """
@@ -110,10 +115,16 @@ class EngineInfo:
     gates: Literal["separate", "lookahead", "none"]
     versions: dict[str, str]
     chip: str
+    folder: str
     files: dict[str, str]
     parity: Literal["passed", "failed", "unverified"]
     tolerance: Tolerance
     first_bad_piece: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As `--engine` takes it: `ort-fp32`."""
+        return f"{self.engine}-{self.precision}"
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,7 @@ class Manifest:
     Args:
         pieces: the fp32 ONNX pieces, piece -> file, relative to the bundle; what other engines are made from and
             compared with. Layers with the same weights share a file.
+        graph: the whole model as one ONNX file, for programs without Python; None where it was not asked for.
     """
 
     format: int
@@ -142,6 +154,7 @@ class Manifest:
     engines: tuple[EngineInfo, ...]
     held_out: HeldOut | None = None
     tokenizer: str = "tokenizer/tokenizer.json"
+    graph: str | None = None
     files: dict[str, FileInfo] = field(default_factory=dict)
 
     @property
@@ -165,9 +178,9 @@ class Bundle:
             BundleError: the bundle has no such engine.
         """
         for info in self.manifest.engines:
-            if name is None or name in (info.engine, f"{info.engine}-{info.precision}"):
+            if name is None or name in (info.engine, info.name):
                 return info
-        have = ", ".join(f"{info.engine}-{info.precision}" for info in self.manifest.engines)
+        have = ", ".join(info.name for info in self.manifest.engines)
         raise BundleError(f"{self.path}: has no engine {name!r}, only {have}; add it with hadskip-export build")
 
     def file(self, relative: str) -> Path:
@@ -228,29 +241,25 @@ def _check_model(folder: Path, manifest: Manifest) -> None:
     for engine in manifest.engines:
         if static != (engine.gates == "none"):
             raise BundleError(
-                f"{folder / MANIFEST}: {engine.engine}-{engine.precision} has gates {engine.gates!r}, which do not fit"
+                f"{folder / MANIFEST}: {engine.name} has gates {engine.gates!r}, which do not fit"
                 f" a router of kind {router.kind!r}; build it again"
             )
         for piece in ["embeddings", *layers, *gate_names(engine.gates, model.layers), "head"]:
             if piece not in engine.files:
-                raise BundleError(f"{folder / MANIFEST}: {engine.engine}-{engine.precision} has no {piece}")
+                raise BundleError(f"{folder / MANIFEST}: {engine.name} has no {piece}")
         if len(engine.tolerance.margins) != model.layers:
-            raise BundleError(
-                f"{folder / MANIFEST}: {engine.engine}-{engine.precision} needs a tolerance for each gate"
-            )
+            raise BundleError(f"{folder / MANIFEST}: {engine.name} needs a tolerance for each gate")
 
 
 def _read_manifest(folder: Path) -> Manifest:
-    import hashlib  # both are imported where they are used, for they are a tenth of the time to import this package
-
-    import msgspec
+    import msgspec  # it and hashlib are imported where they are used: a tenth of the time to import this package
 
     file = folder / MANIFEST
     try:
-        content, digest = file.read_bytes(), (folder / DIGEST).read_bytes().strip()
+        content, digests = file.read_bytes(), (folder / DIGEST).read_bytes().split()
     except OSError as error:
         raise BundleError(f"{folder}: not a bundle ({Path(error.filename).name}: {error.strerror})") from error
-    if hashlib.sha256(content).hexdigest().encode() != digest:
+    if _digest(content).strip().encode() not in digests:
         raise BundleError(f"{file}: does not match {DIGEST}; it was edited or damaged, copy or build the bundle again")
     try:
         version = msgspec.json.decode(content, type=dict)["format"]
@@ -298,20 +307,53 @@ def sha256(file: Path) -> str:
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
     """Lists and hashes every file in `folder` and writes the manifest and its digest, last."""
-    import hashlib
+    sealed = replace(manifest, files=_list(folder, folder, (MANIFEST, DIGEST)))
+    content = _encode(sealed)
+    (folder / MANIFEST).write_bytes(content)
+    (folder / DIGEST).write_text(_digest(content))
+    return sealed
 
+
+def amend(bundle: Bundle, manifest: Manifest) -> None:
+    """Puts another manifest in the place of a bundle's own, with other engines or a graph, whose files must be there.
+
+    The digest file names both before the new one is in place: whoever is killed in between, or reads just then, has a
+    bundle that loads. Folders of engines that are gone stay: somebody may be serving them.
+    """
+    gone = {info.folder for info in bundle.manifest.engines} - {info.folder for info in manifest.engines}
+    theirs = tuple(f"{folder}/" for folder in gone)
+    files = {name: info for name, info in bundle.manifest.files.items() if not name.startswith(theirs)}
+    for folder in [engine.folder for engine in manifest.engines] + ([] if manifest.graph is None else [GRAPH]):
+        files |= _list(bundle.path, bundle.path / folder, known=files)
+    content = _encode(replace(manifest, files=files))
+    before = (bundle.path / MANIFEST).read_bytes()
+    _replace(bundle.path / DIGEST, (_digest(before) + _digest(content)).encode())
+    _replace(bundle.path / MANIFEST, content)
+
+
+def _list(root: Path, folder: Path, known: Container[str] = ()) -> dict[str, FileInfo]:
+    """Size and digest of every file in `folder` that is not known already, by its path from `root`."""
+    files = {file.relative_to(root).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {name: FileInfo(file.stat().st_size, sha256(file)) for name, file in files.items() if name not in known}
+
+
+def _encode(manifest: Manifest) -> bytes:
     import msgspec
 
-    files = {
-        file.relative_to(folder).as_posix(): FileInfo(file.stat().st_size, sha256(file))
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file not in (folder / MANIFEST, folder / DIGEST)
-    }
-    sealed = replace(manifest, files=files)
-    content = msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n"
-    (folder / MANIFEST).write_bytes(content)
-    (folder / DIGEST).write_text(hashlib.sha256(content).hexdigest() + "\n")
-    return sealed
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def _digest(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest() + "\n"
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    temporary = file.with_name(f".{file.name}.part")
+    temporary.write_bytes(content)
+    os.replace(temporary, file)
 
 
 @contextmanager

@@ -90,14 +90,16 @@ class Predictor:
         self._threshold = manifest.router.threshold if gate_threshold is None else gate_threshold
         self._max_layers = max_layers
         self._check(router, max_layers, gate_threshold)
-        name = f"{self.engine_info.engine}-{self.engine_info.precision}"
+        name = self.engine_info.name
         if self.engine_info.parity == "failed" and not allow_failed:
             raise BundleError(
                 f"{bundle.path}: {name} failed its parity check at {self.engine_info.first_bad_piece}; build it again, "
                 "or load it all the same with allow_failed=True"
             )
         files = {piece: bundle.file(file) for piece, file in self.engine_info.files.items()}
-        self.engine = engine_class(self.engine_info.engine)(files, EngineOptions(threads, spinning))
+        self.engine = engine_class(self.engine_info.engine)(
+            files, self.engine_info.precision, EngineOptions(threads, spinning)
+        )
         self._lock = threading.Lock()
         self.chain: Chain | None = None  # what `router="gates"` runs; None until it is needed
         self._full: Piece | None = None
@@ -146,7 +148,7 @@ class Predictor:
         started = time.perf_counter()
         bundle = read_bundle(path)
         predictor = cls(bundle, engine, threads, spinning, router, gate_threshold, max_layers, allow_failed, warm_up)
-        name = f"{predictor.engine_info.engine}-{predictor.engine_info.precision}"
+        name = predictor.engine_info.name
         logger = _logger()
         if predictor.engine_info.parity == "unverified":
             logger.warning("%s: %s was never checked; run hadskip-export validate on this machine", path, name)

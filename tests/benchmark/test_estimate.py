@@ -94,6 +94,17 @@ def test_figures_follow_from_the_parts(rows: list[dict[str, Any]]):
         assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
 
 
+def test_full_bert_may_be_in_another_engine_and_then_there_is_no_efficiency(config_file: Path, monkeypatch):
+    monkeypatch.setattr(estimating, "CALLS", CALLS)
+    monkeypatch.setattr(estimating, "FEWEST_CALLS", FEWEST)
+    found = estimate(config_file, layers_run=1, seq=(5,), engine="openvino", against="ort-fp32")
+    (row,) = found["rows"]
+    assert (row["engine"], row["full_engine"], row["ideal"], row["efficiency"]) == ("openvino", "ort-fp32", None, None)
+    assert row["full_p50_ms"] > 0 and row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
+    head, _, line = table([{**row, "warnings": []}])
+    assert head.endswith("full BERT in ort-fp32") and "%" not in line
+
+
 def test_a_person_reads_the_same_figures(done: tuple[Result, dict[str, Any]], rows: list[dict[str, Any]]):
     lines = done[0].stdout.splitlines()
     assert lines[:-1] == "\n".join(table(rows)).splitlines()
@@ -237,6 +248,17 @@ def test_an_engine_that_gives_wrong_answers_is_not_timed(config_file: Path, monk
     monkeypatch.setattr(estimating, "write_random_bundle", lambda *_: report)
     with pytest.raises(EngineError, match="ort-fp32 gives wrong answers on this machine, first at layer_01"):
         estimate(config_file, layers_run=1, seq=(5,))
+
+
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [("ort", "--against ort: expected an engine and its precision"), ("ort-fp16", "--precision fp16: not to be had"),
+     ("abacus-fp32", "--engine abacus: not known")],
+)  # fmt: skip
+def test_what_full_bert_cannot_be_in_is_refused_before_the_work(config_file: Path, monkeypatch, against, message):
+    monkeypatch.setattr(estimating, "write_random_bundle", lambda *_: pytest.fail("work began"))
+    with pytest.raises(EngineError, match=message):
+        estimate(config_file, layers_run=1, seq=(5,), against=against)
 
 
 def test_the_command_refuses_with_exit_code_2_and_one_line(config_file: Path, tmp_path: Path):

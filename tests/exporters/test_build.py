@@ -17,7 +17,7 @@ import torch
 
 from hadskip_export import build, validate
 from hadskip_export.errors import BudgetError, BundleError, DataError, EngineError
-from hadskip_export.exporters import build as building
+from hadskip_export.exporters import from_run as building
 from hadskip_export.exporters import parity
 from hadskip_export.modeling.checkpoint import load_gated, save_gated
 from hadskip_export.modeling.gated import GatedClassifier
@@ -110,8 +110,8 @@ PIECES = ["embeddings", "layer_01", "layer_02", "layer_03", "gate_01", "gate_02"
 
 def test_the_files_are_those_of_the_design(built: Path, built_otherwise: Path):
     beside = {
-        "manifest.json", "manifest.sha256", "report.json", "tokenizer/tokenizer.json", "golden/inputs.jsonl",
-        "golden/outputs.npz",
+        "manifest.json", "manifest.sha256", "engines/ort-fp32/report.json", "tokenizer/tokenizer.json",
+        "golden/inputs.jsonl", "golden/outputs.npz",
     }  # fmt: skip
     for bundle, pieces in ((built, [*PIECES, "full"]), (built_otherwise, PIECES)):
         files = {file.relative_to(bundle).as_posix() for file in bundle.rglob("*") if file.is_file()}
@@ -159,7 +159,7 @@ def test_the_bundle_answers_as_the_run_was_measured(built: Path, run_folder: Pat
 
 
 def test_the_report_covers_the_run_s_real_texts(built: Path, run_folder: Path):
-    (report,) = json.loads((built / "report.json").read_text())
+    report = json.loads((built / "engines" / "ort-fp32" / "report.json").read_text())
     assert report["texts"] == 24 + 80  # the held-out slice and, since that is fewer than 500, the evaluation data
     assert {piece["piece"] for piece in report["pieces"]} == {*PIECES, "full"}
     for piece in report["pieces"]:
@@ -235,7 +235,7 @@ def test_what_is_no_finished_run_is_refused(run_folder: Path, bundle: Path, tmp_
     out = tmp_path / "out"
     refused(BundleError, out, tmp_path / "missing", "missing", "not a run folder")
     refused(BundleError, out, tmp_path, "not a run folder")
-    refused(BundleError, out, bundle, str(bundle), "is a bundle already")
+    refused(BundleError, out, bundle, str(bundle), "--out: ", "is a bundle", "leave it out")
     unfinished = Path(shutil.copytree(run_folder, tmp_path / "unfinished"))
     (unfinished / "summary.json").unlink()
     refused(BundleError, out, unfinished, "unfinished", "not finished", "--resume")
@@ -319,7 +319,7 @@ def test_a_bundle_that_misses_parity_is_written_marked_and_refused(one_layer, tm
     assert report.lines()[-1].strip() == "parity FAILED at head"
     engine = read_bundle(out).engine()
     assert (engine.parity, engine.first_bad_piece) == ("failed", "head")
-    assert json.loads((out / "report.json").read_text())[0]["first_bad_piece"] == "head"
+    assert json.loads((out / "engines" / "ort-fp32" / "report.json").read_text())["first_bad_piece"] == "head"
     with pytest.raises(BundleError, match=r"failed its parity check at head"):
         Predictor.load(out)
     with Predictor.load(out, allow_failed=True) as predictor:

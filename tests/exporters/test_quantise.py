@@ -20,9 +20,9 @@ from onnx import numpy_helper
 
 from hadskip_export import validate
 from hadskip_export.errors import EngineError
-from hadskip_export.exporters import build as building
+from hadskip_export.exporters import from_run as building
 from hadskip_export.exporters import parity
-from hadskip_export.exporters.build import write_bundle
+from hadskip_export.exporters.from_run import write_bundle
 from hadskip_export.exporters.parity import (
     LOGITS_TOLERANCE,
     NEAR_TIE_ERRORS,
@@ -32,10 +32,11 @@ from hadskip_export.exporters.parity import (
     compare,
     near_ties,
 )
-from hadskip_export.exporters.quantise import is_quantised, quantise
+from hadskip_export.exporters.quantise import quantise
 from hadskip_export.exporters.references import OnnxReference, Trace
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import Tolerance
+from hadskip_export.runtime.engines import is_reduced
 from hadskip_export.runtime.tokenization import Batch, Encoded
 from tests.conftest import sentences
 from tests.runtime.editing import add_to_weights, copy_of, reseal
@@ -111,7 +112,7 @@ def test_gates_embeddings_and_head_are_the_fp32_files(int8: Path, bundle: Path):
         assert files[piece] == manifest.pieces[piece]
     for piece in QUANTISED:
         assert files[piece] == f"engines/ort-int8/{piece}.onnx"
-    assert sorted(file.stem for file in (int8 / "engines" / "ort-int8").iterdir()) == sorted(QUANTISED)
+    assert sorted(file.stem for file in (int8 / "engines" / "ort-int8").glob("*.onnx")) == sorted(QUANTISED)
     for file in manifest.pieces.values():
         assert (int8 / file).read_bytes() == (bundle / file).read_bytes()
 
@@ -142,7 +143,7 @@ def test_weights_are_int8_by_channel_and_products_of_activations_are_not(int8: P
      ("gates", False), ("head", False)],
 )  # fmt: skip
 def test_layers_and_full_bert_are_quantised(piece: str, own: bool):
-    assert is_quantised(piece) is own
+    assert is_reduced(piece) is own
 
 
 # What it answers
@@ -180,7 +181,11 @@ def test_a_static_route_in_int8(built_static: tuple[Path, ParityReport], static_
         "embeddings": "largest", "layer_01": "mean", "layer_03": "mean", "head": "largest", "full": "mean",
     }  # fmt: skip
     assert report.tolerance.margins == (ROUTE_EPSILON,) * 4  # there is no near tie
-    assert sorted(file.stem for file in (out / "engines" / "ort-int8").iterdir()) == ["full", "layer_01", "layer_03"]
+    assert sorted(file.stem for file in (out / "engines" / "ort-int8").glob("*.onnx")) == [
+        "full",
+        "layer_01",
+        "layer_03",
+    ]
     assert validate(out).passed
     with Predictor.load(out) as ours, Predictor.load(static_bundle) as theirs:
         got, expected = ours(TEXTS), theirs(TEXTS)
@@ -411,7 +416,7 @@ def test_an_error_without_words_goes_by_its_name(bundle: Path, tmp_path: Path, m
 
 def test_without_onnx_the_message_names_the_extra(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(EngineError, match=r"needs onnx.*hadskip-export\[train\]"):
+    with pytest.raises(EngineError, match=r"needs onnx.*hadskip-export\[int8\]"):
         quantise(bundle / "pieces" / "layer_01.onnx", tmp_path / "out.onnx")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hadskip_export.errors import BudgetError, BundleError, DataError, EngineError, HadskipError
-from hadskip_export.exporters.build import Source
+from hadskip_export.exporters.from_run import Source
 from hadskip_export.runtime import Prediction, Predictor
 from hadskip_export.runtime.engines import ort
 from hadskip_export.runtime.tokenization import Text

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
 from hadskip_export.errors import BundleError, DataError
-from hadskip_export.exporters.build import Source
+from hadskip_export.exporters.from_run import Source
 from hadskip_export.runtime import Predictor
 from hadskip_export.runtime.tokenization import Encoded, Tokenizer, pad
 from tests.conftest import WORDS

@@ -3,12 +3,15 @@
 import importlib
 
 from hadskip_export.errors import EngineError
-from hadskip_export.runtime.engines.base import Engine, EngineOptions, Piece
+from hadskip_export.runtime.engines.base import Engine, EngineOptions, Piece, is_reduced
 
 # name -> module:class. To add an engine: one file here, one line there.
-ENGINES = {"ort": "hadskip_export.runtime.engines.ort:OrtEngine"}
+ENGINES = {
+    "ort": "hadskip_export.runtime.engines.ort:OrtEngine",
+    "openvino": "hadskip_export.runtime.engines.openvino:OpenVinoEngine",
+}
 
-__all__ = ["ENGINES", "Engine", "EngineOptions", "Piece", "engine_class"]
+__all__ = ["ENGINES", "Engine", "EngineOptions", "Piece", "engine_class", "is_reduced"]
 
 
 def engine_class(name: str) -> type[Engine]:

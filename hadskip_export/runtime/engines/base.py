@@ -4,11 +4,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from hadskip_export.errors import EngineError
+
+_REDUCED = ("layer", "full")
+
+
+def is_reduced(piece: str) -> bool:
+    """Whether an engine below fp32 computes this piece below it. Gates decide near a threshold, embeddings are looked
+    up, the head costs nothing: these stay fp32 at every precision."""
+    return piece.startswith(_REDUCED)
 
 
 class Piece(Protocol):
@@ -46,14 +54,20 @@ class EngineOptions:
 
 
 class Engine(Protocol):
-    """Loads the pieces of a bundle, named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `head`, `full`."""
+    """Loads the pieces of a bundle, named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `head`, `full`.
 
-    def __init__(self, files: Mapping[str, Path], options: EngineOptions): ...
+    Attributes:
+        precisions: those it can be built with.
+    """
+
+    precisions: ClassVar[tuple[str, ...]]
+
+    def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions): ...
 
     def load(self, piece: str) -> Piece:
         """
         Raises:
-            EngineError: the library refuses the file, or cannot run it as asked on this machine.
+            EngineError: the library refuses the file, or this machine cannot compute it in the precision asked for.
         """
         ...
 

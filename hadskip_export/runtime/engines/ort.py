@@ -23,9 +23,11 @@ _arena_registered = False
 
 
 class OrtEngine:
-    """See `Engine`."""
+    """See `Engine`. The precision is in the files."""
 
-    def __init__(self, files: Mapping[str, Path], options: EngineOptions):
+    precisions = ("fp32", "int8")
+
+    def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
         self._ort = _import_onnxruntime()
         self._files = files
         self._options = options

@@ -1,0 +1,88 @@
+"""`build BUNDLE`: what a finished bundle can be given, an engine more or the one-file graph, made from its ONNX pieces
+and checked. No torch; whoever serves the bundle meanwhile goes on."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import filelock
+
+from hadskip_export.errors import BundleError
+from hadskip_export.exporters.compile import check_engine, compile_engine, note_parity
+from hadskip_export.exporters.golden import read_golden
+from hadskip_export.exporters.graph import check_graph, write_graph
+from hadskip_export.exporters.parity import ParityReport, compare
+from hadskip_export.exporters.references import OnnxReference
+from hadskip_export.runtime.bundle import GRAPH, Bundle, EngineInfo, GateLayout, Manifest, amend, read_bundle
+from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.runtime.tokenization import Tokenizer
+
+
+def add_engine(path: Path, engine: str, precision: str, gates: GateLayout = "separate") -> ParityReport:
+    """Adds an engine, or makes it anew; see `build`."""
+    check_engine(engine, precision)
+    with _alone(path) as bundle:
+        return _add_engine(bundle, engine, precision, gates)
+
+
+def add_graph(path: Path) -> None:
+    """Adds the one-file graph, see `write_graph`, unless it is there.
+
+    Raises:
+        EngineError: see `write_graph` and `check_graph`.
+    """
+    with _alone(path) as bundle:
+        if bundle.manifest.graph is not None:
+            return
+        golden, folder = read_golden(bundle), path / GRAPH
+        shutil.rmtree(folder, ignore_errors=True)  # of a killed build
+        folder.mkdir()
+        try:
+            tokenizer = Tokenizer(bundle.file(bundle.manifest.tokenizer), bundle.manifest.model.max_length)
+            write_graph(bundle, folder / "model.onnx")
+            check_graph(folder / "model.onnx", bundle, golden, tokenizer.encode(golden.texts))
+            amend(bundle, replace(bundle.manifest, graph=f"{GRAPH}/model.onnx"))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[Bundle]:
+    """The bundle, which nobody else adds to meanwhile."""
+    lock = filelock.FileLock(path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise BundleError(f"{path}: another process is adding to it") from None
+    try:
+        yield read_bundle(path)
+    finally:
+        lock.release()
+
+
+def _add_engine(bundle: Bundle, engine: str, precision: str, gates: GateLayout) -> ParityReport:
+    manifest, texts = bundle.manifest, read_golden(bundle).texts
+    for folder in bundle.path.glob("engines/*"):  # of a killed build, or long replaced
+        if folder.relative_to(bundle.path).as_posix() not in {info.folder for info in manifest.engines}:
+            shutil.rmtree(folder)
+    layout = "none" if manifest.router.kind == "static" else gates
+    reference = OnnxReference(bundle)
+    info = compile_engine(bundle.path, manifest.pieces, engine, precision, layout, manifest.model.layers)
+    try:
+        candidate = Bundle(bundle.path, replace(manifest, engines=(info,)))
+        with Predictor(candidate) as predictor:
+            report = compare(reference, predictor, predictor.tokenizer.encode(texts))
+        amend(bundle, _with(manifest, note_parity(bundle.path, info, report)))
+    except BaseException:
+        shutil.rmtree(bundle.path / info.folder, ignore_errors=True)
+        raise
+    return report
+
+
+def _with(manifest: Manifest, added: EngineInfo) -> Manifest:
+    """The manifest with the engine, in the place of the one that it replaces or at the end."""
+    engines = {(info.engine, info.precision): info for info in (*manifest.engines, added)}
+    return replace(manifest, engines=tuple(engines.values()))

@@ -1,0 +1,173 @@
+"""A run folder -> a bundle: pieces, golden files, engine, parity, hashes, manifest, rename, in that order."""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hadskip_export.errors import BudgetError, BundleError
+from hadskip_export.exporters import golden as golden_files
+from hadskip_export.exporters.compile import check_engine, compile_engine, note_parity
+from hadskip_export.exporters.onnx import OPSET, export
+from hadskip_export.exporters.parity import ParityReport, compare
+from hadskip_export.exporters.pieces import cut
+from hadskip_export.exporters.torch_reference import TorchReference
+from hadskip_export.modeling.checkpoint import load_classifier, load_gated
+from hadskip_export.modeling.encoder import Classifier
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.progress import track
+from hadskip_export.runtime.bundle import (
+    Bundle,
+    GateLayout,
+    HeldOut,
+    Manifest,
+    ModelInfo,
+    RouterInfo,
+    Tolerance,
+    new_bundle,
+    seal,
+)
+from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.runtime.tokenization import Text, Tokenizer
+from hadskip_export.trainers.run_folder import read_run, read_texts
+from hadskip_export.trainers.schedule import budget_name, resolve_budget
+from hadskip_export.trainers.summary import MARGIN_QUANTILES
+
+TOKENIZER = "tokenizer/tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a bundle is made of.
+
+    Args:
+        model: the gated student, or a rival of one fixed route.
+        full: the fine-tuned BERT, or None to leave it out of the bundle.
+        tokenizer: a `tokenizer.json`.
+        texts: real texts for the parity check; the bundle does not keep them.
+    """
+
+    model: GatedClassifier
+    full: Classifier | None
+    tokenizer: Path
+    max_length: int
+    threshold: float
+    budget: float
+    task: str
+    metric: str
+    texts: list[Text]
+    held_out: HeldOut | None = None
+
+
+def load_source(path: Path, budget: float | None, full: bool) -> Source:
+    """Reads a finished run.
+
+    Raises:
+        BundleError: see `read_run`.
+        BudgetError: the run has no checkpoint for `budget`.
+    """
+    run, recipe, summary = read_run(path)
+    try:
+        wanted = recipe["budget"] if budget is None else resolve_budget(budget, summary["layers"])
+        folder = run.budget(wanted)
+        if not folder.is_dir():
+            have = ", ".join(budget_name(row["budget"]) for row in summary["budgets"])
+            raise BudgetError(f"--budget {wanted:g}: {path} has checkpoints for {have}")
+        held_out = json.loads((folder / "metrics.json").read_text())["held_out"]
+        length, task, metric = summary["max_length"], summary["task"], summary["metric"]
+        seen = _held_out(held_out)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path}: damaged run folder ({error}); train again into another folder") from error
+    model, settings = load_gated(folder)
+    full_model = load_classifier(run.stage1) if full else None
+    Tokenizer(run.tokenizer, length)  # refuses a damaged one
+    texts = read_texts(run.texts)
+    return Source(
+        model, full_model, run.tokenizer, length, settings.threshold, settings.budget, task, metric, texts, seen
+    )
+
+
+def _held_out(figures: dict[str, Any]) -> HeldOut:
+    routes = figures["routes"]
+    return HeldOut(
+        routes["mean_layers"],
+        tuple((tuple(route), share) for route, share in routes["commonest"]),
+        tuple(routes["histogram"]),
+        tuple(map(tuple, figures["margin_quantiles"])),
+        MARGIN_QUANTILES,
+    )
+
+
+def write_bundle(
+    source: Source,
+    out: Path,
+    engine: str = "ort",
+    precision: str = "fp32",
+    gates: GateLayout = "separate",
+    golden: list[Text] | None = None,
+) -> ParityReport:
+    """Writes a bundle and checks its engine against PyTorch; see `build`."""
+    from hadskip_export import __version__
+
+    check_engine(engine, precision)
+    config, router = source.model.classifier.config, _router(source)
+    layout: Literal["separate", "lookahead", "none"] = "none" if router.kind == "static" else gates
+    with new_bundle(out) as folder:
+        (folder / TOKENIZER).parent.mkdir()
+        shutil.copyfile(source.tokenizer, folder / TOKENIZER)
+        tokenizer = Tokenizer(folder / TOKENIZER, source.max_length)
+        pieces = _write_pieces(source, folder)
+        info = compile_engine(folder, pieces, engine, precision, layout, config.num_layers)
+        manifest = Manifest(
+            format=1,
+            created_by=f"hadskip-export {__version__}",
+            task=source.task,
+            metric=source.metric,
+            model=ModelInfo(
+                "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels
+            ),
+            router=router,
+            opset=OPSET,
+            pieces=pieces,
+            engines=(info,),
+            held_out=source.held_out,
+            tokenizer=TOKENIZER,
+        )
+        reference = TorchReference(source.model, source.full)
+        texts = golden or golden_files.vocabulary_texts(tokenizer.vocabulary())
+        golden_files.write_golden(folder, texts, tokenizer, reference, router.threshold)
+        with Predictor(Bundle(folder, manifest)) as predictor:
+            golden_inputs = tokenizer.encode(texts)
+            report = compare(reference, predictor, tokenizer.encode(source.texts) if source.texts else golden_inputs)
+            if precision != "fp32":  # there the tolerance is measured, and what is checked later are the golden texts
+                golden_report = compare(reference, predictor, golden_inputs)
+                report = replace(report, tolerance=_wider(report.tolerance, golden_report.tolerance))
+        seal(folder, replace(manifest, engines=(note_parity(folder, info, report),)))
+    return report
+
+
+def _router(source: Source) -> RouterInfo:
+    route = source.model.fixed_route
+    if route is None:
+        return RouterInfo("gates", source.threshold, source.budget)
+    return RouterInfo("static", 0.0, source.budget, route)
+
+
+def _wider(one: Tolerance, other: Tolerance) -> Tolerance:
+    margins = tuple(max(pair) for pair in zip(one.margins, other.margins, strict=True))
+    return Tolerance(margins, max(one.logits, other.logits))
+
+
+def _write_pieces(source: Source, folder: Path) -> dict[str, str]:
+    """Exports every piece; returns piece -> file, relative to the bundle. ONNX Runtime runs these files themselves."""
+    (folder / "pieces").mkdir()
+    pieces = list(cut(source.model, source.full))
+    hidden_size = source.model.classifier.config.hidden_size
+    files, written = {}, {}
+    for piece in track(pieces, len(pieces), "export"):
+        if piece.module not in written:
+            written[piece.module] = f"pieces/{piece.name}.onnx"
+            export(piece, hidden_size, folder / written[piece.module])
+        files[piece.name] = written[piece.module]
+    return files

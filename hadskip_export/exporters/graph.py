@@ -1,0 +1,133 @@
+"""The whole gated model as one ONNX file, for programs without Python: `If` per layer, one input at a time.
+
+    input_ids, attention_mask, token_type_ids  int64 [1, s]
+    gate_threshold                             float32 [], optional: the fitted value if left out
+      -> logits float32 [1, classes], layers_run bool [1, L]
+
+A bundle of a fixed route has no gates: no `If`, no threshold, and batches of any size.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hadskip_export.errors import EngineError, optional_import
+from hadskip_export.exporters.golden import Golden
+from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, count_flips, largest_difference
+from hadskip_export.exporters.quantise import EXTRA
+from hadskip_export.routes import as_row
+from hadskip_export.runtime.bundle import Bundle, gate_name, layer_name
+from hadskip_export.runtime.tokenization import Encoded, pad
+
+EXTERNAL_DATA_ABOVE = 1_800_000_000  # bytes; a protobuf file ends at 2 GiB
+MASK, THRESHOLD = "attention_mask", "gate_threshold"
+
+
+def write_graph(bundle: Bundle, out: Path) -> None:
+    """Joins the fp32 pieces of `bundle` into `out`.
+
+    Raises:
+        EngineError: `onnx` is not installed.
+    """
+    onnx: Any = optional_import("onnx", EXTRA)
+    helper, kinds = onnx.helper, onnx.TensorProto
+    manifest = bundle.manifest
+    model, route = manifest.model, manifest.router.route
+    batch = 1 if route is None else "batch"
+
+    def read(piece: str) -> Any:
+        return onnx.load(bundle.file(manifest.pieces[piece]))
+
+    embeddings = read("embeddings")
+    nodes, weights, hidden = _inlined(embeddings, "embeddings", {})
+    ran = []
+    for index in range(model.layers):
+        layer = layer_name(index)
+        if route is None:
+            asked, gate_weights, margin = _inlined(read(gate_name(index)), gate_name(index), {"hidden_states": hidden})
+            nodes += [*asked, helper.make_node("Greater", [margin, THRESHOLD], [f"{layer}/run"])]
+            weights += gate_weights
+            inside, layer_weights, output = _inlined(read(layer), layer, {"hidden_states": hidden})
+            state = helper.make_tensor_value_info(output, kinds.FLOAT, [batch, "length", model.hidden_size])
+            run = helper.make_graph(inside, layer, [], [state], layer_weights)
+            kept = helper.make_tensor_value_info(f"{layer}/kept", kinds.FLOAT, [batch, "length", model.hidden_size])
+            skip = helper.make_graph([helper.make_node("Identity", [hidden], [f"{layer}/kept"])], "skip", [], [kept])
+            ran.append(f"{layer}/run")
+            nodes.append(helper.make_node("If", [ran[-1]], [f"{layer}/out"], then_branch=run, else_branch=skip))
+            hidden = f"{layer}/out"
+        elif index + 1 in route:
+            inside, layer_weights, hidden = _inlined(read(layer), layer, {"hidden_states": hidden})
+            nodes, weights = nodes + inside, weights + layer_weights
+    if route is None:
+        nodes.append(helper.make_node("Concat", ran, ["run"], axis=0))
+        weights.append(onnx.numpy_helper.from_array(np.zeros(1, np.int64), "first"))
+        nodes.append(helper.make_node("Unsqueeze", ["run", "first"], ["layers_run"]))
+        weights.append(onnx.numpy_helper.from_array(np.float32(manifest.router.threshold), THRESHOLD))
+    else:
+        weights.append(onnx.numpy_helper.from_array(as_row(route, model.layers)[None], "layers_run"))
+    last, head_weights, _ = _inlined(read("head"), "head", {"hidden_states": hidden}, {"logits": "logits"})
+    inputs = [helper.make_tensor_value_info(name, kinds.INT64, [batch, "length"]) for name in model.inputs]
+    if route is None:
+        inputs.append(helper.make_tensor_value_info(THRESHOLD, kinds.FLOAT, []))
+    outputs = [
+        helper.make_tensor_value_info("logits", kinds.FLOAT, [batch, len(model.labels)]),
+        helper.make_tensor_value_info("layers_run", kinds.BOOL, [1, model.layers]),
+    ]
+    graph = helper.make_graph([*nodes, *last], "hadskip", inputs, outputs, [*weights, *head_weights])
+    joined = helper.make_model(
+        graph, opset_imports=embeddings.opset_import, ir_version=embeddings.ir_version, producer_name="hadskip-export"
+    )
+    size = joined.ByteSize()
+    onnx.save(joined, out, save_as_external_data=size > EXTERNAL_DATA_ABOVE, location=f"{out.name}.data")
+
+
+def check_graph(file: Path, bundle: Bundle, golden: Golden, encoded: Iterable[Encoded]) -> None:
+    """Runs the golden inputs through the graph, on ONNX Runtime.
+
+    Raises:
+        EngineError: it is refused, or does not give the golden answers.
+    """
+    ort: Any = optional_import("onnxruntime", "ort or ort-gpu")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # it would warn that an input has a default
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    answers = []
+    for one in encoded:
+        batch = pad([one])
+        answers.append(session.run(None, {name: getattr(batch, name) for name in bundle.manifest.model.inputs}))
+    logits, routes = (np.concatenate(column) for column in zip(*answers, strict=True))
+    near = np.full(routes.shape[1], ROUTE_EPSILON)
+    flips = count_flips(golden.margins - bundle.manifest.router.threshold, golden.routes, routes, near)
+    same = (routes == golden.routes).all(axis=1)
+    largest = largest_difference(logits[same], golden.logits[same])
+    if flips or not largest <= LOGITS_TOLERANCE:
+        raise EngineError(
+            f"{file}: does not give the golden answers ({flips} routes differ, logits by up to {largest:.1e}); build"
+            " the bundle again"
+        )
+
+
+def _inlined(
+    piece: Any, prefix: str, given: dict[str, str], kept: dict[str, str] | None = None
+) -> tuple[list[Any], list[Any], str]:
+    """A piece as part of a larger graph: (nodes, initializers, name of its output), every name of its own prefixed.
+
+    Args:
+        given: what its inputs are called there; those that are left out keep their names.
+        kept: outputs whose names are to stay.
+    """
+    graph = piece.graph
+    names = {one.name: given.get(one.name, one.name) for one in graph.input} | (kept or {})
+
+    def rename(name: str) -> str:
+        return names.get(name, f"{prefix}/{name}") if name else name  # an optional input left out is nameless
+
+    for node in graph.node:
+        node.name = f"{prefix}/{node.name}"
+        node.input[:] = map(rename, node.input)
+        node.output[:] = map(rename, node.output)
+    for tensor in graph.initializer:
+        tensor.name = rename(tensor.name)
+    return list(graph.node), list(graph.initializer), rename(graph.output[0].name)

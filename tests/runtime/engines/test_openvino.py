@@ -1,0 +1,115 @@
+"""OpenVINO: computed in the precision asked for, gates in fp32, memory given back, nothing copied."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+
+from hadskip_export.diagnosis import features
+from hadskip_export.errors import EngineError
+from hadskip_export.runtime.engines import EngineOptions
+from hadskip_export.runtime.engines import openvino as engine_module
+from hadskip_export.runtime.engines.openvino import OpenVinoEngine
+
+needs_bf16 = pytest.mark.skipif(not (features() or {}).get("BF16"), reason="this chip computes no bf16")
+
+
+def engine(bundle: Path, precision: str = "fp32", **options) -> OpenVinoEngine:
+    files = {file.stem: file for file in (bundle / "pieces").iterdir()}
+    return OpenVinoEngine(files, precision, EngineOptions(**options))
+
+
+def setting(piece, name: str):
+    return piece._compiled.get_property(name)
+
+
+@needs_bf16
+def test_layers_and_full_bert_compute_in_bf16_and_the_rest_in_fp32(bundle: Path):
+    here = engine(bundle, "bf16")
+    used = {piece: setting(here.load(piece), "INFERENCE_PRECISION_HINT").to_string() for piece in here._files}
+    assert {piece for piece, precision in used.items() if precision == "bf16"} == {
+        "full", "layer_01", "layer_02", "layer_03", "layer_04",
+    }  # fmt: skip
+    assert set(used.values()) == {"bf16", "f32"}
+
+
+def test_a_chip_without_bf16_is_told_apart(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """What OpenVINO does on such a chip, as its documentation has it: it takes the wish and computes in f32."""
+    real = openvino.Core.compile_model
+
+    def compile_model(core, model, device, settings):
+        return real(core, model, device, settings | {"INFERENCE_PRECISION_HINT": "f32"})
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compile_model)
+    with pytest.raises(
+        EngineError, match=r"layer_01\.onnx: this chip computes bf16 as f32; use --engine openvino-fp32"
+    ):
+        engine(bundle, "bf16").load("layer_01")
+    engine(bundle, "bf16").load("gate_01")
+
+
+def test_threads_are_those_asked_for_and_small_pieces_have_one(bundle: Path):
+    here = engine(bundle, threads=2)
+    assert {piece: setting(here.load(piece), "INFERENCE_NUM_THREADS") for piece in ("layer_01", "gates", "head")} == {
+        "layer_01": 2, "gates": 1, "head": 1,
+    }  # fmt: skip
+
+
+def test_a_piece_writes_where_the_answer_lies(bundle: Path):
+    piece = engine(bundle).load("layer_01")
+    hidden, mask = np.ones((1, 4, 32), np.float32), np.ones((1, 4), np.int64)
+    got = piece(hidden, mask)
+    (request,) = piece._idle
+    assert request.get_output_tensor(0).data.ctypes.data == got.ctypes.data
+
+
+def test_a_call_that_fails_leaves_no_request_behind(bundle: Path):
+    piece = engine(bundle).load("head")
+    with pytest.raises(EngineError):
+        piece(np.zeros((1, 2, 31), np.float32))
+    assert piece._idle == []
+
+
+def test_scratch_memory_is_given_back_after_a_large_call_alone(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    piece = engine(bundle).load("layer_01")
+    released = []
+    real = piece._compiled
+
+    class Watched:
+        def create_infer_request(self):
+            return real.create_infer_request()
+
+        def release_memory(self):
+            released.append(True)
+            real.release_memory()
+
+    monkeypatch.setattr(piece, "_compiled", Watched())
+    monkeypatch.setattr(engine_module, "LARGE", 12)
+    for rows, length in ((1, 12), (3, 4), (12, 1)):
+        piece(np.ones((rows, length, 32), np.float32), np.ones((rows, length), np.int64))
+    assert released == []
+    before = piece(np.ones((2, 4, 32), np.float32), np.ones((2, 4), np.int64))
+    piece(np.ones((13, 1, 32), np.float32), np.ones((13, 1), np.int64))
+    assert released == [True]
+    after = piece(np.ones((2, 4, 32), np.float32), np.ones((2, 4), np.int64))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_without_openvino_the_message_names_the_extra(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(EngineError, match=r"needs openvino.*hadskip-export\[openvino\]"):
+        OpenVinoEngine.versions()
+
+
+def test_serving_with_openvino_imports_no_other_engine_and_no_torch(openvino_bundle: Path):
+    code = f"""
+import sys
+from hadskip_export.runtime import Predictor
+Predictor.load({str(openvino_bundle)!r}, engine="openvino")("a good film")
+print(sorted({{"onnxruntime", "torch", "onnx", "transformers"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
