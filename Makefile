@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check bench node clean
+.PHONY: install demo test lint types check bench node trt clean
 
 install: $(STAMP)
 
@@ -37,6 +37,11 @@ check: lint types test
 node: $(STAMP)
 	cd examples/node && npm ci --ignore-scripts --no-audit --no-fund
 	$(BIN)/python examples/node/check.py $(BUNDLE)
+
+# Engines of TensorRT for RTX, which builds without a GPU; 100 MB of its library.
+trt: $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[trt-rtx]"
+	$(BIN)/python -m pytest tests/exporters/test_tensorrt.py
 
 # The figures the README quotes that the demo does not print.
 bench: $(STAMP)

@@ -101,9 +101,9 @@ def features() -> dict[str, bool] | None:
 def _lack_of(engine: str) -> str | None:
     try:
         engine_class(engine).versions()
+        return engine_class(engine).why_not_here()
     except EngineError as error:
         return str(error)
-    return None
 
 
 def _lack_of_training() -> str | None:

@@ -18,6 +18,7 @@ from hadskip_export.modeling.checkpoint import read_config, resolve_model
 from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.progress import say
 from hadskip_export.runtime.bundle import GateLayout, read_bundle
+from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.tokenization import Text
 
 Routing = Literal["same", "mixed"]
@@ -113,7 +114,8 @@ def estimate(
                 f"{engine}-{precision} gives wrong answers on this machine, first at {report.first_bad_piece}: its"
                 " speed is worth nothing"
             )
-        if other is not None and add_engine(bundle, *other).parity != "passed":
+        added = None if other is None else add_engine(bundle, *other)
+        if added is not None and added.parity != "passed":
             raise EngineError(f"--against {against}: gives wrong answers on this machine; its speed is worth nothing")
         opened = read_bundle(bundle)
         rows_out: list[Figures] = []
@@ -133,6 +135,8 @@ def _parse(against: str) -> tuple[str, str]:
     if not dash:
         raise EngineError(f"--against {against}: expected an engine and its precision, as ort-fp32")
     check_engine(engine, precision)
+    if lack := engine_class(engine).why_not_here():
+        raise EngineError(f"--against {against}: cannot be measured here: {lack}")
     return engine, precision
 
 

@@ -6,11 +6,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
+from hadskip_export.errors import EngineError
+from hadskip_export.exporters.compile import check_engine
 from hadskip_export.exporters.from_run import Source, write_bundle
 from hadskip_export.exporters.parity import ParityReport
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.runtime.bundle import GateLayout
+from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.tokenization import Text
 
 WORD = "word"
@@ -29,7 +32,13 @@ def write_random_bundle(
     All its layers have the same weights, and so have its gates: they share a file, which every engine loads for
     itself, so a layer costs what it would cost, and only one of them is to be exported. Full BERT has layers of its
     own: in one file the engine would keep equal weights once. Margins and label are far from a tie.
+
+    Raises:
+        EngineError: see `check_engine`; also an engine that this machine can build and not run.
     """
+    check_engine(engine, precision)
+    if lack := engine_class(engine).why_not_here():
+        raise EngineError(f"--engine {engine}: cannot be measured here: {lack}")
     torch.manual_seed(0)
     with torch.no_grad():
         full = Classifier(config).init_weights()
@@ -46,7 +55,9 @@ def write_random_bundle(
     write_tokenizer(tokenizer)
     texts: list[Text] = [text_of(length) for length in (8, 16, min(64, config.max_positions))]
     source = Source(model, full, tokenizer, config.max_positions, 0.0, config.num_layers, "random", "accuracy", texts)
-    return write_bundle(source, out, engine, precision, gates, golden=texts)
+    report = write_bundle(source, out, engine, precision, gates, golden=texts)
+    assert report is not None
+    return report
 
 
 def write_tokenizer(file: Path) -> None:

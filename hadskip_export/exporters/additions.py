@@ -10,17 +10,17 @@ from pathlib import Path
 import filelock
 
 from hadskip_export.errors import BundleError
-from hadskip_export.exporters.compile import check_engine, compile_engine, note_parity
+from hadskip_export.exporters.compile import check, check_engine, compile_engine, note_parity
 from hadskip_export.exporters.golden import read_golden
 from hadskip_export.exporters.graph import check_graph, write_graph
 from hadskip_export.exporters.parity import ParityReport, compare
 from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.runtime.bundle import GRAPH, Bundle, EngineInfo, GateLayout, Manifest, amend, read_bundle
-from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.tokenization import Tokenizer
 
 
-def add_engine(path: Path, engine: str, precision: str, gates: GateLayout = "separate") -> ParityReport:
+def add_engine(path: Path, engine: str, precision: str, gates: GateLayout = "separate") -> ParityReport | None:
     """Adds an engine, or makes it anew; see `build`."""
     check_engine(engine, precision)
     with _alone(path) as bundle:
@@ -63,18 +63,16 @@ def _alone(path: Path) -> Iterator[Bundle]:
         lock.release()
 
 
-def _add_engine(bundle: Bundle, engine: str, precision: str, gates: GateLayout) -> ParityReport:
+def _add_engine(bundle: Bundle, engine: str, precision: str, gates: GateLayout) -> ParityReport | None:
     manifest, texts = bundle.manifest, read_golden(bundle).texts
     for folder in bundle.path.glob("engines/*"):  # of a killed build, or long replaced
         if folder.relative_to(bundle.path).as_posix() not in {info.folder for info in manifest.engines}:
             shutil.rmtree(folder)
     layout = "none" if manifest.router.kind == "static" else gates
     reference = OnnxReference(bundle)
-    info = compile_engine(bundle.path, manifest.pieces, engine, precision, layout, manifest.model.layers)
+    info = compile_engine(bundle.path, manifest.pieces, manifest.model, engine, precision, layout)
     try:
-        candidate = Bundle(bundle.path, replace(manifest, engines=(info,)))
-        with Predictor(candidate) as predictor:
-            report = compare(reference, predictor, predictor.tokenizer.encode(texts))
+        report = check(bundle, info, lambda p: compare(reference, p, p.tokenizer.encode(texts)))
         amend(bundle, _with(manifest, note_parity(bundle.path, info, report)))
     except BaseException:
         shutil.rmtree(bundle.path / info.folder, ignore_errors=True)
@@ -84,5 +82,11 @@ def _add_engine(bundle: Bundle, engine: str, precision: str, gates: GateLayout) 
 
 def _with(manifest: Manifest, added: EngineInfo) -> Manifest:
     """The manifest with the engine, in the place of the one that it replaces or at the end."""
-    engines = {(info.engine, info.precision): info for info in (*manifest.engines, added)}
+    engines = {_identity(info): info for info in (*manifest.engines, added)}
     return replace(manifest, engines=tuple(engines.values()))
+
+
+def _identity(info: EngineInfo) -> tuple[str, ...]:
+    """What a bundle has one of: engines that are tied to a machine stand beside those for others."""
+    tied = () if engine_class(info.engine).portable else (str(sorted(info.versions.items())), info.chip)
+    return info.engine, info.precision, *tied

@@ -1,23 +1,46 @@
 """ONNX pieces -> what one engine runs. No torch: a bundle can be given another engine where it will serve."""
 
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from hadskip_export.environment import chip
 from hadskip_export.errors import EngineError
 from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport
 from hadskip_export.exporters.quantise import quantise, quantise_weights
-from hadskip_export.progress import track
-from hadskip_export.runtime.bundle import EngineInfo, Tolerance
+from hadskip_export.exporters.tensorrt import build_engine
+from hadskip_export.progress import say, track
+from hadskip_export.runtime.bundle import Bundle, EngineInfo, ModelInfo, Tolerance
 from hadskip_export.runtime.engines import ENGINES, engine_class, is_reduced
+from hadskip_export.runtime.engines.tensorrt import LIBRARIES
+from hadskip_export.runtime.predictor import Predictor
 
-# Who makes an engine's own form of a piece; where there is none, it runs the ONNX pieces themselves.
-MAKERS: dict[tuple[str, str], Callable[[Path, Path], None]] = {
-    ("ort", "int8"): quantise,
-    ("openvino", "int8"): quantise_weights,
+
+@dataclass(frozen=True)
+class Form:
+    """An engine's own form of the pieces.
+
+    Args:
+        make: (ONNX file, file to write, the most tokens of an input, whether the piece is computed below fp32).
+        every: of all pieces, or only of those below fp32, the others being the ONNX files.
+    """
+
+    make: Callable[[Path, Path, int, bool], None]
+    every: bool = False
+    suffix: str = ".onnx"
+
+
+# Where there is none, an engine runs the ONNX pieces themselves.
+FORMS = {
+    ("ort", "int8"): Form(lambda source, out, *_: quantise(source, out)),
+    ("openvino", "int8"): Form(lambda source, out, *_: quantise_weights(source, out)),
+} | {
+    (name, precision): Form(partial(build_engine, name, precision), every=True, suffix=".engine")
+    for name in LIBRARIES
+    for precision in ("fp32", "fp16")
 }
 
 
@@ -37,33 +60,52 @@ def check_engine(engine: str, precision: str) -> None:
 def compile_engine(
     bundle: Path,
     pieces: dict[str, str],
+    model: ModelInfo,
     engine: str,
     precision: str,
     gates: Literal["separate", "lookahead", "none"],
-    num_layers: int,
 ) -> EngineInfo:
     """Writes what an engine has of its own into a new folder under `engines/`; its parity is yet to be checked.
 
     Args:
         bundle: the bundle's folder.
         pieces: piece -> fp32 ONNX file, relative to it.
+
+    Raises:
+        EngineError: a piece that cannot be made.
     """
     folder = _free_folder(bundle, f"engines/{engine}-{precision}")
     (bundle / folder).mkdir(parents=True)
-    files = dict(pieces)
-    make = MAKERS.get((engine, precision))
-    if make is not None:
-        own = {file: f"{folder}/{Path(file).name}" for piece, file in pieces.items() if is_reduced(piece)}
-        for source, out in track(own.items(), len(own), f"{engine}-{precision}"):
-            make(bundle / source, bundle / out)
-        files = {piece: own.get(file, file) for piece, file in pieces.items()}
-    versions = engine_class(engine).versions()
-    unchecked = Tolerance((ROUTE_EPSILON,) * num_layers, LOGITS_TOLERANCE)
-    return EngineInfo(engine, precision, gates, versions, chip(), folder, files, "unverified", unchecked)
+    files, form = dict(pieces), FORMS.get((engine, precision))
+    if form is not None:
+        own = {file: piece for piece, file in pieces.items() if form.every or is_reduced(piece)}
+        made = {file: f"{folder}/{Path(file).stem}{form.suffix}" for file in own}
+        try:
+            for file, piece in track(own.items(), len(own), f"{engine}-{precision}"):
+                form.make(bundle / file, bundle / made[file], model.max_length, is_reduced(piece))
+        except BaseException:
+            shutil.rmtree(bundle / folder)
+            raise
+        files = {piece: made.get(file, file) for piece, file in pieces.items()}
+    kind = engine_class(engine)
+    unchecked = Tolerance((ROUTE_EPSILON,) * model.layers, LOGITS_TOLERANCE)
+    return EngineInfo(engine, precision, gates, kind.versions(), kind.chip(), folder, files, "unverified", unchecked)
 
 
-def note_parity(bundle: Path, info: EngineInfo, report: ParityReport) -> EngineInfo:
-    """The engine with what its check found, which is also written beside it."""
+def check(bundle: Bundle, info: EngineInfo, how: Callable[[Predictor], ParityReport]) -> ParityReport | None:
+    """Loads a new engine and compares it as told; None, said aloud, where this machine cannot run it."""
+    lack = engine_class(info.engine).why_not_here()
+    if lack is not None:
+        say(f"{info.name}: built, parity unverified: {lack}")
+        return None
+    with Predictor(Bundle(bundle.path, replace(bundle.manifest, engines=(info,)))) as predictor:
+        return how(predictor)
+
+
+def note_parity(bundle: Path, info: EngineInfo, report: ParityReport | None) -> EngineInfo:
+    """The engine with what its check found, if there was one, which is also written beside it."""
+    if report is None:
+        return info
     (bundle / info.folder / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
     return replace(info, parity=report.parity, first_bad_piece=report.first_bad_piece, tolerance=report.tolerance)
 

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from hadskip_export.errors import BudgetError, BundleError
 from hadskip_export.exporters import golden as golden_files
-from hadskip_export.exporters.compile import check_engine, compile_engine, note_parity
+from hadskip_export.exporters.compile import check, check_engine, compile_engine, note_parity
 from hadskip_export.exporters.onnx import OPSET, export
 from hadskip_export.exporters.parity import ParityReport, compare
 from hadskip_export.exporters.pieces import cut
+from hadskip_export.exporters.references import Reference
 from hadskip_export.exporters.torch_reference import TorchReference
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated
 from hadskip_export.modeling.encoder import Classifier
@@ -29,7 +30,7 @@ from hadskip_export.runtime.bundle import (
     seal,
 )
 from hadskip_export.runtime.predictor import Predictor
-from hadskip_export.runtime.tokenization import Text, Tokenizer
+from hadskip_export.runtime.tokenization import Encoded, Text, Tokenizer
 from hadskip_export.trainers.run_folder import read_run, read_texts
 from hadskip_export.trainers.schedule import budget_name, resolve_budget
 from hadskip_export.trainers.summary import MARGIN_QUANTILES
@@ -106,8 +107,8 @@ def write_bundle(
     precision: str = "fp32",
     gates: GateLayout = "separate",
     golden: list[Text] | None = None,
-) -> ParityReport:
-    """Writes a bundle and checks its engine against PyTorch; see `build`."""
+) -> ParityReport | None:
+    """Writes a bundle and checks its engine against PyTorch, where this machine can run it; see `build`."""
     from hadskip_export import __version__
 
     check_engine(engine, precision)
@@ -118,15 +119,16 @@ def write_bundle(
         shutil.copyfile(source.tokenizer, folder / TOKENIZER)
         tokenizer = Tokenizer(folder / TOKENIZER, source.max_length)
         pieces = _write_pieces(source, folder)
-        info = compile_engine(folder, pieces, engine, precision, layout, config.num_layers)
+        model = ModelInfo(
+            "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels
+        )
+        info = compile_engine(folder, pieces, model, engine, precision, layout)
         manifest = Manifest(
             format=1,
             created_by=f"hadskip-export {__version__}",
             task=source.task,
             metric=source.metric,
-            model=ModelInfo(
-                "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels
-            ),
+            model=model,
             router=router,
             opset=OPSET,
             pieces=pieces,
@@ -137,12 +139,11 @@ def write_bundle(
         reference = TorchReference(source.model, source.full)
         texts = golden or golden_files.vocabulary_texts(tokenizer.vocabulary())
         golden_files.write_golden(folder, texts, tokenizer, reference, router.threshold)
-        with Predictor(Bundle(folder, manifest)) as predictor:
-            golden_inputs = tokenizer.encode(texts)
-            report = compare(reference, predictor, tokenizer.encode(source.texts) if source.texts else golden_inputs)
-            if precision != "fp32":  # there the tolerance is measured, and what is checked later are the golden texts
-                golden_report = compare(reference, predictor, golden_inputs)
-                report = replace(report, tolerance=_wider(report.tolerance, golden_report.tolerance))
+        golden_inputs = tokenizer.encode(texts)
+        real_inputs = tokenizer.encode(source.texts) or golden_inputs
+        report = check(
+            Bundle(folder, manifest), info, lambda p: _compare(reference, p, real_inputs, golden_inputs, precision)
+        )
         seal(folder, replace(manifest, engines=(note_parity(folder, info, report),)))
     return report
 
@@ -152,6 +153,17 @@ def _router(source: Source) -> RouterInfo:
     if route is None:
         return RouterInfo("gates", source.threshold, source.budget)
     return RouterInfo("static", 0.0, source.budget, route)
+
+
+def _compare(
+    reference: Reference, predictor: Predictor, real: list[Encoded], golden: list[Encoded], precision: str
+) -> ParityReport:
+    """On real texts. Below fp32 the tolerance is measured, and what is checked later are the golden ones: on both."""
+    report = compare(reference, predictor, real)
+    if precision == "fp32":
+        return report
+    tolerance = _wider(report.tolerance, compare(reference, predictor, golden).tolerance)
+    return replace(report, tolerance=tolerance)
 
 
 def _wider(one: Tolerance, other: Tolerance) -> Tolerance:

@@ -18,6 +18,7 @@ from typing import Literal
 
 from hadskip_export.errors import BundleError
 from hadskip_export.routes import Route, is_route
+from hadskip_export.runtime.engines import built_elsewhere
 from hadskip_export.runtime.onnx_files import external_data_files
 
 GateLayout = Literal["separate", "lookahead"]
@@ -172,14 +173,15 @@ class Bundle:
     manifest: Manifest
 
     def engine(self, name: str | None = None) -> EngineInfo:
-        """The engine called `name` (`ort`, or `ort-fp32` with its precision), or the first.
+        """The engine called `name` (`ort`, or `ort-fp32` with its precision), or the first; of several that were built
+        for several machines the one that fits this one.
 
         Raises:
             BundleError: the bundle has no such engine.
         """
-        for info in self.manifest.engines:
-            if name is None or name in (info.engine, info.name):
-                return info
+        found = [info for info in self.manifest.engines if name is None or name in (info.engine, info.name)]
+        if found:
+            return next((one for one in found if not built_elsewhere(one.engine, one.versions, one.chip)), found[0])
         have = ", ".join(info.name for info in self.manifest.engines)
         raise BundleError(f"{self.path}: has no engine {name!r}, only {have}; add it with hadskip-export build")
 
@@ -212,7 +214,7 @@ def read_bundle(path: str | Path) -> Bundle:
         _inside(root, folder, name)
         if name not in manifest.files:
             raise BundleError(f"{folder / name}: used by the manifest but not listed among its files")
-    for name in pieces | {name for name in manifest.files if name.endswith(".onnx")}:
+    for name in {name for name in pieces | manifest.files.keys() if name.endswith(".onnx")}:
         _check_external_data(folder, root, name, manifest)
     return Bundle(folder, manifest)
 

@@ -15,7 +15,7 @@ from hadskip_export.errors import BudgetError, BundleError, EngineError
 from hadskip_export.routes import Route, as_route, as_row
 from hadskip_export.runtime.bundle import Bundle, gate_names, layer_name, read_bundle
 from hadskip_export.runtime.chain import Chain
-from hadskip_export.runtime.engines import EngineOptions, Piece, engine_class
+from hadskip_export.runtime.engines import EngineOptions, Piece, built_elsewhere, engine_class
 from hadskip_export.runtime.routers import (
     CappedRouter,
     ForcedRouter,
@@ -95,6 +95,12 @@ class Predictor:
             raise BundleError(
                 f"{bundle.path}: {name} failed its parity check at {self.engine_info.first_bad_piece}; build it again, "
                 "or load it all the same with allow_failed=True"
+            )
+        info = self.engine_info
+        if reason := built_elsewhere(info.engine, info.versions, info.chip):
+            raise EngineError(
+                f"{bundle.path}: {name} {reason}; make it anew with hadskip-export build {bundle.path} --engine"
+                f" {info.engine} --precision {info.precision}"
             )
         files = {piece: bundle.file(file) for piece, file in self.engine_info.files.items()}
         self.engine = engine_class(self.engine_info.engine)(

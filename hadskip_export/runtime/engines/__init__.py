@@ -9,9 +9,11 @@ from hadskip_export.runtime.engines.base import Engine, EngineOptions, Piece, is
 ENGINES = {
     "ort": "hadskip_export.runtime.engines.ort:OrtEngine",
     "openvino": "hadskip_export.runtime.engines.openvino:OpenVinoEngine",
+    "trt": "hadskip_export.runtime.engines.tensorrt:TensorRtEngine",
+    "trt-rtx": "hadskip_export.runtime.engines.tensorrt:TensorRtRtxEngine",
 }
 
-__all__ = ["ENGINES", "Engine", "EngineOptions", "Piece", "engine_class", "is_reduced"]
+__all__ = ["ENGINES", "Engine", "EngineOptions", "Piece", "built_elsewhere", "engine_class", "is_reduced"]
 
 
 def engine_class(name: str) -> type[Engine]:
@@ -23,3 +25,16 @@ def engine_class(name: str) -> type[Engine]:
         raise EngineError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
     module, _, attribute = ENGINES[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def built_elsewhere(name: str, versions: dict[str, str], chip: str) -> str | None:
+    """Why what was built with these versions, for this chip, does not fit here; None if it does.
+
+    Raises:
+        EngineError: see `engine_class`.
+    """
+    engine = engine_class(name)
+    if engine.portable or (versions, chip) == (engine.versions(), engine.chip()):
+        return None
+    built, here = (", ".join(map(" ".join, found.items())) for found in (versions, engine.versions()))
+    return f"was built with {built} for {chip}, and here are {here} and {engine.chip()}"

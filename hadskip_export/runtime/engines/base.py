@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from hadskip_export.environment import chip
 from hadskip_export.errors import EngineError
 
 _REDUCED = ("layer", "full")
@@ -58,9 +59,11 @@ class Engine(Protocol):
 
     Attributes:
         precisions: those it can be built with.
+        portable: whether what was built once runs with every version and on every chip.
     """
 
     precisions: ClassVar[tuple[str, ...]]
+    portable: ClassVar[bool]
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions): ...
 
@@ -75,3 +78,27 @@ class Engine(Protocol):
     def versions() -> dict[str, str]:
         """Versions that decide whether a compiled engine still fits, by library."""
         ...
+
+    @staticmethod
+    def chip() -> str:
+        """What an engine built here is for."""
+        ...
+
+    @staticmethod
+    def why_not_here() -> str | None:
+        """Why this machine cannot run what it may build; None if it can."""
+        ...
+
+
+class OnThisProcessor:
+    """An engine that runs on the processor it is built on, from files that are tied to nothing."""
+
+    portable = True
+
+    @staticmethod
+    def chip() -> str:
+        return chip()
+
+    @staticmethod
+    def why_not_here() -> str | None:
+        return None

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.runtime.engines.base import EngineOptions, Piece, is_reduced
+from hadskip_export.runtime.engines.base import EngineOptions, OnThisProcessor, Piece, is_reduced
 
 LARGE = 2048  # tokens of a call after which scratch memory is given back: it costs 5 % there, and more below
 GROUP = 128  # channels of a token that share a scale in int8; 32 is a fifth slower and a tenth nearer
 _SMALL = ("gate", "head")  # pieces too small to share between threads
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(OnThisProcessor):
     """See `Engine`. Its threads do not spin, whatever the options say."""
 
     precisions = ("fp32", "bf16", "int8")

@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.runtime.engines.base import EngineOptions, Piece
+from hadskip_export.runtime.engines.base import EngineOptions, OnThisProcessor, Piece
 
 PROVIDER = "CPUExecutionProvider"
 SPIN_MICROSECONDS = 40  # asleep between operators costs a wake-up each; awake after the call slows the next piece
@@ -22,7 +22,7 @@ _arena_lock = threading.Lock()
 _arena_registered = False
 
 
-class OrtEngine:
+class OrtEngine(OnThisProcessor):
     """See `Engine`. The precision is in the files."""
 
     precisions = ("fp32", "int8")
