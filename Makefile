@@ -52,6 +52,8 @@ bench: $(STAMP)
 	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine openvino
 	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine openvino --precision bf16 --against ort-fp32
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/threads.py
+	$(BIN)/python benchmarks/threads.py openvino-bf16
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) build *.egg-info

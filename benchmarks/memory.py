@@ -1,8 +1,9 @@
-"""Memory of the chain of engines beside the full model in one session, after a batch of 32 x 128 tokens.
+"""Memory of the chain of engines beside full BERT in the same engine, after a batch of 32 x 512 tokens.
 
 BERT-base size, random weights, every gate open: all twelve layers run, the most the chain can need.
 
-    python benchmarks/memory.py
+    python benchmarks/memory.py                                    # every engine and precision that runs here
+    python benchmarks/memory.py --tokens 128 ort-fp32 openvino-bf16
 """
 
 import math
@@ -14,38 +15,52 @@ from pathlib import Path
 import click
 import psutil
 
-from hadskip_export.benchmark.estimate import SIZES
-from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
 from hadskip_export.runtime import Predictor
+from hadskip_export.runtime.engines import ENGINES, engine_class
 
-BATCH, TOKENS = 32, 128
+BATCH = 32
 
 
-def resident_after_batch(bundle: str, router: str) -> int:
+def resident_after_batch(bundle: str, engine: str, router: str, tokens: int) -> int:
     """Bytes resident once a batch has been answered; run in a process of its own."""
-    with Predictor.load(bundle, router=router) as predictor:  # type: ignore[arg-type]
-        predictor([text_of(TOKENS)] * BATCH, batch_size=BATCH, gate_threshold=-math.inf)
+    with Predictor.load(bundle, engine=engine, router=router) as predictor:  # type: ignore[arg-type]
+        predictor([" ".join(["word"] * (tokens - 2))] * BATCH, batch_size=BATCH, gate_threshold=-math.inf)
         return psutil.Process().memory_info().rss
 
 
+def engines_here() -> list[str]:
+    runnable = [name for name in ENGINES if engine_class(name).why_not_here() is None]
+    return [f"{name}-{precision}" for name in runnable for precision in engine_class(name).precisions]
+
+
 @click.command()
-@click.option("--measure", nargs=2, hidden=True, help="BUNDLE ROUTER: measure in this process.")
-def main(measure: tuple[str, str] | None) -> None:
+@click.option("--tokens", default=512, show_default=True)
+@click.option("--measure", nargs=3, hidden=True, help="BUNDLE ENGINE ROUTER: measure in this process.")
+@click.argument("names", nargs=-1)
+def main(tokens: int, measure: tuple[str, str, str] | None, names: tuple[str, ...]) -> None:
     if measure:
-        click.echo(resident_after_batch(*measure))
+        click.echo(resident_after_batch(*measure, tokens))
         return
+    # Not above: they bring torch, which a process that serves does not hold.
+    from hadskip_export.benchmark.estimate import SIZES
+    from hadskip_export.benchmark.random_bundle import write_random_bundle
+    from hadskip_export.exporters.additions import add_engine
+
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) / "bundle"
         write_random_bundle(bundle, SIZES["bert-base"])
-        resident = {}
-        for router in ("gates", "full"):
-            command = [sys.executable, __file__, "--measure", str(bundle), router]
-            resident[router] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    ratio = resident["gates"] / resident["full"]
-    click.echo(
-        f"resident after a batch of {BATCH} x {TOKENS}: chain {resident['gates'] / 1e6:.0f} MB, full model"
-        f" {resident['full'] / 1e6:.0f} MB, ratio {ratio:.2f}"
-    )
+        for name in names or engines_here():
+            if name != "ort-fp32":
+                engine, _, precision = name.rpartition("-")
+                add_engine(bundle, engine, precision)
+            resident = {}
+            for router in ("gates", "full"):
+                command = [sys.executable, __file__, "--tokens", str(tokens), "--measure", str(bundle), name, router]
+                resident[router] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            click.echo(
+                f"{name}: resident after a batch of {BATCH} x {tokens}: chain {resident['gates'] / 1e6:.0f} MB, full"
+                f" BERT {resident['full'] / 1e6:.0f} MB, ratio {resident['gates'] / resident['full']:.2f}"
+            )
 
 
 if __name__ == "__main__":

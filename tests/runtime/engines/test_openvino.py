@@ -73,29 +73,17 @@ def test_a_call_that_fails_leaves_no_request_behind(bundle: Path):
     assert piece._idle == []
 
 
-def test_scratch_memory_is_given_back_after_a_large_call_alone(bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    piece = engine(bundle).load("layer_01")
-    released = []
-    real = piece._compiled
-
-    class Watched:
-        def create_infer_request(self):
-            return real.create_infer_request()
-
-        def release_memory(self):
-            released.append(True)
-            real.release_memory()
-
-    monkeypatch.setattr(piece, "_compiled", Watched())
-    monkeypatch.setattr(engine_module, "LARGE", 12)
-    for rows, length in ((1, 12), (3, 4), (12, 1)):
-        piece(np.ones((rows, length, 32), np.float32), np.ones((rows, length), np.int64))
-    assert released == []
-    before = piece(np.ones((2, 4, 32), np.float32), np.ones((2, 4), np.int64))
-    piece(np.ones((13, 1, 32), np.float32), np.ones((13, 1), np.int64))
-    assert released == [True]
-    after = piece(np.ones((2, 4, 32), np.float32), np.ones((2, 4), np.int64))
-    np.testing.assert_array_equal(before, after)
+@pytest.mark.parametrize("most", [1, 5, 12, 23, 1000])
+def test_a_large_call_is_made_in_parts_that_add_up_to_it(bundle: Path, monkeypatch: pytest.MonkeyPatch, most: int):
+    random = np.random.default_rng(0)
+    hidden = random.normal(size=(7, 5, 32)).astype(np.float32)
+    mask = (np.arange(5) < random.integers(1, 6, (7, 1))).astype(np.int64)
+    for name in ("layer_01", "gate_01", "gates"):
+        piece = engine(bundle).load(name)
+        monkeypatch.setattr(engine_module, "MOST_TOKENS", 10**6)
+        expected = piece(hidden, mask)
+        monkeypatch.setattr(engine_module, "MOST_TOKENS", most)
+        np.testing.assert_allclose(piece(hidden, mask), expected, atol=1e-6)
 
 
 def test_without_openvino_the_message_names_the_extra(bundle: Path, monkeypatch: pytest.MonkeyPatch):

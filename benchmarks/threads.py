@@ -1,0 +1,62 @@
+"""Eight threads on one Predictor beside one thread: throughput, and whether the answers are equal.
+
+BERT-base size, random weights, 64 tokens, one input a call, six of twelve layers forced; trials alternate.
+
+    python benchmarks/threads.py                     # ort-fp32
+    python benchmarks/threads.py openvino-bf16
+"""
+
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import numpy as np
+
+from hadskip_export.benchmark.estimate import SIZES, draw_routes
+from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
+from hadskip_export.exporters.additions import add_engine
+from hadskip_export.runtime import Predictor
+
+THREADS, CALLS, TRIALS, TOKENS, LAYERS_RUN = 8, 64, 5, 64, 6
+
+
+@click.command()
+@click.argument("name", default="ort-fp32")
+def main(name: str) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        bundle = Path(temporary) / "bundle"
+        write_random_bundle(bundle, SIZES["bert-base"])
+        if name != "ort-fp32":
+            engine, _, precision = name.rpartition("-")
+            add_engine(bundle, engine, precision)
+        with Predictor.load(bundle, engine=name) as predictor:
+            layers = predictor.bundle.manifest.model.layers
+            routes = draw_routes(CALLS, layers, LAYERS_RUN, "mixed", np.random.default_rng(0))
+            encoded = predictor.tokenizer.encode([text_of(TOKENS)])
+
+            def call(row: int) -> np.ndarray:
+                return predictor.run(encoded, routes=routes[row : row + 1])[0]
+
+            def trial(threads: int) -> tuple[float, np.ndarray]:
+                with ThreadPoolExecutor(threads) as pool:
+                    started = time.perf_counter()
+                    answers = list(pool.map(call, range(CALLS)))
+                    return CALLS / (time.perf_counter() - started), np.concatenate(answers)
+
+            trial(THREADS)  # as many lanes as there are threads
+            ratios, farthest = [], 0.0
+            for _ in range(TRIALS):
+                (one, expected), (many, got) = trial(1), trial(THREADS)
+                ratios.append(many / one)
+                farthest = max(farthest, float(np.abs(got - expected).max()))
+        click.echo(
+            f"{name}: {THREADS} threads against one, throughput: median {statistics.median(ratios):.2f} of {TRIALS}"
+            f" trials ({', '.join(f'{ratio:.2f}' for ratio in ratios)}); answers differ by at most {farthest:.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main()
