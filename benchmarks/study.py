@@ -53,7 +53,8 @@ PRECISION = "precision=bf16"
 SMALL = [("cola", None), ("sst2", 8000)]
 EVIDENCE = [("cola", None), ("sst2", 20000)]
 RIVALS = ("budgeted", "static")
-LONG = "last_epochs=6"  # as many as the homotopy down to 3 has
+DIRECT = ("schedule=direct",)  # three epochs at the budget asked for, none on the way
+LONG = (*DIRECT, "last_epochs=6")
 
 # Table 2 of the paper; without the homotopy, as many epochs at the one budget as with it on the way there.
 ABLATIONS = {
@@ -77,9 +78,10 @@ def study() -> list[Run]:
     runs = []
     for task, rows in SMALL:
         runs += [student(task, rows, 0, who, 3) for who in ("paper", "adaptive", "budgeted")]
-        runs.append(student(task, rows, 0, "adaptive", 3, "schedule=homotopic", name="homotopic"))
-        runs += [student(task, rows, 0, who, 3, LONG, name="long") for who in ("adaptive", *RIVALS)]
+        runs += [student(task, rows, 0, who, 3, *DIRECT, name="direct") for who in ("adaptive", "budgeted")]
+        runs += [student(task, rows, 0, who, 3, *LONG, name="long") for who in ("adaptive", *RIVALS)]
         runs += [student(task, rows, 0, who, budget) for budget in (2, 4) for who in ("adaptive", "budgeted")]
+    runs.append(student("cola", None, 0, "adaptive", 4.5))
     return runs
 
 
@@ -107,7 +109,10 @@ def precision() -> list[Run]:
     """What bf16 in training costs: some of the study's runs without it."""
     runs = [("cola", None, who, budget) for who in ("adaptive", "budgeted") for budget in (3, 2)]
     runs += [("sst2", 8000, who, 3) for who in ("adaptive", "budgeted")] + [("cola", None, "paper", 3)]
-    return [student(task, rows, 0, who, k, "precision=fp32", name="fp32") for task, rows, who, k in runs]
+    return [
+        student(task, rows, 0, who, k, "precision=fp32", *(() if who == "paper" else DIRECT), name="fp32")
+        for task, rows, who, k in runs
+    ]
 
 
 GROUPS = {"study": study, "evidence": evidence, "ablations": ablations, "precision": precision}

@@ -13,7 +13,7 @@ import msgspec
 
 from hadskip_export.errors import RecipeError
 
-DEFAULT = "paper"
+DEFAULT = "adaptive"
 SHIPPED = ("paper", "adaptive")
 
 

@@ -160,8 +160,8 @@ def test_after_a_budget_that_left_a_gate_no_choice_it_gets_one():
 
 FITTING = ("fit_steps=300", "fit_lr=1e-2", "last_epochs=2")
 COMMANDS: dict[str, dict[str, Any]] = {
-    "adaptive": {"recipe": "adaptive", "budget": 2},
-    "adaptive, on the way": {"recipe": "adaptive", "budget": 1.5, "settings": (*QUICK, *FITTING, "schedule=homotopic")},
+    "adaptive": {"recipe": "adaptive", "budget": 2, "settings": (*QUICK, *FITTING, "schedule=direct")},
+    "adaptive, on the way": {"recipe": "adaptive", "budget": 1.5},
     "budgeted": {"method": "budgeted", "budget": 2},
     "static": {"method": "static", "route": (1, 3), "budget": 2},
     "search": {"method": "static", "budget": 2},
@@ -307,7 +307,7 @@ def test_a_rival_has_as_many_epochs_as_the_recipe_at_any_budget(recipe, way, tea
         log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         epochs[method] = sum(r.get("phase", "").startswith("stage III") and "epoch" in r for r in log)
     assert epochs["hadskip"] == epochs["budgeted"]
-    budgets = 1 if "schedule=direct" in way or (recipe == "adaptive" and not way) else 5 if way else 3
+    budgets = 1 if "schedule=direct" in way else 5 if way else 3
     assert epochs["budgeted"] == budgets - 1 + 2
 
 
