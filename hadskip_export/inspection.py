@@ -59,8 +59,9 @@ def _lines(manifest: Manifest) -> list[str]:
     ]
     for engine in manifest.engines:
         built = ", ".join(f"{library} {version}" for library, version in engine.versions.items())
-        name = engine.name
-        lines.append(f"engine {name}: gates {engine.gates}, parity {engine.parity}, {built}, {engine.chip}")
+        lines.append(f"engine {engine.name}: gates {engine.gates}, parity {engine.parity}, {built}, {engine.chip}")
+    if manifest.graph is not None:
+        lines.append(f"one-file graph: {manifest.graph}")
     held_out = manifest.held_out
     if held_out is not None:
         lines.append(f"held-out slice: {held_out.mean_layers:.2f} layers on average; layers run by share of inputs:")

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from hadskip_export import build
+from hadskip_export import build, inspect
 from hadskip_export.errors import BundleError, EngineError
 from hadskip_export.exporters import graph as graphs
 from hadskip_export.runtime import Predictor, read_bundle
@@ -112,6 +112,11 @@ def test_the_bundle_lists_it_and_checks_it(built: Path, tmp_path: Path):
         file.write(b"!")
     with pytest.raises(BundleError, match=r"model\.onnx"):
         read_bundle(damaged)
+
+
+def test_inspect_tells_of_it(built: Path, bundle: Path):
+    line = f"one-file graph: {FILE}"
+    assert line in inspect(built)[1] and line not in inspect(bundle)[1]
 
 
 def test_asked_for_again_nothing_is_done(built: Path, monkeypatch: pytest.MonkeyPatch):

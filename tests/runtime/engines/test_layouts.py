@@ -1,0 +1,62 @@
+"""Both gate layouts take the same routes on every engine, whatever the model, the inputs and the threshold; only where
+a margin on the way is a near tie may they part."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hadskip_export.exporters.from_run import write_bundle
+from hadskip_export.exporters.parity import ROUTE_EPSILON, count_flips
+from hadskip_export.exporters.references import OnnxReference
+from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.bundle import Bundle, EngineInfo
+from hadskip_export.runtime.engines import ENGINES, engine_class
+from hadskip_export.runtime.tokenization import pad
+from tests.conftest import make_source
+
+DEPTHS = [1, 2, 4]
+RUN_HERE = [name for name in ENGINES if engine_class(name).why_not_here() is None]
+words = st.sampled_from(["a", "the", "good", "bad", "film", "plot", "is", "was", "very", "not", "and", "but"])
+texts = st.lists(st.lists(words, max_size=25).map(" ".join), min_size=1, max_size=8)
+
+
+@pytest.fixture(scope="module", params=DEPTHS)
+def model(request, model_folder: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == 4:
+        return bundle
+    folder = tmp_path_factory.mktemp("layouts")
+    write_bundle(make_source(model_folder, folder, layers=request.param, seed=request.param), folder / "bundle")
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="module", params=RUN_HERE)
+def layouts(request, model: Path):
+    """The same pieces in both layouts."""
+    opened = read_bundle(model)
+    (first,) = opened.manifest.engines
+    predictors = []
+    for gates in ("separate", "lookahead"):
+        info: EngineInfo = replace(first, engine=request.param, gates=gates)
+        predictors.append(Predictor(Bundle(model, replace(opened.manifest, engines=(info,)))))
+    yield predictors, OnnxReference(opened)
+    for predictor in predictors:
+        predictor.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=texts, threshold=st.floats(-4, 4), batch_size=st.integers(1, 8))
+def test_routes_and_logits_agree_away_from_near_ties(layouts, texts, threshold, batch_size):
+    predictors, reference = layouts
+    encoded = predictors[0].tokenizer.encode(texts)
+    (logits, routes), (other_logits, other_routes) = (
+        predictor.run(encoded, batch_size=batch_size, gate_threshold=threshold) for predictor in predictors
+    )
+    margins = np.stack([reference.trace(pad([one]), threshold).margins for one in encoded])
+    near = np.full(routes.shape[1], ROUTE_EPSILON)
+    assert count_flips(margins - threshold, routes, other_routes, near) == 0
+    same = (routes == other_routes).all(axis=1)
+    np.testing.assert_allclose(logits[same], other_logits[same], atol=1e-5)
