@@ -18,7 +18,7 @@ from typing import Literal
 
 from hadskip_export.errors import BundleError
 from hadskip_export.routes import Route, is_route
-from hadskip_export.runtime.engines import built_elsewhere
+from hadskip_export.runtime.engines import built_elsewhere, runs_onnx
 from hadskip_export.runtime.onnx_files import external_data_files
 
 GateLayout = Literal["separate", "lookahead"]
@@ -214,7 +214,9 @@ def read_bundle(path: str | Path) -> Bundle:
         _inside(root, folder, name)
         if name not in manifest.files:
             raise BundleError(f"{folder / name}: used by the manifest but not listed among its files")
-    for name in {name for name in pieces | manifest.files.keys() if name.endswith(".onnx")}:
+    onnx_files = {*manifest.pieces.values(), *(name for name in manifest.files if name.endswith(".onnx"))}
+    onnx_files.update(*(engine.files.values() for engine in manifest.engines if runs_onnx(engine.engine)))
+    for name in onnx_files:
         _check_external_data(folder, root, name, manifest)
     return Bundle(folder, manifest)
 

@@ -13,7 +13,7 @@ ENGINES = {
     "trt-rtx": "hadskip_export.runtime.engines.tensorrt:TensorRtRtxEngine",
 }
 
-__all__ = ["ENGINES", "Engine", "EngineOptions", "Piece", "built_elsewhere", "engine_class", "is_reduced"]
+__all__ = ["ENGINES", "Engine", "EngineOptions", "Piece", "built_elsewhere", "engine_class", "is_reduced", "runs_onnx"]
 
 
 def engine_class(name: str) -> type[Engine]:
@@ -25,6 +25,11 @@ def engine_class(name: str) -> type[Engine]:
         raise EngineError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
     module, _, attribute = ENGINES[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def runs_onnx(name: str) -> bool:
+    """Whether an engine's files are ONNX files, which may refer to others; one that is not known might."""
+    return name not in ENGINES or engine_class(name).portable
 
 
 def built_elsewhere(name: str, versions: dict[str, str], chip: str) -> str | None:
