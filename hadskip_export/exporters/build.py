@@ -35,7 +35,8 @@ def build(
 
     Returns:
         The parity report, against PyTorch or, of a bundle, against its ONNX pieces. If it did not pass, the engine is
-        there and marked, and `Predictor.load` refuses it. None where only the graph was added.
+        there and marked, and `Predictor.load` refuses it. None where only the graph was added, or an engine that this
+        machine builds and cannot run: its parity stays unverified.
 
     Raises:
         BundleError: not a finished run, no such budget in it, or `out` exists; or a bundle with what only a run takes.
