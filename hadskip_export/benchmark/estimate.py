@@ -13,12 +13,11 @@ from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
 from hadskip_export.environment import busy_share, environment
 from hadskip_export.errors import BudgetError, DataError, EngineError
 from hadskip_export.exporters.additions import add_engine
-from hadskip_export.exporters.compile import check_engine
+from hadskip_export.exporters.compile import check_measurable
 from hadskip_export.modeling.checkpoint import read_config, resolve_model
 from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.progress import say
 from hadskip_export.runtime.bundle import GateLayout, read_bundle
-from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.tokenization import Text
 
 Routing = Literal["same", "mixed"]
@@ -134,9 +133,7 @@ def _parse(against: str) -> tuple[str, str]:
     engine, dash, precision = against.rpartition("-")
     if not dash:
         raise EngineError(f"--against {against}: expected an engine and its precision, as ort-fp32")
-    check_engine(engine, precision)
-    if lack := engine_class(engine).why_not_here():
-        raise EngineError(f"--against {against}: cannot be measured here: {lack}")
+    check_measurable(engine, precision)
     return engine, precision
 
 

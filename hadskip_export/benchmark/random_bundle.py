@@ -6,14 +6,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
-from hadskip_export.errors import EngineError
-from hadskip_export.exporters.compile import check_engine
+from hadskip_export.exporters.compile import check_measurable
 from hadskip_export.exporters.from_run import Source, write_bundle
 from hadskip_export.exporters.parity import ParityReport
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.runtime.bundle import GateLayout
-from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.tokenization import Text
 
 WORD = "word"
@@ -34,11 +32,9 @@ def write_random_bundle(
     own: in one file the engine would keep equal weights once. Margins and label are far from a tie.
 
     Raises:
-        EngineError: see `check_engine`; also an engine that this machine can build and not run.
+        EngineError: see `check_measurable`.
     """
-    check_engine(engine, precision)
-    if lack := engine_class(engine).why_not_here():
-        raise EngineError(f"--engine {engine}: cannot be measured here: {lack}")
+    check_measurable(engine, precision)
     torch.manual_seed(0)
     with torch.no_grad():
         full = Classifier(config).init_weights()

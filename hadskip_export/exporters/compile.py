@@ -57,6 +57,16 @@ def check_engine(engine: str, precision: str) -> None:
     engine_class(engine).versions()
 
 
+def check_measurable(engine: str, precision: str) -> None:
+    """
+    Raises:
+        EngineError: see `check_engine`; also an engine that this machine can build and not run.
+    """
+    check_engine(engine, precision)
+    if lack := engine_class(engine).why_not_here():
+        raise EngineError(f"{engine}-{precision}: cannot be measured here: {lack}")
+
+
 def compile_engine(
     bundle: Path,
     pieces: dict[str, str],

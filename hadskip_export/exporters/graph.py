@@ -19,9 +19,9 @@ from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, cou
 from hadskip_export.exporters.quantise import EXTRA
 from hadskip_export.routes import as_row
 from hadskip_export.runtime.bundle import Bundle, gate_name, layer_name
+from hadskip_export.runtime.onnx_files import EXTERNAL_DATA_ABOVE
 from hadskip_export.runtime.tokenization import Encoded, pad
 
-EXTERNAL_DATA_ABOVE = 1_800_000_000  # bytes; a protobuf file ends at 2 GiB
 MASK, THRESHOLD = "attention_mask", "gate_threshold"
 
 
@@ -79,8 +79,8 @@ def write_graph(bundle: Bundle, out: Path) -> None:
     joined = helper.make_model(
         graph, opset_imports=embeddings.opset_import, ir_version=embeddings.ir_version, producer_name="hadskip-export"
     )
-    size = joined.ByteSize()
-    onnx.save(joined, out, save_as_external_data=size > EXTERNAL_DATA_ABOVE, location=f"{out.name}.data")
+    beside = joined.ByteSize() > EXTERNAL_DATA_ABOVE
+    onnx.save(joined, out, save_as_external_data=beside, location=f"{out.name}.data")
 
 
 def check_graph(file: Path, bundle: Bundle, golden: Golden, encoded: Iterable[Encoded]) -> None:

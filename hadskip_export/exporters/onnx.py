@@ -7,9 +7,9 @@ import torch
 from hadskip_export.errors import EngineError, first_line
 from hadskip_export.exporters.pieces import Piece
 from hadskip_export.exporters.silence import silenced
+from hadskip_export.runtime.onnx_files import EXTERNAL_DATA_ABOVE
 
 OPSET = 20  # the first with Gelu as an operator of its own
-EXTERNAL_DATA_ABOVE = 1_800_000_000  # bytes; a protobuf file ends at 2 GiB
 
 
 def export(piece: Piece, hidden_size: int, file: Path) -> None:

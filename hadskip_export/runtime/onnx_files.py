@@ -11,6 +11,8 @@ from pathlib import Path
 
 from hadskip_export.errors import BundleError
 
+EXTERNAL_DATA_ABOVE = 1_800_000_000  # bytes of a file with its weights inside; a protobuf file ends at 2 GiB
+
 # message -> {field number: message of that field}. Tensors end the walk: their field 13 holds key/value entries.
 _WALK = {
     "model": {7: "graph", 20: "training", 25: "function"},

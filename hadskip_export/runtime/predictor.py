@@ -83,29 +83,25 @@ class Predictor:
     ):
         manifest, model = bundle.manifest, bundle.manifest.model
         self.bundle = bundle
-        self.engine_info = bundle.engine(engine)
+        self.engine_info = info = bundle.engine(engine)
         self.labels = model.labels
         self.tokenizer = Tokenizer(bundle.file(manifest.tokenizer), model.max_length, model.vocab_size)
         self._router: RouterName = router
         self._threshold = manifest.router.threshold if gate_threshold is None else gate_threshold
         self._max_layers = max_layers
         self._check(router, max_layers, gate_threshold)
-        name = self.engine_info.name
-        if self.engine_info.parity == "failed" and not allow_failed:
+        if info.parity == "failed" and not allow_failed:
             raise BundleError(
-                f"{bundle.path}: {name} failed its parity check at {self.engine_info.first_bad_piece}; build it again, "
+                f"{bundle.path}: {info.name} failed its parity check at {info.first_bad_piece}; build it again, "
                 "or load it all the same with allow_failed=True"
             )
-        info = self.engine_info
         if reason := built_elsewhere(info.engine, info.versions, info.chip):
             raise EngineError(
-                f"{bundle.path}: {name} {reason}; make it anew with hadskip-export build {bundle.path} --engine"
+                f"{bundle.path}: {info.name} {reason}; make it anew with hadskip-export build {bundle.path} --engine"
                 f" {info.engine} --precision {info.precision}"
             )
-        files = {piece: bundle.file(file) for piece, file in self.engine_info.files.items()}
-        self.engine = engine_class(self.engine_info.engine)(
-            files, self.engine_info.precision, EngineOptions(threads, spinning)
-        )
+        files = {piece: bundle.file(file) for piece, file in info.files.items()}
+        self.engine = engine_class(info.engine)(files, info.precision, EngineOptions(threads, spinning))
         self._lock = threading.Lock()
         self.chain: Chain | None = None  # what `router="gates"` runs; None until it is needed
         self._full: Piece | None = None

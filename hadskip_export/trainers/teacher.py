@@ -25,9 +25,8 @@ class Teacher:
         """For every row of the training data, float32 [n, classes]."""
         if self._logits is None:
             logits = torch.zeros(len(self._data), len(self.model.config.labels), device=self._device)
-            with torch.autocast(
-                torch.device(self._device).type, enabled=False
-            ):  # a step in bf16 may be the first to ask
+            # In fp32, though a step in bf16 may be the first to ask.
+            with torch.autocast(torch.device(self._device).type, enabled=False):
                 for batch in ordered_batches(self._data, device=self._device):
                     logits[torch.from_numpy(batch.rows)] = self.model(*batch.inputs).logits
             self._logits = logits

@@ -30,6 +30,8 @@ TEXTS = [text for text, _ in sentences(60, 5)]
 LAYERS = [*(f"layer_0{number}" for number in range(1, 5)), "full"]
 ADDED = [("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"), ("ort", "int8")]
 BF16 = bool((features() or {}).get("BF16"))
+IN_BF16 = pytest.param("openvino-bf16", marks=pytest.mark.skipif(not BF16, reason="a chip without bf16 refuses it"))
+MOVED = 5e-4  # of a probability; below it an answer has stayed
 
 
 @pytest.fixture
@@ -79,10 +81,8 @@ def test_only_what_is_int8_has_files_of_its_own(full_house: Path, bundle: Path):
     assert {name for name in before if before[name] != after.get(name)} == {"manifest.json", "manifest.sha256"}
 
 
-@pytest.mark.parametrize("engine", ["openvino-fp32", "openvino-bf16", "openvino-int8", "ort-int8"])
+@pytest.mark.parametrize("engine", ["openvino-fp32", IN_BF16, "openvino-int8", "ort-int8"])
 def test_an_added_engine_answers_as_the_first_one_does(full_house: Path, engine: str):
-    if engine.endswith("bf16") and not BF16:
-        pytest.skip("this chip computes no bf16")
     near = {"fp32": 1e-5, "bf16": 0.02, "int8": 0.03}[engine.rpartition("-")[2]]
     with Predictor.load(full_house) as first, Predictor.load(full_house, engine=engine) as other:
         assert other.engine_info.name == engine
@@ -92,21 +92,28 @@ def test_an_added_engine_answers_as_the_first_one_does(full_house: Path, engine:
             assert len(same) >= (0.9 if near > 1e-5 else 1) * len(TEXTS)
             distances = [abs(a.probabilities["yes"] - b.probabilities["yes"]) for a, b in same]
             assert max(distances) < near
+            assert (max(distances) > 1e-5) == (near > 1e-5)  # it is another precision indeed
     assert validate(full_house, engine=engine).passed
 
 
-@pytest.mark.parametrize("engine", ["ort-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8"])
-def test_an_answer_does_not_depend_on_who_shares_the_batch(full_house: Path, engine: str):
-    """Of ONNX Runtime's int8 this is not true: it scales activations by the tensor."""
-    if engine.endswith("bf16") and not BF16:
-        pytest.skip("this chip computes no bf16")
-    near = {"fp32": 1e-5, "bf16": 5e-3, "int8": 5e-3}[engine.rpartition("-")[2]]
-    with Predictor.load(full_house, engine=engine) as predictor:
+def moved_by_batch_mates(bundle: Path, engine: str) -> tuple[int, float]:
+    """(texts that take the same layers alone and in a batch, largest difference of a probability among them)."""
+    with Predictor.load(bundle, engine=engine) as predictor:
         together, alone = predictor(TEXTS, batch_size=32), [predictor(text) for text in TEXTS]
     same = [(a, b) for a, b in zip(together, alone, strict=True) if a.layers == b.layers]
-    assert len(same) >= len(TEXTS) - (0 if near == 1e-5 else 2)
-    for a, b in same:
-        assert a.probabilities == pytest.approx(b.probabilities, abs=near)
+    return len(same), max(abs(a.probabilities["yes"] - b.probabilities["yes"]) for a, b in same)
+
+
+@pytest.mark.parametrize("engine", ["ort-fp32", "openvino-fp32", IN_BF16, "openvino-int8"])
+def test_an_answer_does_not_depend_on_who_shares_the_batch(full_house: Path, engine: str):
+    same, moved = moved_by_batch_mates(full_house, engine)
+    assert same == len(TEXTS)
+    assert moved < (1e-5 if engine.endswith("fp32") else MOVED)
+
+
+def test_onnxruntime_s_int8_depends_on_it(full_house: Path):
+    """It scales activations by the tensor: the test above can tell."""
+    assert moved_by_batch_mates(full_house, "ort-int8")[1] > MOVED
 
 
 def test_a_static_bundle_takes_engines_too(static_bundle: Path, tmp_path: Path):

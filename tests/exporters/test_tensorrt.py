@@ -205,7 +205,7 @@ def test_tensorrt_itself_is_not_touched_without_a_gpu(bundle: Path, tmp_path: Pa
 def test_an_engine_that_cannot_run_here_says_why(built: Path):
     with pytest.raises(EngineError, match="does not run them yet"):
         Predictor.load(built, engine="trt-rtx")
-    with pytest.raises(EngineError, match="--engine trt-rtx: cannot be measured here: there is no NVIDIA driver"):
+    with pytest.raises(EngineError, match="trt-rtx-fp32: cannot be measured here: there is no NVIDIA driver"):
         estimate("minilm", layers_run=3, engine="trt-rtx", seq=(5,))
     with Predictor.load(built) as predictor:  # the others are as they were
         assert predictor("a good film").label

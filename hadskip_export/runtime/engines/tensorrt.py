@@ -69,11 +69,15 @@ class TensorRtRtxEngine(_TensorRt):
 def why_no_device() -> str | None:
     """Why no NVIDIA GPU can be used here; None if one can. Asked before TensorRT, which does not survive without."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1" if platform.system() != "Windows" else "nvcuda.dll")
+        driver = _driver()
     except OSError:
         return "there is no NVIDIA driver on this machine"
     error = driver.cuInit(0)
     return f"the NVIDIA driver finds no usable GPU (cuInit: {error})" if error else None
+
+
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
 
 
 def device_name() -> str:
@@ -84,7 +88,7 @@ def device_name() -> str:
     """
     if lack := why_no_device():
         raise EngineError(f"no GPU to build for: {lack}")
-    driver = ctypes.CDLL("libcuda.so.1" if platform.system() != "Windows" else "nvcuda.dll")
+    driver = _driver()
     name, device, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     driver.cuDeviceGet(ctypes.byref(device), 0)
     driver.cuDeviceGetName(name, len(name), device)
