@@ -2,6 +2,7 @@
 
     python benchmarks/study.py run --glue GLUE_FOLDER --runs FOLDER [NAME ...]   # resumable; one after the other
     python benchmarks/study.py table                                             # from the summaries kept in study/
+    python benchmarks/study.py evidence                                          # recipes beside rivals, by seed
 
 Every run is `hadskip_export.train` on the 6-layer MiniLM of the demo. Teachers come first, one per task and seed; all
 students of a seed share its teacher and its held-out slice. Run folders hold weights and stay out of the repository;
@@ -197,6 +198,50 @@ def table(names: tuple[str, ...]) -> None:
                 f" {row['shuffled_divergence']:>6.3f} {row['routes']:>6} {row['route_entropy_bits']:>5.2f}"
                 f" {row['top_route_share']:>5.2f} {row['top_route_metric']:>6.4f} {row['static_metric']:>6.4f}"
             )
+
+
+@main.command("evidence")
+def evidence_table() -> None:
+    """Recipes beside their rivals, by seed, and the mean of the differences; what has not run yet is left blank."""
+    rivals = ("paper", *RIVALS)
+    click.echo(
+        f"{'data':<11} {'budget':>6} {'seed':>4} {'teacher':>7} {'adaptive':>8} {'kept':>6} {'KL':>5} {'shuffled':>8}"
+        f" {'top':>4} {'routes':>6}" + "".join(f" {name:>8} {'KL':>5}" for name in rivals)
+    )
+    for task, rows in EVIDENCE:
+        for budget in (4, 3, 2):
+            differences: dict[str, list[float]] = {name: [] for name in rivals}
+            for seed in range(3):
+                found = {who: _at(task, rows, seed, who, budget) for who in ("adaptive", *rivals)}
+                ours = found["adaptive"]
+                if ours is None:
+                    continue
+                line = (
+                    f"{task if rows is None else f'{task}-{rows}':<11} {budget:>6} {seed:>4} {ours['teacher']:>7.4f}"
+                    f" {ours['metric']:>8.4f} {ours['retained'] or 0:>6.1%} {ours['divergence']:>5.3f}"
+                    f" {ours['shuffled_metric']:>8.4f} {ours['top_route_share']:>4.2f} {ours['routes']:>6}"
+                )
+                for name in rivals:
+                    theirs = found[name]
+                    line += " " * 15 if theirs is None else f" {theirs['metric']:>8.4f} {theirs['divergence']:>5.3f}"
+                    if theirs is not None:
+                        differences[name].append(ours["metric"] - theirs["metric"])
+                click.echo(line)
+            means = [f"{name} {np.mean(found):+.4f} ({len(found)})" for name, found in differences.items() if found]
+            if means:
+                click.echo(f"{'':<11} {budget:>6} adaptive less its rival, mean of seeds: {', '.join(means)}")
+
+
+def _at(task: str, rows: int | None, seed: int, who: str, budget: float) -> dict[str, float] | None:
+    """The figures of a recipe or a rival at a budget, with its teacher's metric; None if it has not run. `paper` goes
+    down to 2 in one run."""
+    run = student(task, rows, seed, who, 2 if who == "paper" else budget)
+    file = SUMMARIES / f"{run.name}.json"
+    if not file.is_file():
+        return None
+    summary = json.loads(file.read_text())
+    row = next(row for row in summary["budgets"] if row["budget"] == budget)
+    return row | {"teacher": summary["teacher"]["metric"]}
 
 
 if __name__ == "__main__":

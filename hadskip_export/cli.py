@@ -9,13 +9,13 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 import hadskip_export
 from hadskip_export.errors import HadskipError
-from hadskip_export.runtime.engines import ENGINES
+from hadskip_export.runtime.engines import ENGINES, GateLayout
 
 COLUMN_OPTIONS = ("text", "pair", "label")
 
@@ -122,7 +122,9 @@ def train(train_file: str | None, eval_file: str | None, route: str | None, **op
 @click.option("--precision", default="fp32", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle to write; where SOURCE is a run.")
 @click.option("--budget", type=float, help="Which of the run's budgets; the last if left out.")
-@click.option("--gates", type=click.Choice(["separate", "lookahead"]), default="separate", show_default=True)
+@click.option(
+    "--gates", type=click.Choice(get_args(GateLayout)), help="Their layout; the engine's fastest if left out."
+)
 @click.option("--golden", type=click.Path(path_type=Path), help="Texts, one a line, to keep as golden inputs.")
 @click.option("--no-full", is_flag=True, help="Leave the fine-tuned BERT out (no kill switch, no bench).")
 @click.option("--graph", is_flag=True, help="Add the whole model as one ONNX file, for programs without Python.")
@@ -229,7 +231,9 @@ def bench(json_file: Path | None, against: str, **options: Any) -> None:
     multiple=True,
     help="The same layers for all inputs, or each its own; repeatable. Both, above batch 1, if left out.",
 )
-@click.option("--gates", type=click.Choice(["separate", "lookahead"]), default="separate", show_default=True)
+@click.option(
+    "--gates", type=click.Choice(get_args(GateLayout)), help="Their layout; the engine's fastest if left out."
+)
 @click.option("--against", help="Full BERT's engine, as ort-fp32, where it is to be another one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the routes.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures and raw samples there.")

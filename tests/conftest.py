@@ -165,7 +165,7 @@ def bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from hadskip_export.exporters.from_run import write_bundle
 
     out = tmp_path_factory.mktemp("bundle") / "bundle"
-    assert write_bundle(source, out).parity == "passed"
+    assert write_bundle(source, out, gates="separate").parity == "passed"
     return out
 
 
@@ -186,6 +186,16 @@ def lookahead_bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("lookahead") / "bundle"
     assert write_bundle(source, out, gates="lookahead").parity == "passed"
+    return out
+
+
+@pytest.fixture(scope="session")
+def fused_bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with the layout that ONNX Runtime has by itself, fused."""
+    from hadskip_export.exporters.from_run import write_bundle
+
+    out = tmp_path_factory.mktemp("fused") / "bundle"
+    assert write_bundle(source, out).parity == "passed"
     return out
 
 

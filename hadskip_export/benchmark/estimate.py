@@ -50,7 +50,7 @@ def estimate(
     seq: Sequence[int] = (64, 128),
     batch: Sequence[int] = (1,),
     routing: Sequence[Routing] = (),
-    gates: GateLayout = "separate",
+    gates: GateLayout | None = None,
     against: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def profile(predictor: Predictor, calls: Sequence[list[Input]]) -> dict[str, flo
     Returns:
         Mean seconds per call: `tokeniser`, `embeddings`, `layer_01`.., `gates`, `head`, and `python`, which is all
         the rest. A layer that only some calls run counts with what it costs on average. Of a static route only the
-        layers on it, and no gates.
+        layers on it, and no gates. Fused gates count with the embeddings and the layers.
     """
     chain, tokenizer = predictor.chain, predictor.tokenizer
     assert chain is not None
@@ -42,6 +42,7 @@ def profile(predictor: Predictor, calls: Sequence[list[Input]]) -> dict[str, flo
         embeddings=timed("embeddings", chain.embeddings),
         layers={index: timed(names[index], layer) for index, layer in chain.layers.items()},
         gates=[timed("gates", gate) for gate in chain.gates],
+        lookahead=None if chain.lookahead is None else timed("gates", chain.lookahead),
         head=timed("head", chain.head),
     )
     try:
@@ -54,7 +55,7 @@ def profile(predictor: Predictor, calls: Sequence[list[Input]]) -> dict[str, flo
             total += time.perf_counter() - started
     finally:
         predictor.chain, predictor.tokenizer = chain, tokenizer
-    gates = ["gates"] if chain.gates else []
+    gates = ["gates"] if chain.gates or chain.lookahead else []
     timed_parts = ["tokeniser", "embeddings", *names.values(), *gates, "head"]
     parts = {part: spent[part] / len(calls) for part in timed_parts}
     return parts | {"python": total / len(calls) - sum(parts.values())}

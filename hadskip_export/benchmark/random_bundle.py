@@ -23,7 +23,7 @@ def text_of(tokens: int) -> str:
 
 
 def write_random_bundle(
-    out: Path, config: EncoderConfig, engine: str = "ort", precision: str = "fp32", gates: GateLayout = "separate"
+    out: Path, config: EncoderConfig, engine: str = "ort", precision: str = "fp32", gates: GateLayout | None = None
 ) -> ParityReport:
     """Writes a bundle of a size, checked like any other.
 
@@ -34,7 +34,7 @@ def write_random_bundle(
     Raises:
         EngineError: see `check_measurable`.
     """
-    check_measurable(engine, precision)
+    check_measurable(engine, precision, gates)
     torch.manual_seed(0)
     with torch.no_grad():
         full = Classifier(config).init_weights()

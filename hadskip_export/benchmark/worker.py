@@ -13,7 +13,7 @@ import numpy as np
 
 from hadskip_export.benchmark.profile import profile
 from hadskip_export.errors import HadskipError
-from hadskip_export.runtime.predictor import EMBEDDING_INPUTS, Predictor
+from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Input, pad
 
 Calls = list[list[int]]  # rows of the texts, by call
@@ -49,19 +49,18 @@ class Worker:
 
     def pieces(self, calls: Calls, repeats: int) -> dict[str, Any]:
         """Embeddings, one layer and head timed alone on the batches that the calls would make; seconds, medians."""
-        model = self._predictor.bundle.manifest.model
         chain = self._predictor.chain
         assert chain is not None
         samples = []
         for rows in calls:
             batch = pad(self._predictor.tokenizer.encode([self._texts[row] for row in rows]))
-            ids = [getattr(batch, name) for name in EMBEDDING_INPUTS if name in model.inputs]
+            inputs = [getattr(batch, name) for name in chain.embedding_inputs]
             for _ in range(repeats):
                 moments = [time.perf_counter()]
-                hidden = chain.embeddings(*ids)
+                hidden = chain.embeddings(*inputs)
                 moments.append(time.perf_counter())
                 for layer in chain.layers.values():
-                    hidden = layer(hidden, batch.attention_mask)
+                    hidden = _hidden(layer(hidden, batch.attention_mask))
                 moments.append(time.perf_counter())
                 chain.head(hidden)
                 moments.append(time.perf_counter())
@@ -77,6 +76,11 @@ class Worker:
         """Class index and layers run of every text, untimed."""
         logits, routes = self._predictor.run(self._predictor.tokenizer.encode(self._texts), routes=self._routes)
         return {"predicted": logits.argmax(axis=1).tolist(), "layers_run": routes.sum(axis=1).tolist()}
+
+
+def _hidden(output: Any) -> np.ndarray:
+    """hidden_states of a piece, which may have margins too."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def main() -> None:

@@ -20,9 +20,9 @@ from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.tokenization import Tokenizer
 
 
-def add_engine(path: Path, engine: str, precision: str, gates: GateLayout = "separate") -> ParityReport | None:
+def add_engine(path: Path, engine: str, precision: str, gates: GateLayout | None = None) -> ParityReport | None:
     """Adds an engine, or makes it anew; see `build`."""
-    check_engine(engine, precision)
+    check_engine(engine, precision, gates)
     with _alone(path) as bundle:
         return _add_engine(bundle, engine, precision, gates)
 
@@ -63,14 +63,13 @@ def _alone(path: Path) -> Iterator[Bundle]:
         lock.release()
 
 
-def _add_engine(bundle: Bundle, engine: str, precision: str, gates: GateLayout) -> ParityReport | None:
+def _add_engine(bundle: Bundle, engine: str, precision: str, gates: GateLayout | None) -> ParityReport | None:
     manifest, texts = bundle.manifest, read_golden(bundle).texts
     for folder in bundle.path.glob("engines/*"):  # of a killed build, or long replaced
         if folder.relative_to(bundle.path).as_posix() not in {info.folder for info in manifest.engines}:
             shutil.rmtree(folder)
-    layout = "none" if manifest.router.kind == "static" else gates
     reference = OnnxReference(bundle)
-    info = compile_engine(bundle.path, manifest.pieces, manifest.model, engine, precision, layout)
+    info = compile_engine(bundle.path, manifest.pieces, manifest.model, engine, precision, gates)
     try:
         report = check(bundle, info, lambda p: compare(reference, p, p.tokenizer.encode(texts)))
         amend(bundle, _with(manifest, note_parity(bundle.path, info, report)))

@@ -16,7 +16,7 @@ def build(
     engine: str | None = None,
     precision: str = "fp32",
     budget: float | None = None,
-    gates: GateLayout = "separate",
+    gates: GateLayout | None = None,
     golden: str | Path | None = None,
     full: bool = True,
     graph: bool = False,
@@ -28,7 +28,7 @@ def build(
         out: the bundle to write; not of a bundle.
         engine: `ort` if left out; of a bundle there is none to add then.
         budget: which of the run's budgets; the last if left out.
-        gates: the layout the runtime uses; the bundle carries the pieces of both. A fixed route has none.
+        gates: their layout, see `GateLayout`; the engine's fastest if left out. A fixed route has no gates.
         golden: a file of texts, one a line, to take as golden inputs instead of random words.
         full: carry the fine-tuned BERT too.
         graph: carry the whole model as one ONNX file too, for programs without Python.

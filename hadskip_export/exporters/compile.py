@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from hadskip_export.errors import EngineError
+from hadskip_export.exporters.half import halve
+from hadskip_export.exporters.joining import fuse
 from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport
 from hadskip_export.exporters.quantise import quantise, quantise_weights
 from hadskip_export.exporters.tensorrt import build_engine
 from hadskip_export.progress import say, track
-from hadskip_export.runtime.bundle import Bundle, EngineInfo, ModelInfo, Tolerance
-from hadskip_export.runtime.engines import ENGINES, engine_class, is_reduced
+from hadskip_export.runtime.bundle import Bundle, EngineInfo, ModelInfo, Tolerance, layer_name
+from hadskip_export.runtime.engines import ENGINES, GateLayout, engine_class, is_reduced
 from hadskip_export.runtime.engines.tensorrt import LIBRARIES
 from hadskip_export.runtime.predictor import Predictor
 
@@ -36,6 +38,7 @@ class Form:
 # Where there is none, an engine runs the ONNX pieces themselves.
 FORMS = {
     ("ort", "int8"): Form(lambda source, out, *_: quantise(source, out)),
+    ("ort-cuda", "fp16"): Form(lambda source, out, *_: halve(source, out)),
     ("openvino", "int8"): Form(lambda source, out, *_: quantise_weights(source, out)),
 } | {
     (name, precision): Form(partial(build_engine, name, precision), every=True, suffix=".engine")
@@ -44,25 +47,28 @@ FORMS = {
 }
 
 
-def check_engine(engine: str, precision: str) -> None:
+def check_engine(engine: str, precision: str, gates: GateLayout | None = None) -> None:
     """
     Raises:
-        EngineError: no such engine, its library is not installed, or it has no such precision.
+        EngineError: no such engine, its library is not installed, or it has no such precision or layout of gates.
     """
     if engine not in ENGINES:
         raise EngineError(f"--engine {engine}: not known; there are {', '.join(ENGINES)}")
     precisions = engine_class(engine).precisions
     if precision not in precisions:
         raise EngineError(f"--precision {precision}: not to be had with {engine}; there are {', '.join(precisions)}")
+    layouts = engine_class(engine).layouts(precision)
+    if gates is not None and gates not in layouts:
+        raise EngineError(f"--gates {gates}: not to be had with {engine}-{precision}; there are {', '.join(layouts)}")
     engine_class(engine).versions()
 
 
-def check_measurable(engine: str, precision: str) -> None:
+def check_measurable(engine: str, precision: str, gates: GateLayout | None = None) -> None:
     """
     Raises:
         EngineError: see `check_engine`; also an engine that this machine can build and not run.
     """
-    check_engine(engine, precision)
+    check_engine(engine, precision, gates)
     if lack := engine_class(engine).why_not_here():
         raise EngineError(f"{engine}-{precision}: cannot be measured here: {lack}")
 
@@ -73,33 +79,60 @@ def compile_engine(
     model: ModelInfo,
     engine: str,
     precision: str,
-    gates: Literal["separate", "lookahead", "none"],
+    gates: GateLayout | None,
 ) -> EngineInfo:
     """Writes what an engine has of its own into a new folder under `engines/`; its parity is yet to be checked.
 
     Args:
         bundle: the bundle's folder.
         pieces: piece -> fp32 ONNX file, relative to it.
+        gates: their layout; the engine's fastest if None.
 
     Raises:
         EngineError: a piece that cannot be made.
     """
+    kind = engine_class(engine)
+    layout: GateLayout | Literal["none"] = gates or kind.layouts(precision)[0]
+    if "gates" not in pieces:
+        layout = "none"
     folder = _free_folder(bundle, f"engines/{engine}-{precision}")
     (bundle / folder).mkdir(parents=True)
-    files, form = dict(pieces), FORMS.get((engine, precision))
-    if form is not None:
-        own = {file: piece for piece, file in pieces.items() if form.every or is_reduced(piece)}
-        made = {file: f"{folder}/{Path(file).stem}{form.suffix}" for file in own}
-        try:
-            for file, piece in track(own.items(), len(own), f"{engine}-{precision}"):
-                form.make(bundle / file, bundle / made[file], model.max_length, is_reduced(piece))
-        except BaseException:
-            shutil.rmtree(bundle / folder)
-            raise
-        files = {piece: made.get(file, file) for piece, file in pieces.items()}
-    kind = engine_class(engine)
+    try:
+        files = _make_form(bundle, folder, pieces, model, engine, precision)
+        if layout == "fused":
+            files = _fuse_gates(bundle, folder, files, model.layers)
+    except BaseException:
+        shutil.rmtree(bundle / folder)
+        raise
     unchecked = Tolerance((ROUTE_EPSILON,) * model.layers, LOGITS_TOLERANCE)
-    return EngineInfo(engine, precision, gates, kind.versions(), kind.chip(), folder, files, "unverified", unchecked)
+    return EngineInfo(engine, precision, layout, kind.versions(), kind.chip(), folder, files, "unverified", unchecked)
+
+
+def _make_form(
+    bundle: Path, folder: str, pieces: dict[str, str], model: ModelInfo, engine: str, precision: str
+) -> dict[str, str]:
+    """Writes the engine's own form of the pieces, if it has one, and returns the files of all pieces."""
+    form = FORMS.get((engine, precision))
+    if form is None:
+        return dict(pieces)
+    own = {file: piece for piece, file in pieces.items() if form.every or is_reduced(piece)}
+    made = {file: f"{folder}/{Path(file).stem}{form.suffix}" for file in own}
+    for file, piece in track(own.items(), len(own), f"{engine}-{precision}"):
+        form.make(bundle / file, bundle / made[file], model.max_length, is_reduced(piece))
+    return {piece: made.get(file, file) for piece, file in pieces.items()}
+
+
+def _fuse_gates(bundle: Path, folder: str, files: dict[str, str], num_layers: int) -> dict[str, str]:
+    """Writes all layers but the last with the gates that come after them, and returns the files of all pieces. What was
+    only made to be fused goes."""
+    fused = {layer_name(index): f"{folder}/{layer_name(index)}_gates.onnx" for index in range(num_layers - 1)}
+    for first, piece in track(enumerate(fused, 1), len(fused), "gates into layers"):
+        fuse(bundle / files[piece], bundle / files["gates"], first, bundle / fused[piece])
+    after = files | fused
+    for file in set(files.values()) - set(after.values()):
+        if file.startswith(f"{folder}/"):
+            (bundle / file).unlink()
+    return after
 
 
 def check(bundle: Bundle, info: EngineInfo, how: Callable[[Predictor], ParityReport]) -> ParityReport | None:

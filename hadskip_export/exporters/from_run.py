@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hadskip_export.errors import BudgetError, BundleError
 from hadskip_export.exporters import golden as golden_files
@@ -105,15 +105,14 @@ def write_bundle(
     out: Path,
     engine: str = "ort",
     precision: str = "fp32",
-    gates: GateLayout = "separate",
+    gates: GateLayout | None = None,
     golden: list[Text] | None = None,
 ) -> ParityReport | None:
     """Writes a bundle and checks its engine against PyTorch, where this machine can run it; see `build`."""
     from hadskip_export import __version__
 
-    check_engine(engine, precision)
+    check_engine(engine, precision, gates)
     config, router = source.model.classifier.config, _router(source)
-    layout: Literal["separate", "lookahead", "none"] = "none" if router.kind == "static" else gates
     with new_bundle(out) as folder:
         (folder / TOKENIZER).parent.mkdir()
         shutil.copyfile(source.tokenizer, folder / TOKENIZER)
@@ -122,7 +121,7 @@ def write_bundle(
         model = ModelInfo(
             "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels
         )
-        info = compile_engine(folder, pieces, model, engine, precision, layout)
+        info = compile_engine(folder, pieces, model, engine, precision, gates)
         manifest = Manifest(
             format=1,
             created_by=f"hadskip-export {__version__}",

@@ -15,11 +15,10 @@ import numpy as np
 
 from hadskip_export.errors import EngineError, optional_import
 from hadskip_export.exporters.golden import Golden
+from hadskip_export.exporters.joining import inlined, save
 from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, count_flips, largest_difference
-from hadskip_export.exporters.quantise import EXTRA
 from hadskip_export.routes import as_row
 from hadskip_export.runtime.bundle import Bundle, gate_name, layer_name
-from hadskip_export.runtime.onnx_files import EXTERNAL_DATA_ABOVE
 from hadskip_export.runtime.tokenization import Encoded, pad
 
 MASK, THRESHOLD = "attention_mask", "gate_threshold"
@@ -31,7 +30,7 @@ def write_graph(bundle: Bundle, out: Path) -> None:
     Raises:
         EngineError: `onnx` is not installed.
     """
-    onnx: Any = optional_import("onnx", EXTRA)
+    onnx: Any = optional_import("onnx", "build")
     helper, kinds = onnx.helper, onnx.TensorProto
     manifest = bundle.manifest
     model, route = manifest.model, manifest.router.route
@@ -41,15 +40,15 @@ def write_graph(bundle: Bundle, out: Path) -> None:
         return onnx.load(bundle.file(manifest.pieces[piece]))
 
     embeddings = read("embeddings")
-    nodes, weights, hidden = _inlined(embeddings, "embeddings", {})
+    nodes, weights, hidden = inlined(embeddings, "embeddings", {})
     ran = []
     for index in range(model.layers):
         layer = layer_name(index)
         if route is None:
-            asked, gate_weights, margin = _inlined(read(gate_name(index)), gate_name(index), {"hidden_states": hidden})
+            asked, gate_weights, margin = inlined(read(gate_name(index)), gate_name(index), {"hidden_states": hidden})
             nodes += [*asked, helper.make_node("Greater", [margin, THRESHOLD], [f"{layer}/run"])]
             weights += gate_weights
-            inside, layer_weights, output = _inlined(read(layer), layer, {"hidden_states": hidden})
+            inside, layer_weights, output = inlined(read(layer), layer, {"hidden_states": hidden})
             state = helper.make_tensor_value_info(output, kinds.FLOAT, [batch, "length", model.hidden_size])
             run = helper.make_graph(inside, layer, [], [state], layer_weights)
             kept = helper.make_tensor_value_info(f"{layer}/kept", kinds.FLOAT, [batch, "length", model.hidden_size])
@@ -58,7 +57,7 @@ def write_graph(bundle: Bundle, out: Path) -> None:
             nodes.append(helper.make_node("If", [ran[-1]], [f"{layer}/out"], then_branch=run, else_branch=skip))
             hidden = f"{layer}/out"
         elif index + 1 in route:
-            inside, layer_weights, hidden = _inlined(read(layer), layer, {"hidden_states": hidden})
+            inside, layer_weights, hidden = inlined(read(layer), layer, {"hidden_states": hidden})
             nodes, weights = nodes + inside, weights + layer_weights
     if route is None:
         nodes.append(helper.make_node("Concat", ran, ["run"], axis=0))
@@ -67,7 +66,7 @@ def write_graph(bundle: Bundle, out: Path) -> None:
         weights.append(onnx.numpy_helper.from_array(np.float32(manifest.router.threshold), THRESHOLD))
     else:
         weights.append(onnx.numpy_helper.from_array(as_row(route, model.layers)[None], "layers_run"))
-    last, head_weights, _ = _inlined(read("head"), "head", {"hidden_states": hidden}, {"logits": "logits"})
+    last, head_weights, _ = inlined(read("head"), "head", {"hidden_states": hidden}, {"logits": "logits"})
     inputs = [helper.make_tensor_value_info(name, kinds.INT64, [batch, "length"]) for name in model.inputs]
     if route is None:
         inputs.append(helper.make_tensor_value_info(THRESHOLD, kinds.FLOAT, []))
@@ -79,8 +78,7 @@ def write_graph(bundle: Bundle, out: Path) -> None:
     joined = helper.make_model(
         graph, opset_imports=embeddings.opset_import, ir_version=embeddings.ir_version, producer_name="hadskip-export"
     )
-    beside = joined.ByteSize() > EXTERNAL_DATA_ABOVE
-    onnx.save(joined, out, save_as_external_data=beside, location=f"{out.name}.data")
+    save(joined, out)
 
 
 def check_graph(file: Path, bundle: Bundle, golden: Golden, encoded: Iterable[Encoded]) -> None:
@@ -107,27 +105,3 @@ def check_graph(file: Path, bundle: Bundle, golden: Golden, encoded: Iterable[En
             f"{file}: does not give the golden answers ({flips} routes differ, logits by up to {largest:.1e}); build"
             " the bundle again"
         )
-
-
-def _inlined(
-    piece: Any, prefix: str, given: dict[str, str], kept: dict[str, str] | None = None
-) -> tuple[list[Any], list[Any], str]:
-    """A piece as part of a larger graph: (nodes, initializers, name of its output), every name of its own prefixed.
-
-    Args:
-        given: what its inputs are called there; those that are left out keep their names.
-        kept: outputs whose names are to stay.
-    """
-    graph = piece.graph
-    names = {one.name: given.get(one.name, one.name) for one in graph.input} | (kept or {})
-
-    def rename(name: str) -> str:
-        return names.get(name, f"{prefix}/{name}") if name else name  # an optional input left out is nameless
-
-    for node in graph.node:
-        node.name = f"{prefix}/{node.name}"
-        node.input[:] = map(rename, node.input)
-        node.output[:] = map(rename, node.output)
-    for tensor in graph.initializer:
-        tensor.name = rename(tensor.name)
-    return list(graph.node), list(graph.initializer), rename(graph.output[0].name)

@@ -23,6 +23,7 @@ LOGITS_TOLERANCE = 1e-4  # fp32
 # Largest difference a piece in fp32 may show on the reference's own inputs.
 PIECE_TOLERANCE = {"gate": ROUTE_EPSILON, "head": LOGITS_TOLERANCE, "full": LOGITS_TOLERANCE}
 STATE_TOLERANCE = 1e-4  # embeddings and layers
+FUSED = "gates in {}"  # what a report calls the gates that are fused with a piece
 # Below fp32 single values stray; the mean difference may be this share of the mean of what the reference gives.
 MEAN_SHARE = 0.2
 # Labels that may differ beyond what full BERT's own precision costs (int8), or at all.
@@ -83,7 +84,7 @@ class ParityReport:
         """The report as a person reads it."""
         result = [f"{self.engine}-{self.precision} against {self.reference}, {self.texts} texts"]
         result += [
-            f"  {piece.piece:<12} largest {piece.largest:.1e}  mean {piece.mean:.1e}  tolerance {piece.tolerance:.0e}"
+            f"  {piece.piece:<17} largest {piece.largest:.1e}  mean {piece.mean:.1e}  tolerance {piece.tolerance:.0e}"
             f"{'' if piece.judged == 'largest' else ' of the mean'}{'' if piece.passed else '  FAILED'}"
             for piece in self.pieces
         ]
@@ -111,6 +112,9 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
     threshold = manifest.router.threshold
     pieces = {piece: predictor.engine.load(piece) for piece in info.files}
     differences = {piece: _Difference() for piece in pieces}
+    if info.gates == "fused":
+        fused = [FUSED.format(layer_name(index)) for index in range(manifest.model.layers - 1)]
+        differences |= {name: _Difference() for name in fused}
     kept: list[tuple[np.ndarray, ...]] = []
     same_full: list[bool] = []
     steps = zip(inputs, traces(reference, inputs, threshold), strict=True)
@@ -203,7 +207,7 @@ class _Difference:
         self.largest, self.sum, self.expected, self.count = 0.0, 0.0, 0.0, 0
 
     def add(self, got: np.ndarray, expected: np.ndarray) -> None:
-        difference = np.abs(got.astype(np.float64) - expected)
+        difference = np.abs(np.asarray(got, np.float64) - expected)
         self.largest = float(np.maximum(self.largest, difference.max()))  # NaN stays NaN
         self.sum, self.count = self.sum + float(difference.sum()), self.count + difference.size
         self.expected += float(np.abs(expected).sum())
@@ -228,6 +232,7 @@ def _compare_pieces(
     layers that nobody runs."""
     batch = pad([encoded])
     mask = batch.attention_mask
+
     embedding_inputs = [getattr(batch, name) for name in full_inputs if name != "attention_mask"]
     before = pieces["embeddings"](*embedding_inputs), trace.states[0]
     differences["embeddings"].add(*before)
@@ -241,7 +246,12 @@ def _compare_pieces(
             differences["gates"].add(column, trace.margins[index : index + 1])
             errors[index] = (pieces[gate](before[0], mask) - pieces[gate](before[1], mask))[0]
         if layer in pieces:
-            before = pieces[layer](state, mask), expected
+            output = pieces[layer](state, mask)
+            if isinstance(output, tuple):  # fused gates against the engine's own, on what its layer gave
+                output, margins = output
+                alone = pieces["gates"](output, mask)
+                differences[FUSED.format(layer)].add(margins[:, index + 1 :], alone[:, index + 1 :])
+            before = output, expected
             differences[layer].add(*before)
     differences["head"].add(pieces["head"](trace.states[-1]), trace.logits)
     full_logits = None

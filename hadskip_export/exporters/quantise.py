@@ -8,7 +8,6 @@ import numpy as np
 from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.exporters.silence import silenced
 
-EXTRA = "int8"
 OPERATORS = ["MatMul", "Gemm"]
 LARGEST = 127
 TINY = 1e-12  # a channel of zeros has some scale too
@@ -20,7 +19,7 @@ def quantise(source: Path, out: Path) -> None:
     Raises:
         EngineError: `onnx` is not installed, or the quantiser refuses the file.
     """
-    optional_import("onnx", EXTRA)
+    optional_import("onnx", "build")
     quantization = optional_import("onnxruntime.quantization", "ort or ort-gpu")
     try:
         with silenced():
@@ -43,7 +42,7 @@ def quantise_weights(source: Path, out: Path) -> None:
     Raises:
         EngineError: `onnx` is not installed, or cannot read the file.
     """
-    onnx = optional_import("onnx", EXTRA)
+    onnx = optional_import("onnx", "build")
     try:
         model = onnx.load(source)
     except Exception as error:  # protobuf's and onnx's own exceptions have no common base

@@ -7,12 +7,12 @@ piece takes and gives stays fp32, and so do normalisation and softmax.
 from pathlib import Path
 from typing import Any
 
-from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.exporters.silence import silenced
-from hadskip_export.runtime.engines.tensorrt import LIBRARIES, why_no_device
+from hadskip_export.errors import EngineError, optional_import
+from hadskip_export.exporters.half import halved
+from hadskip_export.runtime.engines.nvidia import why_no_device
+from hadskip_export.runtime.engines.tensorrt import LIBRARIES
 
 USUAL_LENGTH, MOST_ROWS = 128, 32  # what kernels are chosen for, at batch 1; rows of the largest call
-FP32_OPERATORS = ["LayerNormalization", "Softmax", "Cast"]
 
 
 def build_engine(name: str, precision: str, source: Path, out: Path, max_length: int, reduced: bool) -> None:
@@ -34,13 +34,13 @@ def build_engine(name: str, precision: str, source: Path, out: Path, max_length:
     lack = why_no_device() if library.builds_on_device else None
     if lack is not None:
         raise EngineError(f"--engine {name}: builds on the GPU that will run it, and {lack}; build there, or trt-rtx")
-    model = onnx.load(source)
+    model = halved(source) if precision == "fp16" and reduced else onnx.load(source)
     expected = [one.name for one in model.graph.input], [one.name for one in model.graph.output]
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    parsed = parser.parse((_halved(model) if precision == "fp16" and reduced else model).SerializeToString())
+    parsed = parser.parse(model.SerializeToString())
     found = (
         [network.get_input(index).name for index in range(network.num_inputs)],
         [network.get_output(index).name for index in range(network.num_outputs)],
@@ -62,15 +62,3 @@ def build_engine(name: str, precision: str, source: Path, out: Path, max_length:
     if plan is None:
         raise EngineError(f"{source}: {library.module} cannot build it; its own messages above say why")
     out.write_bytes(memoryview(plan))
-
-
-def _halved(model: Any) -> Any:
-    """The model in fp16, with casts around what stays fp32. A constant beyond fp16, such as the attention mask's,
-    becomes the largest that the converter allows, 1e4."""
-    float16: Any = optional_import("onnxruntime.transformers.float16", "ort or ort-gpu")
-    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPERATORS]
-    try:
-        with silenced():
-            return float16.convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked)
-    except Exception as error:  # it raises whatever went wrong inside it
-        raise EngineError(f"onnxruntime cannot write it in fp16 ({first_line(error)})") from error

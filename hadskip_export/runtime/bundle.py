@@ -18,10 +18,8 @@ from typing import Literal
 
 from hadskip_export.errors import BundleError
 from hadskip_export.routes import Route, is_route
-from hadskip_export.runtime.engines import built_elsewhere, runs_onnx
+from hadskip_export.runtime.engines import GateLayout, built_elsewhere, runs_onnx
 from hadskip_export.runtime.onnx_files import external_data_files
-
-GateLayout = Literal["separate", "lookahead"]
 
 FORMAT = 1
 GRAPH = "graph"
@@ -39,10 +37,9 @@ def gate_name(index: int) -> str:
 
 
 def gate_names(layout: str, num_layers: int) -> list[str]:
-    """The pieces a router of this layout asks: one per layer, one for all, or none."""
-    if layout == "none":
-        return []
-    return ["gates"] if layout == "lookahead" else [gate_name(index) for index in range(num_layers)]
+    """The pieces of this layout that are asked for margins: one per layer, one for all, or none."""
+    separate = [gate_name(index) for index in range(num_layers)]
+    return {"separate": separate, "lookahead": ["gates"], "fused": ["gates"]}.get(layout, [])
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ class EngineInfo:
 
     engine: str
     precision: str
-    gates: Literal["separate", "lookahead", "none"]
+    gates: GateLayout | Literal["none"]
     versions: dict[str, str]
     chip: str
     folder: str

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,11 @@ class Chain:
     """The pieces of a model that has been cut up.
 
     Args:
-        layers: by index from 0, ascending: those that some input may run; every input skips the others.
-        gates: one per layer, or a single one that answers for all; routers ask them, the loop does not. None for a
-            static route.
+        layers: by index from 0, ascending: those that some input may run; every input skips the others. They give
+            hidden_states or, where gates are fused with them, those and the gates' margins.
+        gates: margin [b] of each, asked before its layer; none in the layouts that look ahead, and of a static route.
+        lookahead: all gates as one piece, margins [b, L], asked after the embeddings and each layer that gives
+            none itself; None where `gates` are asked, or none.
         embedding_inputs: names of the `Batch` arrays that `embeddings` takes.
         num_layers: of the model, whether or not some input may run them.
     """
@@ -25,6 +28,7 @@ class Chain:
     embeddings: Piece
     layers: Mapping[int, Piece]
     gates: Sequence[Piece]
+    lookahead: Piece | None
     head: Piece
     embedding_inputs: tuple[str, ...]
     num_layers: int
@@ -37,13 +41,25 @@ class Chain:
         """
         mask = batch.attention_mask
         routes = np.zeros((len(batch), self.num_layers), bool)
-        hidden = self.embeddings(*(getattr(batch, name) for name in self.embedding_inputs))
+        inputs = (getattr(batch, name) for name in self.embedding_inputs)
+        hidden, margins = self._seen(self.embeddings(*inputs), mask, 0)
         for index, layer in self.layers.items():
-            rows = routes[:, index] = router.select(index, hidden, mask)
+            margin = self.gates[index](hidden, mask) if self.gates else margins[:, index]
+            rows = routes[:, index] = router.select(index, margin)
             count = np.count_nonzero(rows)
             if count == len(rows):
-                hidden = layer(hidden, mask)
+                hidden, margins = self._seen(layer(hidden, mask), mask, index + 1)
             elif count:
                 length = mask[rows].sum(axis=1).max()  # padding that only the other rows needed is left out
-                hidden[rows, :length] = layer(hidden[rows, :length], mask[rows, :length])
+                few = mask[rows, :length]
+                hidden[rows, :length], margins[rows] = self._seen(layer(hidden[rows, :length], few), few, index + 1)
         return self.head(hidden), routes
+
+    def _seen(self, output: Any, mask: np.ndarray, layers_done: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a piece gave, and what later gates make of it: hidden_states, margins [b, L]. A skipped layer leaves a
+        row unchanged, so its margins hold until a layer runs it. Zeros where nobody looks ahead."""
+        if isinstance(output, tuple):
+            return output
+        if self.lookahead is not None and layers_done < self.num_layers:
+            return output, self.lookahead(output, mask)
+        return output, np.zeros((len(output), self.num_layers), np.float32)

@@ -20,7 +20,6 @@ from hadskip_export.runtime.routers import (
     CappedRouter,
     ForcedRouter,
     GateRouter,
-    LookaheadRouter,
     Router,
     StaticRouter,
 )
@@ -227,7 +226,7 @@ class Predictor:
             batch = pad([encoded[row] for row in rows])
             if isinstance(pieces, Chain):
                 forced = None if routes is None else routes[rows]
-                answer, ran[rows] = pieces.run(batch, self._new_router(pieces.gates, threshold, max_layers, forced))
+                answer, ran[rows] = pieces.run(batch, self._new_router(threshold, max_layers, forced))
             else:
                 answer = pieces(*(getattr(batch, name) for name in self.bundle.manifest.model.inputs))
             if answer.shape != (len(rows), len(self.labels)):
@@ -256,18 +255,13 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _new_router(
-        self, gates: Sequence[Piece], threshold: float, max_layers: int | None, routes: np.ndarray | None
-    ) -> Router:
+    def _new_router(self, threshold: float, max_layers: int | None, routes: np.ndarray | None) -> Router:
         manifest = self.bundle.manifest
+        router: Router = GateRouter(threshold)
         if manifest.router.route is not None:
-            router: Router = StaticRouter(as_row(manifest.router.route, manifest.model.layers))
-        elif self.engine_info.gates == "lookahead":
-            router = LookaheadRouter(gates[0], manifest.model.layers, threshold)
-        else:
-            router = GateRouter(gates, threshold)
+            router = StaticRouter(as_row(manifest.router.route, manifest.model.layers))
         if routes is not None:
-            router = ForcedRouter(router, routes)
+            router = ForcedRouter(routes)
         return router if max_layers is None else CappedRouter(router, max_layers)
 
     def _check(
@@ -300,10 +294,13 @@ class Predictor:
             if self.chain is None:
                 manifest = self.bundle.manifest
                 model = manifest.model
+                gates = [self.engine.load(name) for name in gate_names(self.engine_info.gates, model.layers)]
+                separate = self.engine_info.gates == "separate"
                 self.chain = Chain(
                     embeddings=self.engine.load("embeddings"),
                     layers={index: self.engine.load(layer_name(index)) for index in manifest.reachable_layers},
-                    gates=[self.engine.load(name) for name in gate_names(self.engine_info.gates, model.layers)],
+                    gates=gates if separate else [],
+                    lookahead=gates[0] if gates and not separate else None,
                     head=self.engine.load("head"),
                     embedding_inputs=tuple(name for name in EMBEDDING_INPUTS if name in model.inputs),
                     num_layers=model.layers,

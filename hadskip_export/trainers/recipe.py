@@ -26,6 +26,7 @@ class Recipe:
 
     # All stages
     batch_size: int
+    accumulate: int  # batches whose mean gradient makes one step of the optimiser
     weight_decay: float
     warmup: float  # share of a phase's steps
     max_grad_norm: float
@@ -77,7 +78,9 @@ class Recipe:
         return bool(self.alpha2 or self.alpha3 or self.alpha4)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "stage1_epochs", "epochs", "last_epochs", "gate_width", "fit_rows", "fit_steps"):
+        for name in (
+            "batch_size", "accumulate", "stage1_epochs", "epochs", "last_epochs", "gate_width", "fit_rows", "fit_steps"
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)}: expected at least 1")
         for name in ("warmup", "glide"):

@@ -139,7 +139,7 @@ def _epochs(
     recipe = session.recipe
     device_type = torch.device(session.device).type
     per_epoch = count_batches(session.data, recipe.batch_size)
-    total = epochs * per_epoch
+    total = epochs * math.ceil(per_epoch / recipe.accumulate)
     optimizer = torch.optim.AdamW(
         [{"params": list(parameters), "lr": rate} for parameters, rate in groups],
         weight_decay=recipe.weight_decay,
@@ -154,15 +154,18 @@ def _epochs(
         module.train()
         sums: dict[str, float] = {}
         batches = shuffled_batches(session.data, recipe.batch_size, session.seed + epoch, session.device)
-        for batch in track(batches, per_epoch, f"{label}, epoch {epoch} of {epochs}"):
+        for done, batch in enumerate(track(batches, per_epoch, f"{label}, epoch {epoch} of {epochs}")):
             with torch.autocast(device_type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 loss, figures = step(batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
-            optimizer.step()
-            schedule.step()
+            first = done - done % recipe.accumulate
+            together = min(recipe.accumulate, per_epoch - first)
+            (loss / together).backward()
             for name, figure in figures.items():
                 sums[name] = sums.get(name, 0.0) + float(figure)
+            if done + 1 == first + together:
+                nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                schedule.step()
         session.log(phase=label, epoch=epoch, **{name: value / per_epoch for name, value in sums.items()})
         yield epoch

@@ -19,7 +19,7 @@ LAYERS = [f"layer_0{number}" for number in range(1, 5)]
 NAP = 0.02
 
 
-@pytest.fixture(scope="module", params=["bundle", "lookahead_bundle"])
+@pytest.fixture(scope="module", params=["bundle", "lookahead_bundle", "fused_bundle"])
 def predictor(request: pytest.FixtureRequest) -> Iterator[Predictor]:
     with Predictor.load(request.getfixturevalue(request.param), threads=1) as loaded:
         yield loaded

@@ -70,13 +70,15 @@ def test_engines_come_in_the_order_they_were_added_and_each_is_found_by_name(ful
         assert f"engines/{name}/report.json" in opened.manifest.files
 
 
-def test_only_what_is_int8_has_files_of_its_own(full_house: Path, bundle: Path):
+def test_only_what_is_int8_or_has_gates_in_it_is_a_file_of_its_own(full_house: Path, bundle: Path):
     manifest = read_bundle(full_house).manifest
     for info in manifest.engines:
-        own = {piece for piece, file in info.files.items() if file != manifest.pieces[piece]}
-        assert own == (set(LAYERS) if info.precision == "int8" else set())
-        for piece in own:
-            assert info.files[piece] == f"{info.folder}/{piece}.onnx"
+        own = {piece: file for piece, file in info.files.items() if file != manifest.pieces[piece]}
+        with_gates = LAYERS[:3] if info.gates == "fused" else []
+        assert set(own) == set(LAYERS if info.precision == "int8" else with_gates)
+        for piece, file in own.items():
+            assert file == f"{info.folder}/{piece}{'_gates' * (piece in with_gates)}.onnx"
+    assert [info.gates for info in manifest.engines if info.precision != "bf16"] == ["separate", *["fused"] * 3]
     before, after = files_of(bundle), files_of(full_house)
     assert {name for name in before if before[name] != after.get(name)} == {"manifest.json", "manifest.sha256"}
 
@@ -131,6 +133,13 @@ def test_the_gate_layout_is_the_engine_s_own(mine: Path):
     assert (opened.engine("ort").gates, opened.engine("openvino").gates) == ("separate", "lookahead")
     with Predictor.load(mine) as first, Predictor.load(mine, engine="openvino") as other:
         assert [p.layers for p in first(TEXTS)] == [p.layers for p in other(TEXTS)]
+
+
+def test_a_layout_that_an_engine_has_not_is_refused_before_any_work(mine: Path):
+    before = files_of(mine)
+    with pytest.raises(EngineError, match="--gates fused: not to be had with openvino-bf16; there are separate, look"):
+        build(mine, engine="openvino", precision="bf16", gates="fused")
+    assert {name for name in files_of(mine) if name != ".lock"} == set(before)
 
 
 def test_an_engine_made_anew_takes_the_place_of_the_old_one(mine: Path):
@@ -307,7 +316,7 @@ build({str(mine)!r}, engine="openvino", precision="int8", gates="lookahead")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == (-signal.SIGKILL if step < 2 else 0), done.stderr
     opened = read_bundle(mine)
-    assert opened.engine("openvino").gates == ("lookahead" if step >= 2 else "separate")
+    assert opened.engine("openvino").gates == ("lookahead" if step >= 2 else "fused")
     with Predictor.load(mine, engine="openvino") as predictor:
         predictor(TEXTS[:3])
     build(mine, engine="openvino")  # engines can be added as before, and what was left is cleared up

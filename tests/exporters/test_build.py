@@ -113,9 +113,10 @@ def test_the_files_are_those_of_the_design(built: Path, built_otherwise: Path):
         "manifest.json", "manifest.sha256", "engines/ort-fp32/report.json", "tokenizer/tokenizer.json",
         "golden/inputs.jsonl", "golden/outputs.npz",
     }  # fmt: skip
-    for bundle, pieces in ((built, [*PIECES, "full"]), (built_otherwise, PIECES)):
+    fused = {f"engines/ort-fp32/layer_0{layer}_gates.onnx" for layer in (1, 2)}
+    for bundle, pieces, own in ((built, [*PIECES, "full"], fused), (built_otherwise, PIECES, set())):
         files = {file.relative_to(bundle).as_posix() for file in bundle.rglob("*") if file.is_file()}
-        assert files == beside | {f"pieces/{piece}.onnx" for piece in pieces}
+        assert files == beside | own | {f"pieces/{piece}.onnx" for piece in pieces}
         assert list(bundle.parent.iterdir()) == [bundle]
         digest = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
         assert (bundle / "manifest.sha256").read_text().strip() == digest
@@ -134,7 +135,7 @@ def test_the_manifest_tells_what_the_run_was(built: Path, run_folder: Path):
     assert manifest.router.budget == 1.5
     assert manifest.router.threshold == settings_of(run_folder, "1.5")["gate_threshold"]
     (engine,) = manifest.engines
-    assert (engine.engine, engine.precision, engine.gates, engine.parity) == ("ort", "fp32", "separate", "passed")
+    assert (engine.engine, engine.precision, engine.gates, engine.parity) == ("ort", "fp32", "fused", "passed")
     assert list(engine.files) == [*PIECES, "full"]
     assert "onnxruntime" in engine.versions
     assert engine.chip
@@ -161,7 +162,9 @@ def test_the_bundle_answers_as_the_run_was_measured(built: Path, run_folder: Pat
 def test_the_report_covers_the_run_s_real_texts(built: Path, run_folder: Path):
     report = json.loads((built / "engines" / "ort-fp32" / "report.json").read_text())
     assert report["texts"] == 24 + 80  # the held-out slice and, since that is fewer than 500, the evaluation data
-    assert {piece["piece"] for piece in report["pieces"]} == {*PIECES, "full"}
+    assert {piece["piece"] for piece in report["pieces"]} == {
+        *PIECES, "full", "gates in layer_01", "gates in layer_02",
+    }  # fmt: skip
     for piece in report["pieces"]:
         assert 0 <= piece["mean"] <= piece["largest"] <= piece["tolerance"]
     assert report["flips"] == 0

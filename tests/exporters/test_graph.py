@@ -11,6 +11,7 @@ import pytest
 from hadskip_export import build, inspect
 from hadskip_export.errors import BundleError, EngineError
 from hadskip_export.exporters import graph as graphs
+from hadskip_export.exporters import joining
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.tokenization import pad
 from tests.conftest import STATIC_ROUTE, sentences
@@ -120,7 +121,7 @@ def test_inspect_tells_of_it(built: Path, bundle: Path):
 
 
 def test_asked_for_again_nothing_is_done(built: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(graphs, "_inlined", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(graphs, "inlined", lambda *_: pytest.fail("work began"))
     before = (built / "manifest.json").read_bytes()
     build(built, graph=True)
     assert (built / "manifest.json").read_bytes() == before
@@ -138,7 +139,7 @@ def test_with_an_engine_both_are_added(bundle: Path, tmp_path: Path):
 
 def test_weights_too_large_for_one_file_lie_beside_it(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     mine = copy_of(bundle, tmp_path)
-    monkeypatch.setattr(graphs, "EXTERNAL_DATA_ABOVE", 0)
+    monkeypatch.setattr(joining, "EXTERNAL_DATA_ABOVE", 0)
     build(mine, graph=True)
     assert {FILE, f"{FILE}.data"} <= set(read_bundle(mine).manifest.files)
     assert (mine / FILE).stat().st_size < (mine / f"{FILE}.data").stat().st_size

@@ -74,7 +74,7 @@ def test_only_the_first_difference_of_an_input_counts():
 # Comparing
 
 
-@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle"])
+@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle", "fused_bundle"])
 def test_a_sound_bundle_passes(layout: str, reference, inputs, request: pytest.FixtureRequest):
     report = compared(reference, request.getfixturevalue(layout), inputs)
     assert report.parity == "passed"
@@ -82,7 +82,7 @@ def test_a_sound_bundle_passes(layout: str, reference, inputs, request: pytest.F
     assert (report.route_agreement, report.label_agreement, report.flips) == (1, 1, 0)
     assert report.logits_largest < 1e-5
     assert report.texts == len(TEXTS)
-    assert len(report.pieces) == 12
+    assert len(report.pieces) == 12 + 3 * (layout == "fused_bundle")
     assert all(piece.mean <= piece.largest <= piece.tolerance for piece in report.pieces)
     assert report.lines()[-1].strip() == "parity passed"
 

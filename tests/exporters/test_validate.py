@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("labelled") / "data.csv", ROWS)
 
 
-@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle", "static_bundle"])
+@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle", "fused_bundle", "static_bundle"])
 def test_a_sound_bundle_passes(layout: str, request: pytest.FixtureRequest):
     found = validate(request.getfixturevalue(layout))
     assert found.passed

@@ -23,7 +23,7 @@ class Counting:
     piece: object
     batches: list[tuple[int, int]] = field(default_factory=list)  # (rows, length)
 
-    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+    def __call__(self, *inputs: np.ndarray):
         self.batches.append(inputs[0].shape[:2])
         return self.piece(*inputs)
 
@@ -60,9 +60,29 @@ def head(hidden: np.ndarray) -> np.ndarray:
     return hidden[:, 0, :2]
 
 
-def chain(num_layers: int) -> Chain:
-    layers = {index: Counting(layer(index)) for index in range(num_layers)}
-    return Chain(embeddings, layers, [], head, ("input_ids", "token_type_ids"), num_layers)
+def fused(index: int, salts: list[int]):
+    """A layer and, in the same piece, the gates after it; margins of the others mean nothing."""
+
+    def run(hidden: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        after = layer(index)(hidden, mask)
+        margins = gates(salts)(after, mask)
+        margins[:, : index + 1] = np.nan
+        return after, margins
+
+    return run
+
+
+LAYOUTS = ("separate", "lookahead", "fused", "none")
+
+
+def chain(salts: list[int], layout: str = "separate") -> Chain:
+    """Layers and gates count; `none` is a chain without gates."""
+    num_layers = len(salts)
+    separate = [Counting(gate(salt)) for salt in salts] if layout == "separate" else []
+    lookahead = Counting(gates(salts)) if layout in ("lookahead", "fused") else None
+    looks = num_layers - 1 if layout == "fused" else 0  # the last layer has no gate after it
+    layers = {index: Counting(fused(index, salts) if index < looks else layer(index)) for index in range(num_layers)}
+    return Chain(embeddings, layers, separate, lookahead, head, ("input_ids", "token_type_ids"), num_layers)
 
 
 def one_at_a_time(batch: Batch, salts: list[int], threshold: float, most: int | None = None):

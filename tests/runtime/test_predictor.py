@@ -35,10 +35,10 @@ def oracle(source: Source, model_folder: Path) -> Oracle:
     return Oracle(source, model_folder)
 
 
-@pytest.fixture(scope="module", params=["separate", "lookahead"])
+@pytest.fixture(scope="module", params=["separate", "lookahead", "fused"])
 def predictor(request: pytest.FixtureRequest):
     with Predictor.load(
-        request.getfixturevalue({"separate": "bundle", "lookahead": "lookahead_bundle"}[request.param])
+        request.getfixturevalue({"separate": "bundle"}.get(request.param, f"{request.param}_bundle"))
     ) as p:
         yield p
 
@@ -133,8 +133,8 @@ def test_a_skipped_layer_is_not_computed(predictor: Predictor):
 
 def test_lookahead_asks_its_engine_once_per_layer_that_ran(lookahead_bundle: Path):
     with Predictor.load(lookahead_bundle) as predictor:
-        gates = Counting(predictor.chain.gates[0])
-        predictor.chain = replace(predictor.chain, gates=[gates])
+        gates = Counting(predictor.chain.lookahead)
+        predictor.chain = replace(predictor.chain, lookahead=gates)
         for text in TEXTS:
             gates.batches.clear()
             layers = predictor(text).layers
@@ -431,7 +431,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counting]:
     return pieces
 
 
-@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle"])
+@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle", "fused_bundle"])
 def test_loading_runs_every_piece(layout: str, loaded: dict[str, Counting], request: pytest.FixtureRequest):
     bundle = request.getfixturevalue(layout)
     with Predictor.load(bundle, gate_threshold=1e9, max_layers=1):

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routes import Route
-from hadskip_export.trainers.batches import UNLABELLED
+from hadskip_export.trainers.batches import UNLABELLED, shuffled_batches
 from hadskip_export.trainers.evaluation import divergence, full_logits, logits_on_routes, predict_full
 from hadskip_export.trainers.families import Draw
 from hadskip_export.trainers.recipe import load_recipe
@@ -68,6 +69,32 @@ def test_stage_one_learns():
     fine_tune(random_classifier(dropout=0.0, attention_dropout=0.0), session(log, stage1_lr=3e-3, stage1_epochs=12))
     losses = [record["task"] for record in log if "task" in record]
     assert losses[-1] < 0.75 * losses[0]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 4, 6, 100])
+def test_accumulated_gradients_are_those_of_a_plain_loop(accumulate: int):
+    """Six batches an epoch: where they do not come out even, the last step is made of what is left."""
+    here = session(stage1_epochs=1, stage1_lr=1e-3, accumulate=accumulate)
+    ours, plain = (random_classifier(dropout=0.0, attention_dropout=0.0) for _ in range(2))
+    before = full_logits(plain, here.held_out)
+    fine_tune(ours, here)
+    batches = list(shuffled_batches(here.data, 16, here.seed + 1))
+    assert len(batches) == 6
+    groups = [batches[start : start + accumulate] for start in range(0, 6, accumulate)]
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=here.recipe.weight_decay)
+    plain.train()
+    for number, group in enumerate(groups):
+        # The recipe's warm-up, a tenth of the steps, is one step here; from then on the rate falls to zero.
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (len(groups) - number) / max(1, len(groups) - 1))
+        optimizer.zero_grad()
+        loss = sum(F.cross_entropy(plain(*batch.inputs).logits, batch.labels) for batch in group) / len(group)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), here.recipe.max_grad_norm)
+        optimizer.step()
+    # Not the weights: a key's bias changes no answer, so its gradient is noise, which AdamW scales up.
+    expected = full_logits(plain.eval(), here.held_out)
+    np.testing.assert_allclose(full_logits(ours, here.held_out), expected, atol=1e-5)
+    assert np.abs(expected - before).max() > 1e-2
 
 
 def test_stage_two_teaches_the_gates_alone_and_without_dropout():

@@ -3,17 +3,28 @@
 import importlib
 
 from hadskip_export.errors import EngineError
-from hadskip_export.runtime.engines.base import Engine, EngineOptions, Piece, is_reduced
+from hadskip_export.runtime.engines.base import Engine, EngineOptions, GateLayout, Piece, is_reduced
 
 # name -> module:class. To add an engine: one file here, one line there.
 ENGINES = {
     "ort": "hadskip_export.runtime.engines.ort:OrtEngine",
+    "ort-cuda": "hadskip_export.runtime.engines.ort_cuda:OrtCudaEngine",
     "openvino": "hadskip_export.runtime.engines.openvino:OpenVinoEngine",
     "trt": "hadskip_export.runtime.engines.tensorrt:TensorRtEngine",
     "trt-rtx": "hadskip_export.runtime.engines.tensorrt:TensorRtRtxEngine",
 }
 
-__all__ = ["ENGINES", "Engine", "EngineOptions", "Piece", "built_elsewhere", "engine_class", "is_reduced", "runs_onnx"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineOptions",
+    "GateLayout",
+    "Piece",
+    "built_elsewhere",
+    "engine_class",
+    "is_reduced",
+    "runs_onnx",
+]
 
 
 def engine_class(name: str) -> type[Engine]:

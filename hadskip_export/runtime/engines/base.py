@@ -4,13 +4,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 from hadskip_export.environment import chip
 from hadskip_export.errors import EngineError
 
+# `separate`: each gate an engine of its own, asked before its layer. `lookahead`: one engine for all gates, asked after
+# the embeddings and each layer that ran. `fused`: the same, but after a layer they are part of the layer's engine.
+GateLayout = Literal["separate", "lookahead", "fused"]
 _REDUCED = ("layer", "full")
 
 
@@ -23,8 +26,12 @@ def is_reduced(piece: str) -> bool:
 class Piece(Protocol):
     """A loaded piece. Safe to call from many threads at once."""
 
-    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
-        """Runs it on arrays in the piece's own order of inputs; returns its one output."""
+    def __call__(self, *inputs: np.ndarray) -> Any:
+        """Runs it on arrays in the piece's own order of inputs.
+
+        Returns:
+            its output, an array, or a tuple of them where it has several.
+        """
         ...
 
 
@@ -72,6 +79,11 @@ class Engine(Protocol):
         Raises:
             EngineError: the library refuses the file, or this machine cannot compute it in the precision asked for.
         """
+        ...
+
+    @staticmethod
+    def layouts(precision: str) -> tuple[GateLayout, ...]:
+        """How its gates can be laid out, the fastest first (docs/performance.md)."""
         ...
 
     @staticmethod

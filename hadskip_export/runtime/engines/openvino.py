@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.runtime.engines.base import EngineOptions, OnThisProcessor, Piece, is_reduced
+from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThisProcessor, Piece, is_reduced
 
 MOST_TOKENS = 1024  # computed at once; more at once is up to 5 % faster and takes 24 kB a token and layer
 GROUP = 128  # channels of a token that share a scale in int8; 32 is a fifth slower and a tenth nearer
@@ -51,6 +51,11 @@ class OpenVinoEngine(OnThisProcessor):
         return OpenVinoPiece(self._openvino, compiled, file)
 
     @staticmethod
+    def layouts(precision: str) -> tuple[GateLayout, ...]:
+        # In bf16 a piece is computed in bf16 to the last of its operators, and gates decide in fp32.
+        return ("separate", "lookahead") if precision == "bf16" else ("fused", "separate", "lookahead")
+
+    @staticmethod
     def versions() -> dict[str, str]:
         version = optional_import("openvino", "openvino").__version__
         return {"openvino": version.partition("-")[0]}  # without its build number and branch
@@ -58,17 +63,20 @@ class OpenVinoEngine(OnThisProcessor):
 
 class OpenVinoPiece:
     """A compiled model and its infer requests. One request serves one call at a time, so each call takes an idle one
-    or makes another. Inputs are read, and the output is written, where the arrays lie: nothing is copied."""
+    or makes another. Inputs are read, and outputs are written, where the arrays lie: nothing is copied."""
 
     def __init__(self, openvino: Any, compiled: Any, file: Path):
         self._tensor = openvino.Tensor
         self._compiled = compiled
         self._file = file
         self._inputs = range(len(compiled.inputs))
-        self._shape = [dimension.get_length() if dimension.is_static else None for dimension in _output(compiled)]
+        self._shapes = [
+            [dimension.get_length() if dimension.is_static else None for dimension in output.get_partial_shape()]
+            for output in compiled.outputs
+        ]
         self._idle: list[Any] = []  # pop and append are atomic
 
-    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+    def __call__(self, *inputs: np.ndarray) -> Any:
         arrays = [np.ascontiguousarray(array) for array in inputs]
         try:
             request = self._idle.pop()
@@ -77,23 +85,23 @@ class OpenVinoPiece:
         try:
             rows, length = arrays[0].shape[:2]
             # What of an output's shape is not fixed is the batch, then the length, as in every input.
-            output = np.empty([size or arrays[0].shape[axis] for axis, size in enumerate(self._shape)], np.float32)
+            outputs = [
+                np.empty([size or arrays[0].shape[axis] for axis, size in enumerate(shape)], np.float32)
+                for shape in self._shapes
+            ]
             step = max(1, MOST_TOKENS // length)
             for part in (slice(first, first + step) for first in range(0, rows, step)):
                 for index, array in zip(self._inputs, arrays, strict=True):
                     request.set_input_tensor(index, self._tensor(array[part], shared_memory=True))
-                request.set_output_tensor(0, self._tensor(output[part], shared_memory=True))
+                for index, output in enumerate(outputs):
+                    request.set_output_tensor(index, self._tensor(output[part], shared_memory=True))
                 request.infer()
         except (RuntimeError, ValueError, IndexError) as error:
             raise EngineError(f"{self._file}: {_reason(error)}") from error
         self._idle.append(request)
         if rows > step:
             self._compiled.release_memory()
-        return output
-
-
-def _output(compiled: Any) -> Any:
-    return compiled.output(0).get_partial_shape()
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 def _reason(error: Exception) -> str:

@@ -9,11 +9,12 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.runtime.engines.base import EngineOptions, OnThisProcessor, Piece
+from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThisProcessor, Piece
 
 PROVIDER = "CPUExecutionProvider"
 SPIN_MICROSECONDS = 40  # asleep between operators costs a wake-up each; awake after the call slows the next piece
@@ -28,7 +29,7 @@ class OrtEngine(OnThisProcessor):
     precisions = ("fp32", "int8")
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
-        self._ort = _import_onnxruntime()
+        self._ort = import_onnxruntime()
         self._files = files
         self._options = options
         _share_arena(self._ort)
@@ -43,19 +44,15 @@ class OrtEngine(OnThisProcessor):
             options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
             options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.use_env_allocators", "1")
-        try:
-            session = self._ort.InferenceSession(str(file), options, providers=[PROVIDER])
-        except Exception as error:  # its exceptions have no common base but Exception
-            raise EngineError(
-                f"{file}: onnxruntime {self._ort.__version__} refuses it ({first_line(error)})"
-            ) from error
-        if session.get_providers() != [PROVIDER]:
-            raise EngineError(f"{file}: onnxruntime fell back to {session.get_providers()}; expected {PROVIDER}")
-        return OrtPiece(session, file)
+        return OrtPiece(open_session(self._ort, file, options, PROVIDER), file)
+
+    @staticmethod
+    def layouts(precision: str) -> tuple[GateLayout, ...]:
+        return "fused", "separate", "lookahead"
 
     @staticmethod
     def versions() -> dict[str, str]:
-        return {"onnxruntime": _import_onnxruntime().__version__}
+        return {"onnxruntime": import_onnxruntime().__version__}
 
 
 class OrtPiece:
@@ -65,16 +62,33 @@ class OrtPiece:
         self._session = session
         self._file = file
         self._names = [argument.name for argument in session.get_inputs()]
-        self._outputs = [session.get_outputs()[0].name]
+        self._outputs = [argument.name for argument in session.get_outputs()]
 
-    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+    def __call__(self, *inputs: np.ndarray) -> Any:
         try:
-            return self._session.run(self._outputs, dict(zip(self._names, inputs, strict=True)))[0]
+            outputs = self._session.run(self._outputs, dict(zip(self._names, inputs, strict=True)))
         except Exception as error:
             raise EngineError(f"{self._file}: {first_line(error)}") from error
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
-def _import_onnxruntime() -> ModuleType:
+def open_session(
+    ort: ModuleType, file: Path, options: Any, provider: str, settings: Mapping[str, str] | None = None
+) -> Any:
+    """
+    Raises:
+        EngineError: onnxruntime refuses the file, or would run it on something else than `provider`.
+    """
+    try:
+        session = ort.InferenceSession(str(file), options, providers=[(provider, dict(settings or {}))])
+    except Exception as error:  # its exceptions have no common base but Exception
+        raise EngineError(f"{file}: onnxruntime {ort.__version__} refuses it ({first_line(error)})") from error
+    if session.get_providers()[0] != provider:
+        raise EngineError(f"{file}: onnxruntime fell back to {session.get_providers()}; expected {provider}")
+    return session
+
+
+def import_onnxruntime() -> ModuleType:
     ort = optional_import("onnxruntime", "ort or ort-gpu")
     if not hasattr(ort, "InferenceSession"):
         raise EngineError(

@@ -1,6 +1,5 @@
 """TensorRT and TensorRT for RTX. This version builds their engines and does not run them yet."""
 
-import ctypes
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hadskip_export.errors import EngineError, optional_import
-from hadskip_export.runtime.engines.base import EngineOptions, Piece
+from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, Piece
+from hadskip_export.runtime.engines.nvidia import device_name, why_no_device
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class _TensorRt:
     def load(self, piece: str) -> Piece:
         raise EngineError(NOT_RUN.format(name=self.name))
 
+    @staticmethod
+    def layouts(precision: str) -> tuple[GateLayout, ...]:
+        return "separate", "lookahead"
+
     @classmethod
     def versions(cls) -> dict[str, str]:
         library: Any = optional_import(LIBRARIES[cls.name].module, cls.name)
@@ -64,34 +68,3 @@ class TensorRtRtxEngine(_TensorRt):
     """TensorRT for RTX, whose engines run on consumer GPUs from Turing on."""
 
     name = "trt-rtx"
-
-
-def why_no_device() -> str | None:
-    """Why no NVIDIA GPU can be used here; None if one can. Asked before TensorRT, which does not survive without."""
-    try:
-        driver = _driver()
-    except OSError:
-        return "there is no NVIDIA driver on this machine"
-    error = driver.cuInit(0)
-    return f"the NVIDIA driver finds no usable GPU (cuInit: {error})" if error else None
-
-
-def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
-
-
-def device_name() -> str:
-    """Name and compute capability of the first GPU.
-
-    Raises:
-        EngineError: there is none.
-    """
-    if lack := why_no_device():
-        raise EngineError(f"no GPU to build for: {lack}")
-    driver = _driver()
-    name, device, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    driver.cuDeviceGet(ctypes.byref(device), 0)
-    driver.cuDeviceGetName(name, len(name), device)
-    driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
-    driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)  # ..._MINOR
-    return f"{name.value.decode()}, compute capability {major.value}.{minor.value}"

@@ -1,6 +1,7 @@
-"""Both gate layouts take the same routes on every engine, whatever the model, the inputs and the threshold; only where
+"""All gate layouts take the same routes on every engine, whatever the model, the inputs and the threshold; only where
 a margin on the way is a near tie may they part."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,17 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hadskip_export.exporters.compile import compile_engine
 from hadskip_export.exporters.from_run import write_bundle
 from hadskip_export.exporters.parity import ROUTE_EPSILON, count_flips
 from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.runtime import Predictor, read_bundle
-from hadskip_export.runtime.bundle import Bundle, EngineInfo
-from hadskip_export.runtime.engines import ENGINES, engine_class
+from hadskip_export.runtime.bundle import Bundle
+from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.tokenization import pad
 from tests.conftest import make_source
+from tests.runtime.engines.here import engine_params
 
 DEPTHS = [1, 2, 4]
-RUN_HERE = [name for name in ENGINES if engine_class(name).why_not_here() is None]
 words = st.sampled_from(["a", "the", "good", "bad", "film", "plot", "is", "was", "very", "not", "and", "but"])
 texts = st.lists(st.lists(words, max_size=25).map(" ".join), min_size=1, max_size=8)
 
@@ -33,15 +35,17 @@ def model(request, model_folder: Path, bundle: Path, tmp_path_factory: pytest.Te
     return folder / "bundle"
 
 
-@pytest.fixture(scope="module", params=RUN_HERE)
-def layouts(request, model: Path):
-    """The same pieces in both layouts."""
-    opened = read_bundle(model)
-    (first,) = opened.manifest.engines
-    predictors = []
-    for gates in ("separate", "lookahead"):
-        info: EngineInfo = replace(first, engine=request.param, gates=gates)
-        predictors.append(Predictor(Bundle(model, replace(opened.manifest, engines=(info,)))))
+@pytest.fixture(scope="module", params=engine_params())
+def layouts(request, model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The same pieces in every layout that the engine has; the plainest way to run them."""
+    folder = shutil.copytree(model, tmp_path_factory.mktemp("layouts") / "bundle")
+    opened = read_bundle(folder)
+    manifest, predictors = opened.manifest, []
+    for gates in engine_class(request.param).layouts("fp32"):
+        info = compile_engine(folder, manifest.pieces, manifest.model, request.param, "fp32", gates)
+        assert info.gates == gates
+        predictors.append(Predictor(Bundle(folder, replace(manifest, engines=(info,)))))
+    assert len(predictors) > 1
     yield predictors, OnnxReference(opened)
     for predictor in predictors:
         predictor.close()
@@ -52,11 +56,12 @@ def layouts(request, model: Path):
 def test_routes_and_logits_agree_away_from_near_ties(layouts, texts, threshold, batch_size):
     predictors, reference = layouts
     encoded = predictors[0].tokenizer.encode(texts)
-    (logits, routes), (other_logits, other_routes) = (
+    (logits, routes), *others = (
         predictor.run(encoded, batch_size=batch_size, gate_threshold=threshold) for predictor in predictors
     )
     margins = np.stack([reference.trace(pad([one]), threshold).margins for one in encoded])
     near = np.full(routes.shape[1], ROUTE_EPSILON)
-    assert count_flips(margins - threshold, routes, other_routes, near) == 0
-    same = (routes == other_routes).all(axis=1)
-    np.testing.assert_allclose(logits[same], other_logits[same], atol=1e-5)
+    for other_logits, other_routes in others:
+        assert count_flips(margins - threshold, routes, other_routes, near) == 0
+        same = (routes == other_routes).all(axis=1)
+        np.testing.assert_allclose(logits[same], other_logits[same], atol=1e-5)

@@ -1,0 +1,83 @@
+"""ONNX pieces joined into larger graphs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hadskip_export.errors import optional_import
+from hadskip_export.runtime.onnx_files import EXTERNAL_DATA_ABOVE
+
+
+def fuse(layer: Path, gates: Path, first: int, out: Path) -> None:
+    """A layer and, on what it gives, the gates that come after it: the fused layout.
+
+    The new piece gives hidden_states float32 [b, s, H] and margins float32 [b, L], of which those of gates before
+    `first` mean nothing.
+
+    Args:
+        layer: ONNX file.
+        gates: ONNX file of all gates as one piece, see `GatesPiece`.
+        first: index (from 0) of the first gate that is still to be asked.
+
+    Raises:
+        EngineError: `onnx` is not installed.
+    """
+    onnx: Any = optional_import("onnx", "build")
+    body, asked = onnx.load(layer), onnx.load(gates)
+    _leave_out(asked.graph, first, onnx.numpy_helper)
+    nodes, weights, hidden = inlined(body, "layer", {})
+    gate_nodes, gate_weights, margins = inlined(asked, "gates", {"hidden_states": hidden})
+    outputs = [body.graph.output[0], asked.graph.output[0]]
+    for output, name in zip(outputs, (hidden, margins), strict=True):
+        output.name = name
+    graph = onnx.helper.make_graph(nodes + gate_nodes, "fused", body.graph.input, outputs, weights + gate_weights)
+    save(onnx.helper.make_model(graph, opset_imports=body.opset_import, ir_version=body.ir_version), out)
+
+
+def _leave_out(graph: Any, gates: int, arrays: Any) -> None:
+    """Takes the hidden layers of so many gates out of the graph of all gates."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    hidden, margins = (node for node in graph.node if node.op_type == "Gemm")
+    num_gates, width = weights[margins.input[1]].dims  # [L, L w]
+    rest = slice(gates * (width // num_gates), None)
+    for node, place, kept in ((hidden, 1, rest), (hidden, 2, rest), (margins, 1, (slice(None), rest))):
+        if place < len(node.input):  # the exporter leaves out a bias of zeros
+            name = f"{node.input[place]}_rest"
+            weight = np.ascontiguousarray(arrays.to_array(weights[node.input[place]])[kept])
+            weights[name] = arrays.from_array(weight, name)
+            node.input[place] = name
+    used = {name for node in graph.node for name in node.input}
+    del graph.initializer[:]
+    graph.initializer.extend(tensor for name, tensor in weights.items() if name in used)
+
+
+def inlined(
+    piece: Any, prefix: str, given: dict[str, str], kept: dict[str, str] | None = None
+) -> tuple[list[Any], list[Any], str]:
+    """A piece as part of a larger graph: (nodes, initializers, name of its output), every name of its own prefixed.
+
+    Args:
+        given: what its inputs are called there; those that are left out keep their names.
+        kept: outputs whose names are to stay.
+    """
+    graph = piece.graph
+    names = {one.name: given.get(one.name, one.name) for one in graph.input} | (kept or {})
+
+    def rename(name: str) -> str:
+        return names.get(name, f"{prefix}/{name}") if name else name  # an optional input left out is nameless
+
+    for node in graph.node:
+        node.name = f"{prefix}/{node.name}"
+        node.input[:] = map(rename, node.input)
+        node.output[:] = map(rename, node.output)
+    for tensor in graph.initializer:
+        tensor.name = rename(tensor.name)
+    return list(graph.node), list(graph.initializer), rename(graph.output[0].name)
+
+
+def save(model: Any, out: Path) -> None:
+    """Writes an ONNX file, with its weights beside it where they would not fit in it."""
+    onnx: Any = optional_import("onnx", "build")
+    beside = model.ByteSize() > EXTERNAL_DATA_ABOVE
+    onnx.save(model, out, save_as_external_data=beside, location=f"{out.name}.data")

@@ -1,0 +1,48 @@
+"""The fp16 form of a piece, on ONNX Runtime's CPU, which computes it as the file says."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from hadskip_export.errors import EngineError
+from hadskip_export.exporters.half import halve, halved
+
+
+def test_fp16_answers_nearly_as_fp32_and_masks_as_before(bundle: Path):
+    """Hidden tokens must stay without effect."""
+    file = bundle / "pieces" / "layer_01.onnx"
+    half = halved(file)
+    kinds = {tensor.name: tensor.data_type for tensor in half.graph.initializer}
+    products = [node.input[1] for node in half.graph.node if node.op_type == "MatMul" and node.input[1] in kinds]
+    assert len(products) == 4 and {kinds[name] for name in products} == {onnx.TensorProto.FLOAT16}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    sessions = [onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+                for content in (file.read_bytes(), half.SerializeToString())]  # fmt: skip
+    hidden = np.random.default_rng(0).normal(size=(2, 9, 32)).astype(np.float32)
+    mask = np.array([[1] * 9, [1] * 4 + [0] * 5])
+    single, low = (session.run(None, {"hidden_states": hidden, "attention_mask": mask})[0] for session in sessions)
+    assert low.dtype == np.float32 and 1e-6 < np.abs(single - low)[mask == 1].max() < 0.01
+    changed = hidden.copy()
+    changed[1, 4:] += 5
+    again = sessions[1].run(None, {"hidden_states": changed, "attention_mask": mask})[0]
+    np.testing.assert_array_equal(again[mask == 1], low[mask == 1])
+
+
+def test_it_is_written_as_a_file_that_loads_and_the_source_stays(bundle: Path, tmp_path: Path):
+    source = bundle / "pieces" / "layer_02.onnx"
+    before = source.read_bytes()
+    halve(source, tmp_path / "half.onnx")
+    assert onnxruntime.InferenceSession(tmp_path / "half.onnx", providers=["CPUExecutionProvider"]).get_inputs()
+    assert source.read_bytes() == before
+    assert (tmp_path / "half.onnx").stat().st_size < 0.75 * len(before)
+
+
+def test_what_cannot_be_converted_is_named(tmp_path: Path):
+    (tmp_path / "layer_01.onnx").write_bytes(b"junk")
+    with pytest.raises(EngineError, match=r"layer_01\.onnx: onnxruntime cannot write it in fp16 \(.+\)") as error:
+        halve(tmp_path / "layer_01.onnx", tmp_path / "out.onnx")
+    assert "\n" not in str(error.value)
