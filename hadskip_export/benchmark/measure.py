@@ -28,7 +28,7 @@ class Figures:
         seq: mean tokens per input.
         routing: `data` (the gates decide), `same` or `mixed` (forced, the same layers for all inputs or not).
         layers_run: mean layers per input.
-        embeddings_ms, layer_ms, head_ms: p50 of each alone, in the same run.
+        embeddings_ms, layer_ms, head_ms: p50 of each alone, in the same run; a layer with what is fused with it.
         speedup, speedup_low, speedup_high: full BERT's time over the Predictor's, and its 95 % interval.
         ideal: the speedup if gates, routing and copies cost nothing; `efficiency = speedup / ideal`. None where full
             BERT is in another engine.

@@ -35,7 +35,7 @@ class Form:
     suffix: str = ".onnx"
 
 
-# Where there is none, an engine runs the ONNX pieces themselves.
+# Where there is none, an engine runs the ONNX pieces themselves, but for layers that gates are fused with.
 FORMS = {
     ("ort", "int8"): Form(lambda source, out, *_: quantise(source, out)),
     ("ort-cuda", "fp16"): Form(lambda source, out, *_: halve(source, out)),

@@ -171,7 +171,7 @@ def _wider(one: Tolerance, other: Tolerance) -> Tolerance:
 
 
 def _write_pieces(source: Source, folder: Path) -> dict[str, str]:
-    """Exports every piece; returns piece -> file, relative to the bundle. ONNX Runtime runs these files themselves."""
+    """Exports every piece; returns piece -> file, relative to the bundle."""
     (folder / "pieces").mkdir()
     pieces = list(cut(source.model, source.full))
     hidden_size = source.model.classifier.config.hidden_size

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.errors import optional_import
+from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.runtime.onnx_files import EXTERNAL_DATA_ABOVE
 
 
@@ -21,11 +21,16 @@ def fuse(layer: Path, gates: Path, first: int, out: Path) -> None:
         first: index (from 0) of the first gate that is still to be asked.
 
     Raises:
-        EngineError: `onnx` is not installed.
+        EngineError: `onnx` is not installed, or the files are not what they should be.
     """
     onnx: Any = optional_import("onnx", "build")
-    body, asked = onnx.load(layer), onnx.load(gates)
-    _leave_out(asked.graph, first, onnx.numpy_helper)
+    try:
+        body, asked = onnx.load(layer), onnx.load(gates)
+        _leave_out(asked.graph, first, onnx.numpy_helper)
+    except Exception as error:  # protobuf's and onnx's own exceptions have no common base
+        raise EngineError(
+            f"{layer}: cannot be fused with {gates.name} ({first_line(error)}); build it with --gates separate"
+        ) from error
     nodes, weights, hidden = inlined(body, "layer", {})
     gate_nodes, gate_weights, margins = inlined(asked, "gates", {"hidden_states": hidden})
     outputs = [body.graph.output[0], asked.graph.output[0]]

@@ -35,7 +35,7 @@ class LayerPiece(nn.Module):
 
 
 class GatesPiece(nn.Module):
-    """Gates on the same states, margins [b, L]: the look-ahead layout.
+    """Gates on the same states, margins [b, L]: for the layouts that look ahead.
 
     All hidden layers are one matrix, and the two logits are subtracted in the weights: one gate then costs ten small
     operators, and so do twelve.
@@ -74,7 +74,7 @@ class FullPiece(nn.Module):
 
 
 def cut(model: GatedClassifier, full: Classifier | None) -> Iterator[Piece]:
-    """The pieces of a bundle, both gate layouts among them; of a fixed route its layers and no gates. Layers that are
+    """The pieces of a bundle, gates one by one and all in one; of a fixed route its layers, no gates. Layers that are
     one module stay one.
 
     Args:

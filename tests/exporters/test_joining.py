@@ -76,6 +76,15 @@ def test_a_gate_that_is_wrong_in_one_layer_only_is_named(fused_bundle: Path, tmp
     assert report.first_bad_piece == "gates in layer_02"
 
 
+def test_files_that_are_something_else_are_refused_in_one_line(bundle: Path, tmp_path: Path):
+    pieces = bundle / "pieces"
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    for layer, gates in (("layer_01", "layer_02"), ("layer_01", "embeddings"), (tmp_path / "junk", "gates")):
+        with pytest.raises(EngineError, match=r"\.onnx: cannot be fused with .*--gates separate") as error:
+            fuse(pieces / f"{layer}.onnx", pieces / f"{gates}.onnx", 1, tmp_path / "out.onnx")
+        assert "\n" not in str(error.value)
+
+
 def test_without_onnx_nothing_is_added_and_the_message_names_the_extra(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

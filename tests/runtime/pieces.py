@@ -72,9 +72,6 @@ def fused(index: int, salts: list[int]):
     return run
 
 
-LAYOUTS = ("separate", "lookahead", "fused", "none")
-
-
 def chain(salts: list[int], layout: str = "separate") -> Chain:
     """Layers and gates count; `none` is a chain without gates."""
     num_layers = len(salts)

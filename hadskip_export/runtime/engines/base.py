@@ -24,7 +24,11 @@ def is_reduced(piece: str) -> bool:
 
 
 class Piece(Protocol):
-    """A loaded piece. Safe to call from many threads at once."""
+    """A loaded piece. Safe to call from many threads at once.
+
+    Where an engine keeps hidden_states on a device, "array" means what the chain does with one: length, rows taken out
+    and put in, the next piece.
+    """
 
     def __call__(self, *inputs: np.ndarray) -> Any:
         """Runs it on arrays in the piece's own order of inputs.

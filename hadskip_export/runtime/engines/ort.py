@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU. Runs the ONNX pieces as they are.
+"""ONNX Runtime on the CPU. Runs ONNX files as they are.
 
 Two traps, both measured (docs/performance.md): every session has a thread pool that spins long after a call, and a
 memory arena that stays at its peak. So a pool spins just long enough to bridge the gap between two operators,
@@ -77,7 +77,7 @@ def open_session(
 ) -> Any:
     """
     Raises:
-        EngineError: onnxruntime refuses the file, or would run it on something else than `provider`.
+        EngineError: onnxruntime refuses the file, or its session has not got `provider` first.
     """
     try:
         session = ort.InferenceSession(str(file), options, providers=[(provider, dict(settings or {}))])

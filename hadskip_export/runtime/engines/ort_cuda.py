@@ -18,7 +18,7 @@ from hadskip_export.runtime.engines.ort import import_onnxruntime, open_session
 
 
 class OrtCudaEngine:
-    """See `Engine`. The precision is in the files; its threads are the device's, whatever the options say."""
+    """See `Engine`. The precision is in the files; the host computes nothing, so there is no pool of threads."""
 
     precisions = ("fp32", "fp16")
     portable = True
@@ -34,6 +34,7 @@ class OrtCudaEngine:
 
     def load(self, piece: str) -> Piece:
         options = self._ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # a pool for each session would only spin
         options.log_severity_level = 3
         session = open_session(self._ort, self._files[piece], options, self.provider, self.settings)
         return BoundPiece(session, self._files[piece], self._uploads, self.device)
@@ -68,7 +69,8 @@ class DeviceArray:
         return len(self._value) if isinstance(self._value, np.ndarray) else self._value.shape()[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self._value if isinstance(self._value, np.ndarray) else self._value.numpy(), dtype)
+        found = self._value if isinstance(self._value, np.ndarray) else self._value.numpy()
+        return np.asarray(found, dtype) if copy is False else np.array(found, dtype)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         return self._on_host()[rows]

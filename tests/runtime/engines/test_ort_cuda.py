@@ -101,6 +101,9 @@ def test_a_device_array_is_an_array_as_far_as_the_chain_goes():
     expected[1, :2] *= -1
     np.testing.assert_array_equal(np.asarray(array), expected)
     np.testing.assert_array_equal(value.numpy(), start)
+    kept = np.array(array)
+    array[:] = 0
+    np.testing.assert_array_equal(kept, expected)
 
 
 # Without a GPU
