@@ -137,7 +137,7 @@ def test_the_gate_layout_is_the_engine_s_own(mine: Path):
 
 def test_a_layout_that_an_engine_has_not_is_refused_before_any_work(mine: Path):
     before = files_of(mine)
-    with pytest.raises(EngineError, match="--gates fused: not to be had with openvino-bf16; there are separate, look"):
+    with pytest.raises(EngineError, match="--gates fused: not to be had with openvino-bf16; there are lookahead, sep"):
         build(mine, engine="openvino", precision="bf16", gates="fused")
     assert {name for name in files_of(mine) if name != ".lock"} == set(before)
 

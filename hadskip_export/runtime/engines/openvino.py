@@ -53,7 +53,7 @@ class OpenVinoEngine(OnThisProcessor):
     @staticmethod
     def layouts(precision: str) -> tuple[GateLayout, ...]:
         # In bf16 a piece is computed in bf16 to the last of its operators, and gates decide in fp32.
-        return ("separate", "lookahead") if precision == "bf16" else ("fused", "separate", "lookahead")
+        return ("lookahead", "separate") if precision == "bf16" else ("fused", "separate", "lookahead")
 
     @staticmethod
     def versions() -> dict[str, str]:
