@@ -20,8 +20,7 @@ def profile(predictor: Predictor, calls: Sequence[list[Input]]) -> dict[str, flo
     Returns:
         Mean seconds per call: `tokeniser`, `embeddings`, `layer_01`.., `gates`, `head`, and `python`, which is all
         the rest. A layer that only some calls run counts with what it costs on average. Of a static route only the
-        layers on it, and no gates. Fused gates count with their layer; the
-        look-ahead after the embeddings is `gates`.
+        layers on it, and no gates. Fused gates count with their layer; the look-ahead after the embeddings is `gates`.
     """
     chain, tokenizer = predictor.chain, predictor.tokenizer
     assert chain is not None

@@ -23,7 +23,19 @@ _arena_lock = threading.Lock()
 _arena_registered = False
 
 
-class OrtEngine(OnThisProcessor):
+class OnnxRuntime:
+    """What is the same wherever it computes."""
+
+    @staticmethod
+    def layouts(precision: str) -> tuple[GateLayout, ...]:
+        return "fused", "separate", "lookahead"
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        return {"onnxruntime": import_onnxruntime().__version__}
+
+
+class OrtEngine(OnnxRuntime, OnThisProcessor):
     """See `Engine`. The precision is in the files."""
 
     precisions = ("fp32", "int8")
@@ -45,14 +57,6 @@ class OrtEngine(OnThisProcessor):
             options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.use_env_allocators", "1")
         return OrtPiece(open_session(self._ort, file, options, PROVIDER), file)
-
-    @staticmethod
-    def layouts(precision: str) -> tuple[GateLayout, ...]:
-        return "fused", "separate", "lookahead"
-
-    @staticmethod
-    def versions() -> dict[str, str]:
-        return {"onnxruntime": import_onnxruntime().__version__}
 
 
 class OrtPiece:

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hadskip_export.errors import EngineError, first_line
-from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, Piece
+from hadskip_export.runtime.engines.base import EngineOptions, Piece
 from hadskip_export.runtime.engines.nvidia import device_name, why_no_device
-from hadskip_export.runtime.engines.ort import import_onnxruntime, open_session
+from hadskip_export.runtime.engines.ort import OnnxRuntime, import_onnxruntime, open_session
 
 
-class OrtCudaEngine:
+class OrtCudaEngine(OnnxRuntime):
     """See `Engine`. The precision is in the files; the host computes nothing, so there is no pool of threads."""
 
     precisions = ("fp32", "fp16")
@@ -38,14 +38,6 @@ class OrtCudaEngine:
         options.log_severity_level = 3
         session = open_session(self._ort, self._files[piece], options, self.provider, self.settings)
         return BoundPiece(session, self._files[piece], self._uploads, self.device)
-
-    @staticmethod
-    def layouts(precision: str) -> tuple[GateLayout, ...]:
-        return "fused", "separate", "lookahead"
-
-    @staticmethod
-    def versions() -> dict[str, str]:
-        return {"onnxruntime": import_onnxruntime().__version__}
 
     @staticmethod
     def chip() -> str:

@@ -2,6 +2,8 @@
 
 from hadskip_export.runtime.engines.ort_cuda import OrtCudaEngine
 
+HOST = f"{__name__}:OrtHostEngine"
+
 
 class OrtHostEngine(OrtCudaEngine):
     provider, device, settings = "CPUExecutionProvider", "cpu", {}

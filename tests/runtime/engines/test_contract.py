@@ -11,13 +11,14 @@ import pytest
 from hadskip_export.errors import EngineError
 from hadskip_export.runtime.engines import ENGINES, Engine, EngineOptions, GateLayout, engine_class
 from tests.runtime.engines.here import engine_params
+from tests.runtime.engines.host import HOST
 
 PIECES = ["embeddings", "layer_01", "gate_01", "gates", "head", "full"]
 
 
 @pytest.fixture(params=[*engine_params(), "ort-host"])
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(ENGINES, "ort-host", "tests.runtime.engines.host:OrtHostEngine")
+    monkeypatch.setitem(ENGINES, "ort-host", HOST)
     return request.param
 
 

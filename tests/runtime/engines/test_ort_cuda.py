@@ -20,10 +20,11 @@ from hadskip_export.runtime.engines import ENGINES, engine_class
 from hadskip_export.runtime.engines.ort_cuda import DeviceArray
 from tests.conftest import sentences
 from tests.runtime.editing import copy_of
+from tests.runtime.engines.host import HOST
 
 TEXTS = [text for text, _ in sentences(40, 17)]
 NO_GPU = engine_class("ort-cuda").why_not_here()
-HOST = "tests.runtime.engines.host:OrtHostEngine"
+FOR_THE_CPU = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 
 
 def on_host(bundle: Path) -> Predictor:
@@ -35,11 +36,11 @@ def on_host(bundle: Path) -> Predictor:
 @pytest.fixture(scope="module", params=["bundle", "lookahead_bundle", "fused_bundle"])
 def both(request: pytest.FixtureRequest):
     """The same bundle on the host as if it were a device, and on ONNX Runtime's own terms."""
-    ENGINES["ort-host"] = HOST
     bundle = request.getfixturevalue(request.param)
-    with on_host(bundle) as ours, Predictor.load(bundle) as theirs:
-        yield ours, theirs
-    del ENGINES["ort-host"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENGINES, "ort-host", HOST)
+        with on_host(bundle) as ours, Predictor.load(bundle) as theirs:
+            yield ours, theirs
 
 
 @settings(max_examples=60, deadline=None)
@@ -125,7 +126,6 @@ def test_what_cannot_run_here_is_built_and_says_so(
         assert predictor("a good film").label
 
 
+@pytest.mark.skipif(not FOR_THE_CPU, reason="this onnxruntime is the one for GPUs")
 def test_an_onnxruntime_for_the_cpu_is_refused_with_the_extra_to_install():
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime is the one for GPUs")
     assert engine_class("ort-cuda").why_not_here().endswith("install hadskip-export[ort-gpu]")
