@@ -40,26 +40,29 @@ class Chain:
             logits float32 [b, classes] and routes bool [b, L], true where the layer ran.
         """
         mask = batch.attention_mask
-        routes = np.zeros((len(batch), self.num_layers), bool)
+        routes = [[False] * len(batch) for _ in range(self.num_layers)]
         inputs = (getattr(batch, name) for name in self.embedding_inputs)
         hidden, margins = self._seen(self.embeddings(*inputs), mask, 0)
         for index, layer in self.layers.items():
-            margin = self.gates[index](hidden, mask) if self.gates else margins[:, index]
-            rows = routes[:, index] = router.select(index, margin)
-            count = np.count_nonzero(rows)
-            if count == len(rows):
+            margin = self.gates[index](hidden, mask).tolist() if self.gates else [row[index] for row in margins]
+            runs = routes[index] = router.select(index, margin)
+            if all(runs):
                 hidden, margins = self._seen(layer(hidden, mask), mask, index + 1)
-            elif count:
+            elif any(runs):
+                rows = [row for row, run in enumerate(runs) if run]
                 length = mask[rows].sum(axis=1).max()  # padding that only the other rows needed is left out
                 few = mask[rows, :length]
-                hidden[rows, :length], margins[rows] = self._seen(layer(hidden[rows, :length], few), few, index + 1)
-        return self.head(hidden), routes
+                hidden[rows, :length], seen = self._seen(layer(hidden[rows, :length], few), few, index + 1)
+                for row, new in zip(rows, seen, strict=True):
+                    margins[row] = new
+        return self.head(hidden), np.array(routes).T
 
-    def _seen(self, output: Any, mask: np.ndarray, layers_done: int) -> tuple[np.ndarray, np.ndarray]:
+    def _seen(self, output: Any, mask: np.ndarray, layers_done: int) -> tuple[np.ndarray, list[list[float]]]:
         """What a piece gave, and what later gates make of it: hidden_states, margins [b, L]. A skipped layer leaves a
         row unchanged, so its margins hold until a layer runs it. Zeros where nobody looks ahead."""
         if isinstance(output, tuple):
-            return output
+            hidden, margins = output
+            return hidden, margins.tolist()
         if self.lookahead is not None and layers_done < self.num_layers:
-            return output, self.lookahead(output, mask)
-        return output, np.zeros((len(output), self.num_layers), np.float32)
+            return output, self.lookahead(output, mask).tolist()
+        return output, [[0.0] * self.num_layers for _ in range(len(output))]

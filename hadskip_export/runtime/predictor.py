@@ -219,7 +219,7 @@ class Predictor:
             raise BudgetError(f"routes: expected a bool array {shape}, inputs by layers")
         pieces = self._load_full() if router == "full" else self._load_chain()
         logits = np.zeros((len(encoded), len(self.labels)), np.float32)
-        ran = np.ones(shape, bool)
+        ran = np.zeros(shape, bool)
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -229,6 +229,7 @@ class Predictor:
                 answer, ran[rows] = pieces.run(batch, self._new_router(threshold, max_layers, forced))
             else:
                 answer = pieces(*(getattr(batch, name) for name in self.bundle.manifest.model.inputs))
+                ran[rows] = True
             if answer.shape != (len(rows), len(self.labels)):
                 raise BundleError(
                     f"{self.bundle.path}: logits {answer.shape[1:]} for {len(self.labels)} labels; build it again"
@@ -259,7 +260,7 @@ class Predictor:
         manifest = self.bundle.manifest
         router: Router = GateRouter(threshold)
         if manifest.router.route is not None:
-            router = StaticRouter(as_row(manifest.router.route, manifest.model.layers))
+            router = StaticRouter(as_row(manifest.router.route, manifest.model.layers).tolist())
         if routes is not None:
             router = ForcedRouter(routes)
         return router if max_layers is None else CappedRouter(router, max_layers)

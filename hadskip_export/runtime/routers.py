@@ -1,46 +1,47 @@
 """Who runs which layer. A router lives for one call; from the gates' margins it decides, layer by layer, which rows of
-the batch run it."""
+the batch run it.
 
+In plain Python: right after an engine has run, one call of a NumPy function takes longer than all of this for a row.
+"""
+
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 
 class Router(Protocol):
-    def select(self, index: int, margin: np.ndarray) -> np.ndarray:
+    def select(self, index: int, margin: Sequence[float]) -> list[bool]:
         """Which rows run layer `index` (from 0).
 
         Args:
-            margin: of the layer's gate, float32 [b]; zeros where there are no gates.
-
-        Returns:
-            bool [b], made for this call.
+            margin: of the layer's gate, for each row; zeros where there are no gates.
         """
         ...
 
 
 class GateRouter:
-    """A layer runs where its gate's margin is above the threshold."""
+    """A layer runs where its gate's margin is above the threshold, both of them in float32."""
 
     def __init__(self, threshold: float):
-        self._threshold = threshold
+        self._threshold = float(np.float32(threshold))
 
-    def select(self, index: int, margin: np.ndarray) -> np.ndarray:
-        return margin > self._threshold
+    def select(self, index: int, margin: Sequence[float]) -> list[bool]:
+        return [value > self._threshold for value in margin]
 
 
 class StaticRouter:
     """Every row runs the same layers.
 
     Args:
-        route: the layers that run, bool [L].
+        route: the layers that run, [L].
     """
 
-    def __init__(self, route: np.ndarray):
+    def __init__(self, route: Sequence[bool]):
         self._route = route
 
-    def select(self, index: int, margin: np.ndarray) -> np.ndarray:
-        return np.full(len(margin), self._route[index])
+    def select(self, index: int, margin: Sequence[float]) -> list[bool]:
+        return [self._route[index]] * len(margin)
 
 
 class ForcedRouter:
@@ -51,10 +52,10 @@ class ForcedRouter:
     """
 
     def __init__(self, routes: np.ndarray):
-        self._routes = routes
+        self._columns = routes.T.tolist()
 
-    def select(self, index: int, margin: np.ndarray) -> np.ndarray:
-        return self._routes[:, index].copy()
+    def select(self, index: int, margin: Sequence[float]) -> list[bool]:
+        return self._columns[index]
 
 
 class CappedRouter:
@@ -63,12 +64,12 @@ class CappedRouter:
     def __init__(self, router: Router, max_layers: int):
         self._router = router
         self._max_layers = max_layers
-        self._ran: np.ndarray | None = None
+        self._ran: list[int] = []  # layers, by row
 
-    def select(self, index: int, margin: np.ndarray) -> np.ndarray:
-        if self._ran is None:
-            self._ran = np.zeros(len(margin), np.int64)
-        rows = self._router.select(index, margin)
-        rows &= self._ran < self._max_layers
-        self._ran += rows
+    def select(self, index: int, margin: Sequence[float]) -> list[bool]:
+        ran = self._ran or [0] * len(margin)
+        rows = [
+            run and count < self._max_layers for run, count in zip(self._router.select(index, margin), ran, strict=True)
+        ]
+        self._ran = [count + run for count, run in zip(ran, rows, strict=True)]
         return rows
