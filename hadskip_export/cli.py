@@ -128,6 +128,7 @@ def train(train_file: str | None, eval_file: str | None, route: str | None, **op
 @click.option("--golden", type=click.Path(path_type=Path), help="Texts, one a line, to keep as golden inputs.")
 @click.option("--no-full", is_flag=True, help="Leave the fine-tuned BERT out (no kill switch, no bench).")
 @click.option("--graph", is_flag=True, help="Add the whole model as one ONNX file, for programs without Python.")
+@click.option("--speculate", is_flag=True, help="Make the commonest route one engine, which single inputs try first.")
 def build(no_full: bool, **options: Any) -> None:
     """Export the pieces of a run (SOURCE), check them against PyTorch, write a bundle.
 

@@ -4,6 +4,7 @@ run trained by `train`, bundles written by `build`."""
 import csv
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,28 @@ def fused_bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("fused") / "bundle"
     assert write_bundle(source, out).parity == "passed"
+    return out
+
+
+GUESS = (2, 3, 4)
+
+
+@pytest.fixture(scope="session")
+def guessing_source(source):
+    """The same model; on its held-out slice most inputs took the layers of `GUESS`."""
+    from hadskip_export.runtime.bundle import HeldOut
+
+    seen = HeldOut(2.6, ((GUESS, 0.6), ((2, 4), 0.4)), (0.0, 0.0, 0.4, 0.6, 0.0), ((-1.0, 1.0),) * 4, (0.01, 0.99))
+    return replace(source, held_out=seen)
+
+
+@pytest.fixture(scope="session")
+def guessing_bundle(guessing_source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that has the commonest route in one engine too."""
+    from hadskip_export.exporters.from_run import write_bundle
+
+    out = tmp_path_factory.mktemp("guessing") / "bundle"
+    assert write_bundle(guessing_source, out, speculate=True).parity == "passed"
     return out
 
 

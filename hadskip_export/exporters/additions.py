@@ -10,21 +10,25 @@ from pathlib import Path
 import filelock
 
 from hadskip_export.errors import BundleError
-from hadskip_export.exporters.compile import check, check_engine, compile_engine, note_parity
+from hadskip_export.exporters.compile import check, check_engine, compile_engine, likeliest, note_parity
 from hadskip_export.exporters.golden import read_golden
 from hadskip_export.exporters.graph import check_graph, write_graph
 from hadskip_export.exporters.parity import ParityReport, compare
 from hadskip_export.exporters.references import OnnxReference
+from hadskip_export.routes import Route
 from hadskip_export.runtime.bundle import GRAPH, Bundle, EngineInfo, GateLayout, Manifest, amend, read_bundle
 from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.tokenization import Tokenizer
 
 
-def add_engine(path: Path, engine: str, precision: str, gates: GateLayout | None = None) -> ParityReport | None:
+def add_engine(
+    path: Path, engine: str, precision: str, gates: GateLayout | None = None, speculate: bool = False
+) -> ParityReport | None:
     """Adds an engine, or makes it anew; see `build`."""
-    check_engine(engine, precision, gates)
+    check_engine(engine, precision, gates, speculate)
     with _alone(path) as bundle:
-        return _add_engine(bundle, engine, precision, gates)
+        guess = likeliest(bundle.manifest.router, bundle.manifest.held_out) if speculate else None
+        return _add_engine(bundle, engine, precision, gates, guess)
 
 
 def add_graph(path: Path) -> None:
@@ -63,13 +67,15 @@ def _alone(path: Path) -> Iterator[Bundle]:
         lock.release()
 
 
-def _add_engine(bundle: Bundle, engine: str, precision: str, gates: GateLayout | None) -> ParityReport | None:
+def _add_engine(
+    bundle: Bundle, engine: str, precision: str, gates: GateLayout | None, guess: Route | None
+) -> ParityReport | None:
     manifest, texts = bundle.manifest, read_golden(bundle).texts
     for folder in bundle.path.glob("engines/*"):  # of a killed build, or long replaced
         if folder.relative_to(bundle.path).as_posix() not in {info.folder for info in manifest.engines}:
             shutil.rmtree(folder)
     reference = OnnxReference(bundle)
-    info = compile_engine(bundle.path, manifest.pieces, manifest.model, engine, precision, gates)
+    info = compile_engine(bundle.path, manifest.pieces, manifest.model, engine, precision, gates, guess)
     try:
         report = check(bundle, info, lambda p: compare(reference, p, p.tokenizer.encode(texts)))
         amend(bundle, _with(manifest, note_parity(bundle.path, info, report)))

@@ -20,6 +20,7 @@ def build(
     golden: str | Path | None = None,
     full: bool = True,
     graph: bool = False,
+    speculate: bool = False,
 ) -> ParityReport | None:
     """Builds a bundle from a run folder, or adds an engine or the graph to a bundle, which needs no torch.
 
@@ -32,6 +33,8 @@ def build(
         golden: a file of texts, one a line, to take as golden inputs instead of random words.
         full: carry the fine-tuned BERT too.
         graph: carry the whole model as one ONNX file too, for programs without Python.
+        speculate: give the engine the commonest route in one piece too, which single inputs try first, see
+            `Speculation`. It pays where most inputs take that route (docs/performance.md).
 
     Returns:
         The parity report, against PyTorch or, of a bundle, against its ONNX pieces. If it did not pass, the engine is
@@ -49,7 +52,7 @@ def build(
                 raise BundleError(f"{option}: {path} is a bundle, to which an engine is added; leave it out")
         if engine is None and not graph:
             raise BundleError(f"--engine: {path} is a bundle; say what to add, an engine or --graph")
-        report = None if engine is None else add_engine(path, engine, precision, gates)
+        report = None if engine is None else add_engine(path, engine, precision, gates, speculate)
         if graph:
             add_graph(path)
         return report
@@ -59,7 +62,8 @@ def build(
     from hadskip_export.exporters.from_run import load_source, write_bundle
 
     texts = read_texts(Path(golden)) if golden is not None else None
-    report = write_bundle(load_source(path, budget, full), Path(out), engine or "ort", precision, gates, texts)
+    run = load_source(path, budget, full)
+    report = write_bundle(run, Path(out), engine or "ort", precision, gates, texts, speculate)
     if graph:
         add_graph(Path(out))
     return report

@@ -8,17 +8,29 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from hadskip_export.errors import EngineError
+from hadskip_export.errors import BundleError, EngineError
 from hadskip_export.exporters.half import halve
-from hadskip_export.exporters.joining import fuse
+from hadskip_export.exporters.joining import fuse, join_route
 from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport
 from hadskip_export.exporters.quantise import quantise, quantise_weights
 from hadskip_export.exporters.tensorrt import build_engine
 from hadskip_export.progress import say, track
-from hadskip_export.runtime.bundle import Bundle, EngineInfo, ModelInfo, Tolerance, layer_name
+from hadskip_export.routes import Route
+from hadskip_export.runtime.bundle import (
+    GUESS,
+    Bundle,
+    EngineInfo,
+    HeldOut,
+    ModelInfo,
+    RouterInfo,
+    Tolerance,
+    layer_name,
+)
 from hadskip_export.runtime.engines import ENGINES, GateLayout, engine_class, is_reduced
 from hadskip_export.runtime.engines.tensorrt import LIBRARIES
 from hadskip_export.runtime.predictor import Predictor
+
+GUESS_FILE = f"{GUESS}.onnx"
 
 
 @dataclass(frozen=True)
@@ -47,10 +59,11 @@ FORMS = {
 }
 
 
-def check_engine(engine: str, precision: str, gates: GateLayout | None = None) -> None:
+def check_engine(engine: str, precision: str, gates: GateLayout | None = None, speculate: bool = False) -> None:
     """
     Raises:
-        EngineError: no such engine, its library is not installed, or it has no such precision or layout of gates.
+        EngineError: no such engine, its library is not installed, or it has no such precision or layout of gates, or
+            cannot have gates in one engine with layers, which a guess needs.
     """
     if engine not in ENGINES:
         raise EngineError(f"--engine {engine}: not known; there are {', '.join(ENGINES)}")
@@ -60,6 +73,10 @@ def check_engine(engine: str, precision: str, gates: GateLayout | None = None) -
     layouts = engine_class(engine).layouts(precision)
     if gates is not None and gates not in layouts:
         raise EngineError(f"--gates {gates}: not to be had with {engine}-{precision}; there are {', '.join(layouts)}")
+    if speculate and "fused" not in layouts:
+        raise EngineError(
+            f"--speculate: not to be had with {engine}-{precision}, whose gates stay engines of their own"
+        )
     engine_class(engine).versions()
 
 
@@ -80,6 +97,7 @@ def compile_engine(
     engine: str,
     precision: str,
     gates: GateLayout | None,
+    guess: Route | None = None,
 ) -> EngineInfo:
     """Writes what an engine has of its own into a new folder under `engines/`; its parity is yet to be checked.
 
@@ -87,6 +105,7 @@ def compile_engine(
         bundle: the bundle's folder.
         pieces: piece -> fp32 ONNX file, relative to it.
         gates: their layout; the engine's fastest if None.
+        guess: a route to make one engine of, see `Speculation`.
 
     Raises:
         EngineError: a piece that cannot be made.
@@ -99,13 +118,20 @@ def compile_engine(
     (bundle / folder).mkdir(parents=True)
     try:
         files = _make_form(bundle, folder, pieces, model, engine, precision)
+        if guess is not None:
+            parts = {piece: bundle / file for piece, file in files.items()}
+            join_route(parts, model.layers, guess, bundle / folder / GUESS_FILE)
         if layout == "fused":
             files = _fuse_gates(bundle, folder, files, model.layers)
+        if guess is not None:
+            files[GUESS] = f"{folder}/{GUESS_FILE}"
     except BaseException:
         shutil.rmtree(bundle / folder)
         raise
     unchecked = Tolerance((ROUTE_EPSILON,) * model.layers, LOGITS_TOLERANCE)
-    return EngineInfo(engine, precision, layout, kind.versions(), kind.chip(), folder, files, "unverified", unchecked)
+    return EngineInfo(
+        engine, precision, layout, kind.versions(), kind.chip(), folder, files, "unverified", unchecked, guess=guess
+    )
 
 
 def _make_form(
@@ -160,3 +186,16 @@ def _free_folder(bundle: Path, name: str) -> str:
         number += 1
         folder = f"{name}-{number}"
     return folder
+
+
+def likeliest(router: RouterInfo, held_out: HeldOut | None) -> Route:
+    """The route to guess.
+
+    Raises:
+        BundleError: nobody knows, or there is nothing to guess.
+    """
+    if router.kind == "static":
+        raise BundleError("--speculate: every input takes the same route, so there is nothing to guess; leave it out")
+    if held_out is None or not held_out.commonest_routes or not held_out.commonest_routes[0][0]:
+        raise BundleError("--speculate: the commonest route is not known, or runs no layer; leave it out")
+    return held_out.commonest_routes[0][0]

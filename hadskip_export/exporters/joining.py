@@ -1,12 +1,17 @@
 """ONNX pieces joined into larger graphs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
+from hadskip_export.routes import Route
+from hadskip_export.runtime.bundle import gate_name, layer_name
 from hadskip_export.runtime.onnx_files import EXTERNAL_DATA_ABOVE
+
+HIDDEN_STATES = "hidden_states"
 
 
 def fuse(layer: Path, gates: Path, first: int, out: Path) -> None:
@@ -55,6 +60,57 @@ def _leave_out(graph: Any, gates: int, arrays: Any) -> None:
     used = {name for node in graph.node for name in node.input}
     del graph.initializer[:]
     graph.initializer.extend(tensor for name, tensor in weights.items() if name in used)
+
+
+def join_route(pieces: Mapping[str, Path], num_layers: int, route: Route, out: Path) -> None:
+    """Embeddings, the layers of a route and the head in one graph, which also asks every gate about the state that it
+    sees on this route: a guess, which the margins confirm or not (see `Speculation`).
+
+    The new piece takes what the embeddings take and the attention_mask, and gives logits float32 [b, classes], margins
+    float32 [b, L] and hidden_states float32 [b, s, H] of the embeddings and after each layer of the route.
+
+    Args:
+        pieces: ONNX file of each piece, gates one by one.
+        route: layers, numbered from 1.
+
+    Raises:
+        EngineError: see `fuse`.
+    """
+    onnx: Any = optional_import("onnx", "build")
+    helper = onnx.helper
+    try:
+        embeddings = onnx.load(pieces["embeddings"])
+        nodes, weights, hidden = inlined(embeddings, "embeddings", {})
+        inputs, states, margins = {one.name: one for one in embeddings.graph.input}, [hidden], []
+        for index in range(num_layers):
+            gate = onnx.load(pieces[gate_name(index)])
+            inputs |= {one.name: one for one in gate.graph.input if one.name != HIDDEN_STATES}
+            asked, gate_weights, margin = inlined(gate, gate_name(index), {HIDDEN_STATES: hidden})
+            margins.append(f"{margin}/column")
+            nodes += [*asked, helper.make_node("Unsqueeze", [margin, "columns"], [margins[-1]])]
+            weights += gate_weights
+            if index + 1 in route:
+                layer = onnx.load(pieces[layer_name(index)])
+                inside, layer_weights, hidden = inlined(layer, layer_name(index), {HIDDEN_STATES: hidden})
+                nodes, weights, states = nodes + inside, weights + layer_weights, [*states, hidden]
+        head = onnx.load(pieces["head"])
+        last, head_weights, logits = inlined(head, "head", {HIDDEN_STATES: hidden})
+    except Exception as error:  # see `fuse`
+        raise EngineError(f"{out.name}: the pieces cannot be joined ({first_line(error)})") from error
+    nodes += [*last, helper.make_node("Concat", margins, ["margins"], axis=1)]
+    weights += [*head_weights, onnx.numpy_helper.from_array(np.ones(1, np.int64), "columns")]
+    outputs = [
+        head.graph.output[0],
+        helper.make_tensor_value_info("margins", onnx.TensorProto.FLOAT, [None, num_layers]),
+    ]
+    outputs[0].name = logits
+    for state in states:
+        output = type(outputs[0])()
+        output.CopyFrom(embeddings.graph.output[0])
+        output.name = state
+        outputs.append(output)
+    graph = helper.make_graph(nodes, "guess", list(inputs.values()), outputs, weights)
+    save(helper.make_model(graph, opset_imports=embeddings.opset_import, ir_version=embeddings.ir_version), out)
 
 
 def inlined(

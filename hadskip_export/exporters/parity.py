@@ -13,7 +13,8 @@ import numpy as np
 from hadskip_export.errors import HadskipError
 from hadskip_export.exporters.references import Reference, Trace, traces
 from hadskip_export.progress import track
-from hadskip_export.runtime.bundle import Tolerance, gate_name, layer_name
+from hadskip_export.routes import Route
+from hadskip_export.runtime.bundle import GUESS, Tolerance, gate_name, layer_name
 from hadskip_export.runtime.engines import Piece, is_reduced
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Encoded, pad
@@ -115,11 +116,13 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
     if info.gates == "fused":
         fused = [FUSED.format(layer_name(index)) for index in range(manifest.model.layers - 1)]
         differences |= {name: _Difference() for name in fused}
+    if info.guess is not None:
+        differences[FUSED.format(GUESS)] = _Difference()
     kept: list[tuple[np.ndarray, ...]] = []
     same_full: list[bool] = []
     steps = zip(inputs, traces(reference, inputs, threshold), strict=True)
     for encoded, trace in track(steps, len(inputs), f"parity of {info.name}"):
-        errors, full_logits = _compare_pieces(pieces, encoded, trace, differences, manifest.model.inputs)
+        errors, full_logits = _compare_pieces(pieces, encoded, trace, differences, manifest.model.inputs, info.guess)
         kept.append((trace.margins, errors, trace.route, trace.logits[0]))
         if full_logits is not None and trace.full_logits is not None:
             same_full.append(bool(full_logits.argmax() == trace.full_logits.argmax()))
@@ -226,6 +229,7 @@ def _compare_pieces(
     trace: Trace,
     differences: dict[str, _Difference],
     full_inputs: tuple[str, ...],
+    guess: Route | None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Adds to `differences`; returns the error of each gate's margin after the engine's own piece before it, float
     [L], and the engine's logits of full BERT. A static route has no gates, whose margins are then right, and lacks the
@@ -254,8 +258,25 @@ def _compare_pieces(
             before = output, expected
             differences[layer].add(*before)
     differences["head"].add(pieces["head"](trace.states[-1]), trace.logits)
+    if guess is not None:
+        _compare_guess(pieces, guess, [*embedding_inputs, mask], differences)
     full_logits = None
     if trace.full_logits is not None and "full" in pieces:
         full_logits = pieces["full"](*(getattr(batch, name) for name in full_inputs))
         differences["full"].add(full_logits, trace.full_logits)
     return errors, full_logits
+
+
+def _compare_guess(
+    pieces: dict[str, Piece], route: Route, inputs: list[np.ndarray], differences: dict[str, _Difference]
+) -> None:
+    """Every step of the guess against the engine's own pieces, on the states that the guess gives."""
+    logits, margins, *states = pieces[GUESS](*inputs)
+    mask, state = inputs[-1], states[0]
+    for index in range(margins.shape[1]):
+        differences[FUSED.format(GUESS)].add(margins[:, index], pieces["gates"](state, mask)[:, index])
+        if index + 1 in route:
+            output = pieces[layer_name(index)](state, mask)
+            state = states[1 + route.index(index + 1)]
+            differences[GUESS].add(state, output[0] if isinstance(output, tuple) else output)
+    differences[GUESS].add(logits, pieces["head"](state))

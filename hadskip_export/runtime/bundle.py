@@ -23,6 +23,7 @@ from hadskip_export.runtime.onnx_files import external_data_files
 
 FORMAT = 1
 GRAPH = "graph"
+GUESS = "guess"
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
 
 
@@ -106,6 +107,7 @@ class EngineInfo:
         folder: what it has of its own, relative to the bundle: the report of its check, and files, if it needs any.
         files: piece -> file, relative to the bundle.
         tolerance: what its parity check allowed; a machine where it is farther off computes something else.
+        guess: the route that its piece `guess` runs, see `Speculation`; None where it has no such piece.
     """
 
     engine: str
@@ -118,6 +120,7 @@ class EngineInfo:
     parity: Literal["passed", "failed", "unverified"]
     tolerance: Tolerance
     first_bad_piece: str | None = None
+    guess: Route | None = None
 
     @property
     def name(self) -> str:
@@ -248,6 +251,8 @@ def _check_model(folder: Path, manifest: Manifest) -> None:
         for piece in ["embeddings", *layers, *gate_names(engine.gates, model.layers), "head"]:
             if piece not in engine.files:
                 raise BundleError(f"{folder / MANIFEST}: {engine.name} has no {piece}")
+        if engine.guess is not None and not (is_route(engine.guess, model.layers) and GUESS in engine.files):
+            raise BundleError(f"{folder / MANIFEST}: {engine.name} has a guess without its route; build it again")
         if len(engine.tolerance.margins) != model.layers:
             raise BundleError(f"{folder / MANIFEST}: {engine.name} needs a tolerance for each gate")
 

@@ -39,13 +39,25 @@ class Chain:
         Returns:
             logits float32 [b, classes] and routes bool [b, L], true where the layer ran.
         """
-        mask = batch.attention_mask
         routes = [[False] * len(batch) for _ in range(self.num_layers)]
-        inputs = (getattr(batch, name) for name in self.embedding_inputs)
-        hidden, margins = self._seen(self.embeddings(*inputs), mask, 0)
+        hidden = self.embeddings(*(getattr(batch, name) for name in self.embedding_inputs))
+        return self.go_on(0, hidden, batch.attention_mask, routes, router)
+
+    def go_on(
+        self, first: int, hidden: Any, mask: np.ndarray, routes: list[list[bool]], router: Router
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`run` from layer `first` (from 0).
+
+        Args:
+            hidden: hidden_states [b, s, H] of the rows that took `routes` so far.
+            routes: who ran which layer, [L][b]; layers from `first` are filled in.
+        """
+        hidden, margins = self._seen(hidden, mask, first)
         for index, layer in self.layers.items():
+            if index < first:
+                continue
             margin = self.gates[index](hidden, mask).tolist() if self.gates else [row[index] for row in margins]
-            runs = routes[index] = router.select(index, margin)
+            runs = routes[index] = router.select(index, margin, routes)
             if all(runs):
                 hidden, margins = self._seen(layer(hidden, mask), mask, index + 1)
             elif any(runs):

@@ -1,5 +1,4 @@
-"""Who runs which layer. A router lives for one call; from the gates' margins it decides, layer by layer, which rows of
-the batch run it.
+"""Who runs which layer. From the gates' margins a router decides, layer by layer, which rows of a batch run it.
 
 In plain Python: right after an engine has run, one call of a NumPy function takes longer than all of this for a row.
 """
@@ -11,11 +10,12 @@ import numpy as np
 
 
 class Router(Protocol):
-    def select(self, index: int, margin: Sequence[float]) -> list[bool]:
+    def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         """Which rows run layer `index` (from 0).
 
         Args:
             margin: of the layer's gate, for each row; zeros where there are no gates.
+            routes: who ran which layer so far, [L][b].
         """
         ...
 
@@ -26,7 +26,7 @@ class GateRouter:
     def __init__(self, threshold: float):
         self._threshold = float(np.float32(threshold))
 
-    def select(self, index: int, margin: Sequence[float]) -> list[bool]:
+    def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         return [value > self._threshold for value in margin]
 
 
@@ -40,7 +40,7 @@ class StaticRouter:
     def __init__(self, route: Sequence[bool]):
         self._route = route
 
-    def select(self, index: int, margin: Sequence[float]) -> list[bool]:
+    def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         return [self._route[index]] * len(margin)
 
 
@@ -54,7 +54,7 @@ class ForcedRouter:
     def __init__(self, routes: np.ndarray):
         self._columns = routes.T.tolist()
 
-    def select(self, index: int, margin: Sequence[float]) -> list[bool]:
+    def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         return self._columns[index]
 
 
@@ -64,12 +64,7 @@ class CappedRouter:
     def __init__(self, router: Router, max_layers: int):
         self._router = router
         self._max_layers = max_layers
-        self._ran: list[int] = []  # layers, by row
 
-    def select(self, index: int, margin: Sequence[float]) -> list[bool]:
-        ran = self._ran or [0] * len(margin)
-        rows = [
-            run and count < self._max_layers for run, count in zip(self._router.select(index, margin), ran, strict=True)
-        ]
-        self._ran = [count + run for count, run in zip(ran, rows, strict=True)]
-        return rows
+    def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
+        rows = self._router.select(index, margin, routes)
+        return [run and sum(ran) < self._max_layers for run, ran in zip(rows, zip(*routes, strict=True), strict=True)]

@@ -11,14 +11,14 @@ from tests.runtime.test_chain import drawn_routes, layouts, lengths, salts, thre
 
 
 def test_a_gate_fires_above_the_threshold_not_at_it():
-    assert GateRouter(0.5).select(0, [-1.0, 0.5, 0.5001, 2.0]) == [False, False, True, True]
+    assert GateRouter(0.5).select(0, [-1.0, 0.5, 0.5001, 2.0], []) == [False, False, True, True]
 
 
 def test_margin_and_threshold_meet_in_float32():
     """As in the one-file graph, and in NumPy: .1 is more there than in Python."""
     margin = np.array([0.1], np.float32).tolist()
     assert margin > [0.1]
-    assert GateRouter(0.1).select(0, margin) == [False]
+    assert GateRouter(0.1).select(0, margin, []) == [False]
 
 
 @settings(max_examples=100, deadline=None)

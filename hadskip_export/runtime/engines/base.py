@@ -14,7 +14,7 @@ from hadskip_export.errors import EngineError
 # `separate`: each gate an engine of its own, asked before its layer. `lookahead`: one engine for all gates, asked after
 # the embeddings and each layer that ran. `fused`: the same, but after a layer they are part of the layer's engine.
 GateLayout = Literal["separate", "lookahead", "fused"]
-_REDUCED = ("layer", "full")
+_REDUCED = ("layer", "full", "guess")
 
 
 def is_reduced(piece: str) -> bool:
@@ -66,7 +66,8 @@ class EngineOptions:
 
 
 class Engine(Protocol):
-    """Loads the pieces of a bundle, named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `head`, `full`.
+    """Loads the pieces of a bundle, named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `head`, `full`,
+    `guess`.
 
     Attributes:
         precisions: those it can be built with.

@@ -3,6 +3,7 @@ a margin on the way is a near tie may they part."""
 
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +38,16 @@ def model(request, model_folder: Path, bundle: Path, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="module", params=engine_params())
 def layouts(request, model: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The same pieces in every layout that the engine has; the plainest way to run them."""
+    """The same pieces in every layout that the engine has, in each with a guess too if it can have one; the plainest
+    way to run them."""
     folder = shutil.copytree(model, tmp_path_factory.mktemp("layouts") / "bundle")
     opened = read_bundle(folder)
     manifest, predictors = opened.manifest, []
-    for gates in engine_class(request.param).layouts("fp32"):
-        info = compile_engine(folder, manifest.pieces, manifest.model, request.param, "fp32", gates)
-        assert info.gates == gates
+    kinds = engine_class(request.param).layouts("fp32")
+    every_other = tuple(range(1, manifest.model.layers + 1, 2))
+    for gates, guess in product(kinds, [None, every_other] if "fused" in kinds else [None]):
+        info = compile_engine(folder, manifest.pieces, manifest.model, request.param, "fp32", gates, guess)
+        assert (info.gates, info.guess) == (gates, guess)
         predictors.append(Predictor(Bundle(folder, replace(manifest, engines=(info,)))))
     assert len(predictors) > 1
     yield predictors, OnnxReference(opened)

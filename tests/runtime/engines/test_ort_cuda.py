@@ -33,7 +33,7 @@ def on_host(bundle: Path) -> Predictor:
     return Predictor(Bundle(bundle, replace(opened.manifest, engines=(replace(info, engine="ort-host"),))))
 
 
-@pytest.fixture(scope="module", params=["bundle", "lookahead_bundle", "fused_bundle"])
+@pytest.fixture(scope="module", params=["bundle", "lookahead_bundle", "fused_bundle", "guessing_bundle"])
 def both(request: pytest.FixtureRequest):
     """The same bundle on the host as if it were a device, and on ONNX Runtime's own terms."""
     bundle = request.getfixturevalue(request.param)

@@ -1,0 +1,128 @@
+"""`build --speculate`: the commonest route as one engine, checked against the pieces it is made of."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hadskip_export import build
+from hadskip_export.benchmark.profile import profile
+from hadskip_export.cli import main
+from hadskip_export.errors import BundleError, EngineError
+from hadskip_export.exporters.joining import join_route
+from hadskip_export.exporters.parity import compare
+from hadskip_export.exporters.references import OnnxReference
+from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.tokenization import pad
+from tests.conftest import GUESS, sentences
+from tests.exporters.test_joining import run
+from tests.runtime.editing import change_manifest, copy_of, reseal
+
+TEXTS = [text for text, _ in sentences(30, 11)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sets(st.integers(1, 4)), st.lists(st.sampled_from(TEXTS), min_size=1, max_size=4))
+def test_a_joined_route_gives_what_its_pieces_give_one_by_one(bundle: Path, tmp_path_factory, layers, texts):
+    """In batches too, although nobody asks it for those."""
+    route, file = tuple(sorted(layers)), tmp_path_factory.mktemp("route") / "guess.onnx"
+    manifest = read_bundle(bundle).manifest
+    pieces = {piece: bundle / name for piece, name in manifest.pieces.items()}
+    join_route(pieces, 4, route, file)
+    onnx.checker.check_model(onnx.load(file), full_check=True)
+    with Predictor.load(bundle) as predictor:
+        batch = pad(predictor.tokenizer.encode(texts))
+    feed = {name: getattr(batch, name) for name in manifest.model.inputs}
+    logits, margins, *states = run(file, feed)
+    mask = {"attention_mask": feed["attention_mask"]}
+    expected = [run(pieces["embeddings"], {name: feed[name] for name in ("input_ids", "token_type_ids")})[0]]
+    for index in range(4):
+        asked = mask | {"hidden_states": expected[-1]}
+        (margin,) = run(pieces[f"gate_0{index + 1}"], asked)
+        np.testing.assert_allclose(margins[:, index], margin, atol=1e-4)
+        if index + 1 in route:
+            expected += run(pieces[f"layer_0{index + 1}"], asked)
+    assert len(states) == len(expected) == len(route) + 1
+    for got, wanted in zip(states, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
+    np.testing.assert_allclose(logits, run(pieces["head"], {"hidden_states": expected[-1]})[0], atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(TEXTS), st.floats(-4, 4), st.one_of(st.none(), st.integers(1, 4)))
+def test_one_input_at_a_time_it_answers_as_without_a_guess(both, text: str, threshold: float, most: int | None):
+    one, other = (p(text, gate_threshold=threshold, max_layers=most) for p in both)
+    assert (one.label, one.layers) == (other.label, other.layers)
+    assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def both(guessing_bundle: Path, fused_bundle: Path):
+    with Predictor.load(guessing_bundle) as ours, Predictor.load(fused_bundle) as theirs:
+        yield ours, theirs
+
+
+def test_a_profile_shows_the_guess_and_what_came_after_it(both):
+    ours, _ = both
+    predictions = [ours(text) for text in TEXTS]
+    assert len({one.layers == GUESS for one in predictions}) == 2  # some are guessed right, some not
+    parts = profile(ours, [[text] for text in TEXTS])
+    assert parts["guess"] > parts["layer_04"] > parts["layer_02"] == parts["embeddings"] == 0.0  # never computed again
+
+
+def test_parity_names_a_guess_that_is_wrong(guessing_bundle: Path, tmp_path: Path):
+    for weight, expected in (("gate_03/", "gates in guess"), ("layer_02/", "guess")):
+        mine = copy_of(guessing_bundle, tmp_path / expected)
+        file = mine / "engines" / "ort-fp32" / "guess.onnx"
+        model = onnx.load(file)
+        found = [one for one in model.graph.initializer if one.name.startswith(weight) and len(one.dims) == 2]
+        for tensor in found:
+            array = onnx.numpy_helper.to_array(tensor) * np.float32(1.05)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+        file.write_bytes(model.SerializeToString())
+        reseal(mine)
+        with Predictor.load(mine) as predictor:
+            report = compare(OnnxReference(read_bundle(mine)), predictor, predictor.tokenizer.encode(TEXTS[:8]))
+        assert [piece.piece for piece in report.pieces if not piece.passed] == [expected]
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("ort", "int8"), ("openvino", "fp32"), ("openvino", "int8")])
+def test_other_engines_can_be_given_one(guessing_bundle: Path, tmp_path: Path, engine: str, precision: str):
+    mine = copy_of(guessing_bundle, tmp_path)
+    report = build(mine, engine=engine, precision=precision, speculate=True)
+    assert report.parity == "passed", report.lines()
+    assert {"guess", "gates in guess"} <= {piece.piece for piece in report.pieces}
+    with Predictor.load(mine, engine=f"{engine}-{precision}") as predictor:
+        assert predictor.engine_info.guess == GUESS
+        alone, together = [predictor(text) for text in TEXTS], predictor(TEXTS)
+    assert np.mean([one.layers == other.layers for one, other in zip(alone, together, strict=True)]) > 0.9
+
+
+def test_the_command_takes_it_and_inspect_tells(guessing_bundle: Path, tmp_path: Path):
+    mine = copy_of(guessing_bundle, tmp_path)
+    result = CliRunner().invoke(main, ["build", str(mine), "--engine", "openvino", "--speculate"])
+    assert result.exit_code == 0, result.output
+    told = CliRunner().invoke(main, ["inspect", str(mine)]).output
+    assert told.count("tries layers 2 3 4 first, as one engine") == 2
+
+
+def test_where_there_is_nothing_to_guess_the_option_is_refused(
+    bundle: Path, static_bundle: Path, guessing_bundle: Path, tmp_path: Path
+):
+    for folder, reason in ((bundle, "is not known"), (static_bundle, "same route")):
+        with pytest.raises(BundleError, match=f"--speculate: .*{reason}.*leave it out"):
+            build(copy_of(folder, tmp_path / reason), engine="ort", speculate=True)
+    with pytest.raises(EngineError, match="--speculate: not to be had with openvino-bf16"):
+        build(copy_of(guessing_bundle, tmp_path), engine="openvino", precision="bf16", speculate=True)
+
+
+@pytest.mark.parametrize("guess", [[], [5], [2, 1]])
+def test_a_manifest_with_a_guess_that_is_no_route_is_refused(guessing_bundle: Path, tmp_path: Path, guess: list[int]):
+    mine = copy_of(guessing_bundle, tmp_path)
+    change_manifest(mine, lambda manifest: manifest["engines"][0].update(guess=guess))
+    with pytest.raises(BundleError, match="guess without its route"):
+        read_bundle(mine)
