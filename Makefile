@@ -52,6 +52,9 @@ bench: $(STAMP)
 	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine openvino
 	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine openvino --precision bf16 --against ort-fp32
 	$(BIN)/python benchmarks/layouts.py ort-fp32 ort-int8 openvino-fp32 openvino-int8 openvino-bf16
+	$(BIN)/python benchmarks/single.py ort-fp32 ort-int8 openvino-fp32
+	$(BIN)/python benchmarks/single.py --model bert-base --tokens 64 --layers 6 ort-fp32
+	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/threads.py
 	$(BIN)/python benchmarks/threads.py openvino-bf16

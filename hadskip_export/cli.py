@@ -15,7 +15,7 @@ import click
 
 import hadskip_export
 from hadskip_export.errors import HadskipError
-from hadskip_export.runtime.engines import ENGINES, GateLayout
+from hadskip_export.runtime.engines import ENGINES, GateLayout, Single
 
 COLUMN_OPTIONS = ("text", "pair", "label")
 
@@ -128,7 +128,13 @@ def train(train_file: str | None, eval_file: str | None, route: str | None, **op
 @click.option("--golden", type=click.Path(path_type=Path), help="Texts, one a line, to keep as golden inputs.")
 @click.option("--no-full", is_flag=True, help="Leave the fine-tuned BERT out (no kill switch, no bench).")
 @click.option("--graph", is_flag=True, help="Add the whole model as one ONNX file, for programs without Python.")
-@click.option("--speculate", is_flag=True, help="Make the commonest route one engine, which single inputs try first.")
+@click.option(
+    "--single",
+    type=click.Choice(get_args(Single)),
+    default="chain",
+    show_default=True,
+    help="How inputs that come alone run: like a batch; the commonest route tried first; as one engine.",
+)
 def build(no_full: bool, **options: Any) -> None:
     """Export the pieces of a run (SOURCE), check them against PyTorch, write a bundle.
 

@@ -61,7 +61,9 @@ def _lines(manifest: Manifest) -> list[str]:
         built = ", ".join(f"{library} {version}" for library, version in engine.versions.items())
         lines.append(f"engine {engine.name}: gates {engine.gates}, parity {engine.parity}, {built}, {engine.chip}")
         if engine.guess is not None:
-            lines.append(f"  tries layers {' '.join(map(str, engine.guess))} first, as one engine")
+            lines.append(f"  of inputs alone tries layers {' '.join(map(str, engine.guess))} first, as one engine")
+        if engine.single == "graph":
+            lines.append("  runs inputs alone as one engine")
     if manifest.graph is not None:
         lines.append(f"one-file graph: {manifest.graph}")
     held_out = manifest.held_out

@@ -218,7 +218,17 @@ def guessing_bundle(guessing_source, tmp_path_factory: pytest.TempPathFactory) -
     from hadskip_export.exporters.from_run import write_bundle
 
     out = tmp_path_factory.mktemp("guessing") / "bundle"
-    assert write_bundle(guessing_source, out, speculate=True).parity == "passed"
+    assert write_bundle(guessing_source, out, single="guess").parity == "passed"
+    return out
+
+
+@pytest.fixture(scope="session")
+def graph_bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that runs single inputs as one engine."""
+    from hadskip_export.exporters.from_run import write_bundle
+
+    out = tmp_path_factory.mktemp("graph") / "bundle"
+    assert write_bundle(source, out, single="graph").parity == "passed"
     return out
 
 

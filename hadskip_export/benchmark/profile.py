@@ -18,12 +18,12 @@ def profile(predictor: Predictor, calls: Sequence[list[Input]]) -> dict[str, flo
         calls: the inputs of each call; the first is made once more before, to warm up.
 
     Returns:
-        Mean seconds per call: `tokeniser`, `guess` if there is one, `embeddings`, `layer_01`.., `gates`, `head`, and
-        `python`, which is all the rest. A layer that only some calls run counts with what it costs on average. Of a
-        static route only the layers on it, and no gates. Fused gates count with their layer; the look-ahead after the
-        embeddings is `gates`.
+        Mean seconds per call: `tokeniser`, `guess` or `graph` if there is one, `embeddings`, `layer_01`.., `gates`,
+        `head`, and `python`, which is all the rest. A layer that only some calls run counts with what it costs on
+        average. Of a static route only the layers on it, and no gates. Fused gates count with their layer; the
+        look-ahead after the embeddings is `gates`.
     """
-    chain, guess, tokenizer = predictor.chain, predictor.guess, predictor.tokenizer
+    chain, single, tokenizer = predictor.chain, predictor.single, predictor.tokenizer
     assert chain is not None
     spent: defaultdict[str, float] = defaultdict(float)
 
@@ -38,7 +38,8 @@ def profile(predictor: Predictor, calls: Sequence[list[Input]]) -> dict[str, flo
 
     names = {index: layer_name(index) for index in chain.layers}
     predictor.tokenizer = _Tokenizer(timed("tokeniser", tokenizer.encode))  # type: ignore[assignment]
-    predictor.guess = None if guess is None else timed("guess", guess)
+    alone = predictor.engine_info.single
+    predictor.single = None if single is None else timed(alone, single)
     predictor.chain = replace(
         chain,
         embeddings=timed("embeddings", chain.embeddings),
@@ -56,9 +57,9 @@ def profile(predictor: Predictor, calls: Sequence[list[Input]]) -> dict[str, flo
             predictor(inputs if len(inputs) > 1 else inputs[0], batch_size=len(inputs))
             total += time.perf_counter() - started
     finally:
-        predictor.chain, predictor.guess, predictor.tokenizer = chain, guess, tokenizer
+        predictor.chain, predictor.single, predictor.tokenizer = chain, single, tokenizer
     gates = ["gates"] if chain.gates or chain.lookahead else []
-    timed_parts = ["tokeniser", *([] if guess is None else ["guess"]), "embeddings", *names.values(), *gates, "head"]
+    timed_parts = ["tokeniser", *([] if single is None else [alone]), "embeddings", *names.values(), *gates, "head"]
     parts = {part: spent[part] / len(calls) for part in timed_parts}
     return parts | {"python": total / len(calls) - sum(parts.values())}
 

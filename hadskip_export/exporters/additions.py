@@ -10,25 +10,25 @@ from pathlib import Path
 import filelock
 
 from hadskip_export.errors import BundleError
-from hadskip_export.exporters.compile import check, check_engine, compile_engine, likeliest, note_parity
+from hadskip_export.exporters.compile import check, check_engine, compile_engine, guessed, note_parity
 from hadskip_export.exporters.golden import read_golden
 from hadskip_export.exporters.graph import check_graph, write_graph
 from hadskip_export.exporters.parity import ParityReport, compare
 from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.routes import Route
 from hadskip_export.runtime.bundle import GRAPH, Bundle, EngineInfo, GateLayout, Manifest, amend, read_bundle
-from hadskip_export.runtime.engines import engine_class
+from hadskip_export.runtime.engines import Single, engine_class
 from hadskip_export.runtime.tokenization import Tokenizer
 
 
 def add_engine(
-    path: Path, engine: str, precision: str, gates: GateLayout | None = None, speculate: bool = False
+    path: Path, engine: str, precision: str, gates: GateLayout | None = None, single: Single = "chain"
 ) -> ParityReport | None:
     """Adds an engine, or makes it anew; see `build`."""
-    check_engine(engine, precision, gates, speculate)
+    check_engine(engine, precision, gates, single)
     with _alone(path) as bundle:
-        guess = likeliest(bundle.manifest.router, bundle.manifest.held_out) if speculate else None
-        return _add_engine(bundle, engine, precision, gates, guess)
+        guess = guessed(single, bundle.manifest.router, bundle.manifest.held_out)
+        return _add_engine(bundle, engine, precision, gates, single, guess)
 
 
 def add_graph(path: Path) -> None:
@@ -68,14 +68,14 @@ def _alone(path: Path) -> Iterator[Bundle]:
 
 
 def _add_engine(
-    bundle: Bundle, engine: str, precision: str, gates: GateLayout | None, guess: Route | None
+    bundle: Bundle, engine: str, precision: str, gates: GateLayout | None, single: Single, guess: Route | None
 ) -> ParityReport | None:
     manifest, texts = bundle.manifest, read_golden(bundle).texts
     for folder in bundle.path.glob("engines/*"):  # of a killed build, or long replaced
         if folder.relative_to(bundle.path).as_posix() not in {info.folder for info in manifest.engines}:
             shutil.rmtree(folder)
     reference = OnnxReference(bundle)
-    info = compile_engine(bundle.path, manifest.pieces, manifest.model, engine, precision, gates, guess)
+    info = compile_engine(bundle.path, manifest.pieces, manifest.model, engine, precision, gates, single, guess)
     try:
         report = check(bundle, info, lambda p: compare(reference, p, p.tokenizer.encode(texts)))
         amend(bundle, _with(manifest, note_parity(bundle.path, info, report)))

@@ -7,6 +7,7 @@ from hadskip_export.exporters.additions import add_engine, add_graph
 from hadskip_export.exporters.golden import read_texts
 from hadskip_export.exporters.parity import ParityReport
 from hadskip_export.runtime.bundle import MANIFEST, GateLayout
+from hadskip_export.runtime.engines import Single
 
 
 def build(
@@ -20,7 +21,7 @@ def build(
     golden: str | Path | None = None,
     full: bool = True,
     graph: bool = False,
-    speculate: bool = False,
+    single: Single = "chain",
 ) -> ParityReport | None:
     """Builds a bundle from a run folder, or adds an engine or the graph to a bundle, which needs no torch.
 
@@ -33,8 +34,7 @@ def build(
         golden: a file of texts, one a line, to take as golden inputs instead of random words.
         full: carry the fine-tuned BERT too.
         graph: carry the whole model as one ONNX file too, for programs without Python.
-        speculate: give the engine the commonest route in one piece too, which single inputs try first, see
-            `Speculation`. It pays where most inputs take that route (docs/performance.md).
+        single: how the engine runs an input that comes alone, see `Single`; docs/performance.md says what it gains.
 
     Returns:
         The parity report, against PyTorch or, of a bundle, against its ONNX pieces. If it did not pass, the engine is
@@ -52,7 +52,7 @@ def build(
                 raise BundleError(f"{option}: {path} is a bundle, to which an engine is added; leave it out")
         if engine is None and not graph:
             raise BundleError(f"--engine: {path} is a bundle; say what to add, an engine or --graph")
-        report = None if engine is None else add_engine(path, engine, precision, gates, speculate)
+        report = None if engine is None else add_engine(path, engine, precision, gates, single)
         if graph:
             add_graph(path)
         return report
@@ -63,7 +63,7 @@ def build(
 
     texts = read_texts(Path(golden)) if golden is not None else None
     run = load_source(path, budget, full)
-    report = write_bundle(run, Path(out), engine or "ort", precision, gates, texts, speculate)
+    report = write_bundle(run, Path(out), engine or "ort", precision, gates, texts, single)
     if graph:
         add_graph(Path(out))
     return report

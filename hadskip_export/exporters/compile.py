@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from hadskip_export.errors import BundleError, EngineError
+from hadskip_export.exporters.graph import join_conditional
 from hadskip_export.exporters.half import halve
 from hadskip_export.exporters.joining import fuse, join_route
 from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport
@@ -17,7 +18,6 @@ from hadskip_export.exporters.tensorrt import build_engine
 from hadskip_export.progress import say, track
 from hadskip_export.routes import Route
 from hadskip_export.runtime.bundle import (
-    GUESS,
     Bundle,
     EngineInfo,
     HeldOut,
@@ -26,11 +26,9 @@ from hadskip_export.runtime.bundle import (
     Tolerance,
     layer_name,
 )
-from hadskip_export.runtime.engines import ENGINES, GateLayout, engine_class, is_reduced
+from hadskip_export.runtime.engines import ENGINES, GateLayout, Single, engine_class, is_reduced
 from hadskip_export.runtime.engines.tensorrt import LIBRARIES
 from hadskip_export.runtime.predictor import Predictor
-
-GUESS_FILE = f"{GUESS}.onnx"
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,11 @@ FORMS = {
 }
 
 
-def check_engine(engine: str, precision: str, gates: GateLayout | None = None, speculate: bool = False) -> None:
+def check_engine(engine: str, precision: str, gates: GateLayout | None = None, single: Single = "chain") -> None:
     """
     Raises:
         EngineError: no such engine, its library is not installed, or it has no such precision or layout of gates, or
-            cannot have gates in one engine with layers, which a guess needs.
+            cannot have gates in one engine with layers, which a single call needs.
     """
     if engine not in ENGINES:
         raise EngineError(f"--engine {engine}: not known; there are {', '.join(ENGINES)}")
@@ -73,9 +71,9 @@ def check_engine(engine: str, precision: str, gates: GateLayout | None = None, s
     layouts = engine_class(engine).layouts(precision)
     if gates is not None and gates not in layouts:
         raise EngineError(f"--gates {gates}: not to be had with {engine}-{precision}; there are {', '.join(layouts)}")
-    if speculate and "fused" not in layouts:
+    if single != "chain" and "fused" not in layouts:
         raise EngineError(
-            f"--speculate: not to be had with {engine}-{precision}, whose gates stay engines of their own"
+            f"--single {single}: not to be had with {engine}-{precision}, whose gates stay engines of their own"
         )
     engine_class(engine).versions()
 
@@ -97,6 +95,7 @@ def compile_engine(
     engine: str,
     precision: str,
     gates: GateLayout | None,
+    single: Single = "chain",
     guess: Route | None = None,
 ) -> EngineInfo:
     """Writes what an engine has of its own into a new folder under `engines/`; its parity is yet to be checked.
@@ -105,7 +104,8 @@ def compile_engine(
         bundle: the bundle's folder.
         pieces: piece -> fp32 ONNX file, relative to it.
         gates: their layout; the engine's fastest if None.
-        guess: a route to make one engine of, see `Speculation`.
+        single: how an input that comes alone is run.
+        guess: the route to make one engine of, if that is how.
 
     Raises:
         EngineError: a piece that cannot be made.
@@ -118,19 +118,24 @@ def compile_engine(
     (bundle / folder).mkdir(parents=True)
     try:
         files = _make_form(bundle, folder, pieces, model, engine, precision)
-        if guess is not None:
-            parts = {piece: bundle / file for piece, file in files.items()}
-            join_route(parts, model.layers, guess, bundle / folder / GUESS_FILE)
+        joined = f"{folder}/{single}.onnx"
+        parts = {piece: bundle / file for piece, file in files.items()}
+        if single == "guess":
+            assert guess is not None
+            join_route(parts, model.layers, guess, bundle / joined)
+        elif single == "graph":
+            join_conditional(parts, model, bundle / joined)
         if layout == "fused":
             files = _fuse_gates(bundle, folder, files, model.layers)
-        if guess is not None:
-            files[GUESS] = f"{folder}/{GUESS_FILE}"
+        if single != "chain":
+            files[single] = joined
     except BaseException:
         shutil.rmtree(bundle / folder)
         raise
     unchecked = Tolerance((ROUTE_EPSILON,) * model.layers, LOGITS_TOLERANCE)
+    versions, chip = kind.versions(), kind.chip()
     return EngineInfo(
-        engine, precision, layout, kind.versions(), kind.chip(), folder, files, "unverified", unchecked, guess=guess
+        engine, precision, layout, versions, chip, folder, files, "unverified", unchecked, None, single, guess
     )
 
 
@@ -188,14 +193,16 @@ def _free_folder(bundle: Path, name: str) -> str:
     return folder
 
 
-def likeliest(router: RouterInfo, held_out: HeldOut | None) -> Route:
-    """The route to guess.
+def guessed(single: Single, router: RouterInfo, held_out: HeldOut | None) -> Route | None:
+    """The route that `--single guess` is to try; None of the others.
 
     Raises:
-        BundleError: nobody knows, or there is nothing to guess.
+        BundleError: the gates decide nothing, or nobody knows what they decide most often.
     """
-    if router.kind == "static":
-        raise BundleError("--speculate: every input takes the same route, so there is nothing to guess; leave it out")
+    if single != "chain" and router.kind == "static":
+        raise BundleError(f"--single {single}: every input takes the same route, so nothing is decided; leave it out")
+    if single != "guess":
+        return None
     if held_out is None or not held_out.commonest_routes or not held_out.commonest_routes[0][0]:
-        raise BundleError("--speculate: the commonest route is not known, or runs no layer; leave it out")
+        raise BundleError("--single guess: the commonest route is not known, or runs no layer; leave it out")
     return held_out.commonest_routes[0][0]

@@ -14,7 +14,7 @@ from hadskip_export.errors import HadskipError
 from hadskip_export.exporters.references import Reference, Trace, traces
 from hadskip_export.progress import track
 from hadskip_export.routes import Route
-from hadskip_export.runtime.bundle import GUESS, Tolerance, gate_name, layer_name
+from hadskip_export.runtime.bundle import EngineInfo, Manifest, Tolerance, gate_name, layer_name
 from hadskip_export.runtime.engines import Piece, is_reduced
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Encoded, pad
@@ -116,13 +116,13 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
     if info.gates == "fused":
         fused = [FUSED.format(layer_name(index)) for index in range(manifest.model.layers - 1)]
         differences |= {name: _Difference() for name in fused}
-    if info.guess is not None:
-        differences[FUSED.format(GUESS)] = _Difference()
+    if info.single != "chain":
+        differences[FUSED.format(info.single)] = _Difference()
     kept: list[tuple[np.ndarray, ...]] = []
     same_full: list[bool] = []
     steps = zip(inputs, traces(reference, inputs, threshold), strict=True)
     for encoded, trace in track(steps, len(inputs), f"parity of {info.name}"):
-        errors, full_logits = _compare_pieces(pieces, encoded, trace, differences, manifest.model.inputs, info.guess)
+        errors, full_logits = _compare_pieces(pieces, encoded, trace, differences, manifest, info)
         kept.append((trace.margins, errors, trace.route, trace.logits[0]))
         if full_logits is not None and trace.full_logits is not None:
             same_full.append(bool(full_logits.argmax() == trace.full_logits.argmax()))
@@ -228,8 +228,8 @@ def _compare_pieces(
     encoded: Encoded,
     trace: Trace,
     differences: dict[str, _Difference],
-    full_inputs: tuple[str, ...],
-    guess: Route | None,
+    manifest: Manifest,
+    info: EngineInfo,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Adds to `differences`; returns the error of each gate's margin after the engine's own piece before it, float
     [L], and the engine's logits of full BERT. A static route has no gates, whose margins are then right, and lacks the
@@ -237,7 +237,7 @@ def _compare_pieces(
     batch = pad([encoded])
     mask = batch.attention_mask
 
-    embedding_inputs = [getattr(batch, name) for name in full_inputs if name != "attention_mask"]
+    embedding_inputs = [getattr(batch, name) for name in manifest.model.inputs if name != "attention_mask"]
     before = pieces["embeddings"](*embedding_inputs), trace.states[0]
     differences["embeddings"].add(*before)
     errors = np.zeros(len(trace.margins))
@@ -258,11 +258,13 @@ def _compare_pieces(
             before = output, expected
             differences[layer].add(*before)
     differences["head"].add(pieces["head"](trace.states[-1]), trace.logits)
-    if guess is not None:
-        _compare_guess(pieces, guess, [*embedding_inputs, mask], differences)
+    if info.guess is not None:
+        _compare_guess(pieces, info.guess, [*embedding_inputs, mask], differences)
+    if info.single == "graph":
+        _compare_graph(pieces, manifest.router.threshold, [*embedding_inputs, mask], differences)
     full_logits = None
     if trace.full_logits is not None and "full" in pieces:
-        full_logits = pieces["full"](*(getattr(batch, name) for name in full_inputs))
+        full_logits = pieces["full"](*(getattr(batch, name) for name in manifest.model.inputs))
         differences["full"].add(full_logits, trace.full_logits)
     return errors, full_logits
 
@@ -271,12 +273,31 @@ def _compare_guess(
     pieces: dict[str, Piece], route: Route, inputs: list[np.ndarray], differences: dict[str, _Difference]
 ) -> None:
     """Every step of the guess against the engine's own pieces, on the states that the guess gives."""
-    logits, margins, *states = pieces[GUESS](*inputs)
+    logits, margins, *states = pieces["guess"](*inputs)
     mask, state = inputs[-1], states[0]
     for index in range(margins.shape[1]):
-        differences[FUSED.format(GUESS)].add(margins[:, index], pieces["gates"](state, mask)[:, index])
+        differences[FUSED.format("guess")].add(margins[:, index], pieces["gates"](state, mask)[:, index])
         if index + 1 in route:
             output = pieces[layer_name(index)](state, mask)
             state = states[1 + route.index(index + 1)]
-            differences[GUESS].add(state, output[0] if isinstance(output, tuple) else output)
-    differences[GUESS].add(logits, pieces["head"](state))
+            differences["guess"].add(state, output[0] if isinstance(output, tuple) else output)
+    differences["guess"].add(logits, pieces["head"](state))
+
+
+def _compare_graph(
+    pieces: dict[str, Piece], threshold: float, inputs: list[np.ndarray], differences: dict[str, _Difference]
+) -> None:
+    """The whole graph's answer against that of the engine's own pieces on the layers that it ran, and each of its
+    decisions against the margin there: how far on the wrong side of the threshold."""
+    num_layers = sum(piece.startswith("layer") for piece in pieces)
+    terms = np.full((1, num_layers), threshold, np.float32), np.array([num_layers], np.int64)
+    logits, ran = pieces["graph"](*inputs, *terms)
+    state, mask = pieces["embeddings"](*inputs[:-1]), inputs[-1]
+    for index in range(num_layers):
+        above = pieces["gates"](state, mask)[:, index] - np.float32(threshold)
+        wrong = np.maximum(0, -above if ran[0, index] else above)
+        differences[FUSED.format("graph")].add(wrong, np.zeros_like(wrong))
+        if ran[0, index]:
+            output = pieces[layer_name(index)](state, mask)
+            state = output[0] if isinstance(output, tuple) else output
+    differences["graph"].add(logits, pieces["head"](state))

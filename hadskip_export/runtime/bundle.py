@@ -18,12 +18,11 @@ from typing import Literal
 
 from hadskip_export.errors import BundleError
 from hadskip_export.routes import Route, is_route
-from hadskip_export.runtime.engines import GateLayout, built_elsewhere, runs_onnx
+from hadskip_export.runtime.engines import GateLayout, Single, built_elsewhere, runs_onnx
 from hadskip_export.runtime.onnx_files import external_data_files
 
 FORMAT = 1
 GRAPH = "graph"
-GUESS = "guess"
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
 
 
@@ -107,7 +106,8 @@ class EngineInfo:
         folder: what it has of its own, relative to the bundle: the report of its check, and files, if it needs any.
         files: piece -> file, relative to the bundle.
         tolerance: what its parity check allowed; a machine where it is farther off computes something else.
-        guess: the route that its piece `guess` runs, see `Speculation`; None where it has no such piece.
+        single: how an input that comes alone is run; by the piece of this name, unless by the chain.
+        guess: the route that its piece `guess` runs; None where it has no such piece.
     """
 
     engine: str
@@ -120,6 +120,7 @@ class EngineInfo:
     parity: Literal["passed", "failed", "unverified"]
     tolerance: Tolerance
     first_bad_piece: str | None = None
+    single: Single = "chain"
     guess: Route | None = None
 
     @property
@@ -248,10 +249,10 @@ def _check_model(folder: Path, manifest: Manifest) -> None:
                 f"{folder / MANIFEST}: {engine.name} has gates {engine.gates!r}, which do not fit"
                 f" a router of kind {router.kind!r}; build it again"
             )
-        for piece in ["embeddings", *layers, *gate_names(engine.gates, model.layers), "head"]:
-            if piece not in engine.files:
+        for piece in ["embeddings", *layers, *gate_names(engine.gates, model.layers), "head", engine.single]:
+            if piece not in (*engine.files, "chain"):
                 raise BundleError(f"{folder / MANIFEST}: {engine.name} has no {piece}")
-        if engine.guess is not None and not (is_route(engine.guess, model.layers) and GUESS in engine.files):
+        if (engine.single == "guess") != (engine.guess is not None and is_route(engine.guess, model.layers)):
             raise BundleError(f"{folder / MANIFEST}: {engine.name} has a guess without its route; build it again")
         if len(engine.tolerance.margins) != model.layers:
             raise BundleError(f"{folder / MANIFEST}: {engine.name} needs a tolerance for each gate")

@@ -13,8 +13,9 @@ import numpy as np
 
 from hadskip_export.errors import BudgetError, BundleError, EngineError
 from hadskip_export.routes import Route, as_route, as_row
-from hadskip_export.runtime.bundle import GUESS, Bundle, gate_names, layer_name, read_bundle
+from hadskip_export.runtime.bundle import Bundle, gate_names, layer_name, read_bundle
 from hadskip_export.runtime.chain import Chain
+from hadskip_export.runtime.conditional import Conditional
 from hadskip_export.runtime.engines import EngineOptions, Piece, built_elsewhere, engine_class
 from hadskip_export.runtime.routers import (
     CappedRouter,
@@ -104,14 +105,14 @@ class Predictor:
         self.engine = engine_class(info.engine)(files, info.precision, EngineOptions(threads, spinning))
         self._lock = threading.Lock()
         self.chain: Chain | None = None  # what `router="gates"` runs; None until it is needed
-        self.guess: Piece | None = None  # what it tries first, see `Speculation`; None where nothing is guessed
+        self.single: Piece | None = None  # what runs an input that comes alone; None where that is the chain
         self._full: Piece | None = None
         self._closed = False
         _ = self._load_full() if router == "full" else self._load_chain()
         if warm_up:
             ids = [0] * min(WARM_UP_TOKENS, model.max_length)
             every_gate_open = None if manifest.router.kind == "static" else -math.inf
-            for rows in (1,) if self.guess is None else (1, 2):  # of several nothing is guessed
+            for rows in (1,) if self.single is None else (1, 2):  # two are always run by the chain
                 inputs = [Encoded(ids, ids, False)] * rows
                 self.run(inputs, gate_threshold=every_gate_open, max_layers=model.layers)
 
@@ -228,7 +229,7 @@ class Predictor:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = pad([encoded[row] for row in rows])
-            if isinstance(pieces, Chain | Speculation):
+            if isinstance(pieces, Chain | Speculation | Conditional):
                 forced = None if routes is None else routes[rows]
                 answer, ran[rows] = pieces.run(batch, self._new_router(threshold, max_layers, forced))
             else:
@@ -250,7 +251,7 @@ class Predictor:
     def close(self) -> None:
         """Frees the engines. A closed predictor raises `EngineError` when called."""
         with self._lock:
-            self._closed, self.chain, self.guess, self._full = True, None, None, None
+            self._closed, self.chain, self.single, self._full = True, None, None, None
 
     def __enter__(self) -> "Predictor":
         return self
@@ -291,7 +292,7 @@ class Predictor:
                 f"{option}: {self.bundle.path} has a static route and no gates; leave it out, or use max_layers"
             )
 
-    def _load_chain(self) -> Chain | Speculation:
+    def _load_chain(self) -> Chain | Speculation | Conditional:
         """Loads the chain when it is first needed. A call that has it is not disturbed by a `close` from then on."""
         with self._lock:
             if self._closed:
@@ -310,13 +311,13 @@ class Predictor:
                     embedding_inputs=tuple(name for name in EMBEDDING_INPUTS if name in model.inputs),
                     num_layers=model.layers,
                 )
-                if self.engine_info.guess is not None:
-                    self.guess = self.engine.load(GUESS)
-            if self.guess is None:
+                if self.engine_info.single != "chain":
+                    self.single = self.engine.load(self.engine_info.single)
+            if self.single is None:
                 return self.chain
-            route = self.engine_info.guess
-            assert route is not None
-            return Speculation(self.chain, self.guess, route)
+            if self.engine_info.guess is None:
+                return Conditional(self.chain, self.single)
+            return Speculation(self.chain, self.single, self.engine_info.guess)
 
     def _load_full(self) -> Piece:
         """The same for the full model, so that whoever never asks for it does not hold it in memory."""

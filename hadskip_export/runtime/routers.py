@@ -3,6 +3,7 @@
 In plain Python: right after an engine has run, one call of a NumPy function takes longer than all of this for a row.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,6 +20,10 @@ class Router(Protocol):
         """
         ...
 
+    def terms(self, num_layers: int) -> tuple[list[float], int]:
+        """The same for a single row, in the terms of `Conditional`: the threshold of each gate, and the most layers."""
+        ...
+
 
 class GateRouter:
     """A layer runs where its gate's margin is above the threshold, both of them in float32."""
@@ -28,6 +33,9 @@ class GateRouter:
 
     def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         return [value > self._threshold for value in margin]
+
+    def terms(self, num_layers: int) -> tuple[list[float], int]:
+        return [self._threshold] * num_layers, num_layers
 
 
 class StaticRouter:
@@ -43,6 +51,9 @@ class StaticRouter:
     def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         return [self._route[index]] * len(margin)
 
+    def terms(self, num_layers: int) -> tuple[list[float], int]:
+        return _thresholds(self._route), num_layers
+
 
 class ForcedRouter:
     """Rows run what they are told, whatever their gates say, which are asked all the same. For measurements.
@@ -57,6 +68,9 @@ class ForcedRouter:
     def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         return self._columns[index]
 
+    def terms(self, num_layers: int) -> tuple[list[float], int]:
+        return _thresholds([run for (run,) in self._columns]), num_layers
+
 
 class CappedRouter:
     """Another router, until a row has run `max_layers` layers; from then on that row skips."""
@@ -68,3 +82,12 @@ class CappedRouter:
     def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         rows = self._router.select(index, margin, routes)
         return [run and sum(ran) < self._max_layers for run, ran in zip(rows, zip(*routes, strict=True), strict=True)]
+
+    def terms(self, num_layers: int) -> tuple[list[float], int]:
+        thresholds, most = self._router.terms(num_layers)
+        return thresholds, min(most, self._max_layers)
+
+
+def _thresholds(route: Sequence[bool]) -> list[float]:
+    """Those that any margin, or none, is above."""
+    return [-math.inf if run else math.inf for run in route]

@@ -3,7 +3,7 @@
 import importlib
 
 from hadskip_export.errors import EngineError
-from hadskip_export.runtime.engines.base import Engine, EngineOptions, GateLayout, Piece, is_reduced
+from hadskip_export.runtime.engines.base import Engine, EngineOptions, GateLayout, Piece, Single, is_reduced
 
 # name -> module:class. To add an engine: one file here, one line there.
 ENGINES = {
@@ -20,6 +20,7 @@ __all__ = [
     "EngineOptions",
     "GateLayout",
     "Piece",
+    "Single",
     "built_elsewhere",
     "engine_class",
     "is_reduced",

@@ -14,7 +14,10 @@ from hadskip_export.errors import EngineError
 # `separate`: each gate an engine of its own, asked before its layer. `lookahead`: one engine for all gates, asked after
 # the embeddings and each layer that ran. `fused`: the same, but after a layer they are part of the layer's engine.
 GateLayout = Literal["separate", "lookahead", "fused"]
-_REDUCED = ("layer", "full", "guess")
+# How an input that comes alone is run: by the chain, as any batch; by one engine of the commonest route first
+# (`Speculation`); by one engine of the whole gated model (`Conditional`).
+Single = Literal["chain", "guess", "graph"]
+_REDUCED = ("layer", "full", "guess", "graph")
 
 
 def is_reduced(piece: str) -> bool:
@@ -67,7 +70,7 @@ class EngineOptions:
 
 class Engine(Protocol):
     """Loads the pieces of a bundle, named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `head`, `full`,
-    `guess`.
+    `guess`, `graph`.
 
     Attributes:
         precisions: those it can be built with.

@@ -38,16 +38,18 @@ def model(request, model_folder: Path, bundle: Path, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="module", params=engine_params())
 def layouts(request, model: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The same pieces in every layout that the engine has, in each with a guess too if it can have one; the plainest
+    """The same pieces in every layout that the engine has, each with every way to run single inputs; the plainest
     way to run them."""
     folder = shutil.copytree(model, tmp_path_factory.mktemp("layouts") / "bundle")
     opened = read_bundle(folder)
     manifest, predictors = opened.manifest, []
     kinds = engine_class(request.param).layouts("fp32")
     every_other = tuple(range(1, manifest.model.layers + 1, 2))
-    for gates, guess in product(kinds, [None, every_other] if "fused" in kinds else [None]):
-        info = compile_engine(folder, manifest.pieces, manifest.model, request.param, "fp32", gates, guess)
-        assert (info.gates, info.guess) == (gates, guess)
+    singles = ["chain", "guess", "graph"] if "fused" in kinds else ["chain"]
+    for gates, single in product(kinds, singles):
+        guess = every_other if single == "guess" else None
+        info = compile_engine(folder, manifest.pieces, manifest.model, request.param, "fp32", gates, single, guess)
+        assert (info.gates, info.single, info.guess) == (gates, single, guess)
         predictors.append(Predictor(Bundle(folder, replace(manifest, engines=(info,)))))
     assert len(predictors) > 1
     yield predictors, OnnxReference(opened)

@@ -1,5 +1,6 @@
-"""`build --speculate`: the commonest route as one engine, checked against the pieces it is made of."""
+"""`build --single`: the commonest route, or the whole model, as one engine, checked against what it is made of."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hadskip_export import build
 from hadskip_export.benchmark.profile import profile
 from hadskip_export.cli import main
 from hadskip_export.errors import BundleError, EngineError
+from hadskip_export.exporters.graph import join_conditional
 from hadskip_export.exporters.joining import join_route
 from hadskip_export.exporters.parity import compare
 from hadskip_export.exporters.references import OnnxReference
@@ -52,6 +54,22 @@ def test_a_joined_route_gives_what_its_pieces_give_one_by_one(bundle: Path, tmp_
     np.testing.assert_allclose(logits, run(pieces["head"], {"hidden_states": expected[-1]})[0], atol=1e-5)
 
 
+def test_in_the_whole_model_layers_are_only_inside_branches(bundle: Path, tmp_path: Path):
+    """What is inside a branch that is not taken is not computed."""
+    manifest, file = read_bundle(bundle).manifest, tmp_path / "graph.onnx"
+    join_conditional({piece: bundle / name for piece, name in manifest.pieces.items()}, manifest.model, file)
+    model = onnx.load(file)
+    onnx.checker.check_model(model, full_check=True)
+    branches = [node for node in model.graph.node if node.op_type == "If"]
+    assert len(branches) == 4
+    assert not [node.name for node in model.graph.node if node.name.startswith("layer_")]
+    for index, node in enumerate(branches):
+        inside = {one.name: len(one.g.node) for one in node.attribute}
+        assert inside["then_branch"] > 10 and inside["else_branch"] == 1
+        names = [one.name for branch in node.attribute for one in branch.g.node]
+        assert any(name.startswith(f"layer_0{index + 1}/") for name in names)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(TEXTS), st.floats(-4, 4), st.one_of(st.none(), st.integers(1, 4)))
 def test_one_input_at_a_time_it_answers_as_without_a_guess(both, text: str, threshold: float, most: int | None):
@@ -60,28 +78,52 @@ def test_one_input_at_a_time_it_answers_as_without_a_guess(both, text: str, thre
     assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
 
-@pytest.fixture(scope="module")
-def both(guessing_bundle: Path, fused_bundle: Path):
-    with Predictor.load(guessing_bundle) as ours, Predictor.load(fused_bundle) as theirs:
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(TEXTS), st.lists(st.booleans(), min_size=4, max_size=4), st.one_of(st.none(), st.integers(1, 4)))
+def test_forced_routes_are_run_too(both, text: str, route: list[bool], most: int | None):
+    one, other = (p([text], routes=np.array([route]), max_layers=most) for p in both)
+    assert one[0].layers == other[0].layers
+    assert one[0].probabilities == pytest.approx(other[0].probabilities, abs=1e-5)
+
+
+@pytest.fixture(scope="module", params=["guessing_bundle", "graph_bundle"])
+def both(request: pytest.FixtureRequest, fused_bundle: Path):
+    with Predictor.load(request.getfixturevalue(request.param)) as ours, Predictor.load(fused_bundle) as theirs:
         yield ours, theirs
 
 
-def test_a_profile_shows_the_guess_and_what_came_after_it(both):
-    ours, _ = both
+def test_many_threads_get_their_own_answers(both):
+    ours, theirs = both
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(ours, TEXTS * 4))
+    for one, other in zip(answers, [theirs(text) for text in TEXTS] * 4, strict=True):
+        assert (one.label, one.layers) == (other.label, other.layers)
+
+
+def test_a_profile_shows_the_one_call(graph_bundle: Path):
+    with Predictor.load(graph_bundle) as predictor:
+        parts = profile(predictor, [[text] for text in TEXTS])
+        assert parts["graph"] > 0 == sum(parts[f"layer_0{number}"] for number in range(1, 5))
+        assert predictor(TEXTS[0]).layers == predictor([TEXTS[0]])[0].layers
+
+
+def test_a_profile_shows_the_guess_and_what_came_after_it(guessing_bundle: Path):
+    ours = Predictor.load(guessing_bundle)
     predictions = [ours(text) for text in TEXTS]
     assert len({one.layers == GUESS for one in predictions}) == 2  # some are guessed right, some not
     parts = profile(ours, [[text] for text in TEXTS])
     assert parts["guess"] > parts["layer_04"] > parts["layer_02"] == parts["embeddings"] == 0.0  # never computed again
 
 
-def test_parity_names_a_guess_that_is_wrong(guessing_bundle: Path, tmp_path: Path):
-    for weight, expected in (("gate_03/", "gates in guess"), ("layer_02/", "guess")):
-        mine = copy_of(guessing_bundle, tmp_path / expected)
-        file = mine / "engines" / "ort-fp32" / "guess.onnx"
+@pytest.mark.parametrize(("single", "built"), [("guess", "guessing_bundle"), ("graph", "graph_bundle")])
+def test_parity_names_what_is_wrong_in_it(request: pytest.FixtureRequest, tmp_path: Path, single: str, built: str):
+    for weight, expected in (("gate_03/", f"gates in {single}"), ("head/", single)):
+        mine = copy_of(request.getfixturevalue(built), tmp_path / weight)
+        file = mine / "engines" / "ort-fp32" / f"{single}.onnx"
         model = onnx.load(file)
         found = [one for one in model.graph.initializer if one.name.startswith(weight) and len(one.dims) == 2]
         for tensor in found:
-            array = onnx.numpy_helper.to_array(tensor) * np.float32(1.05)
+            array = onnx.numpy_helper.to_array(tensor) * np.float32(-1.5)
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
         file.write_bytes(model.SerializeToString())
         reseal(mine)
@@ -90,39 +132,44 @@ def test_parity_names_a_guess_that_is_wrong(guessing_bundle: Path, tmp_path: Pat
         assert [piece.piece for piece in report.pieces if not piece.passed] == [expected]
 
 
+@pytest.mark.parametrize("single", ["guess", "graph"])
 @pytest.mark.parametrize(("engine", "precision"), [("ort", "int8"), ("openvino", "fp32"), ("openvino", "int8")])
-def test_other_engines_can_be_given_one(guessing_bundle: Path, tmp_path: Path, engine: str, precision: str):
+def test_other_engines_can_be_given_one(
+    guessing_bundle: Path, tmp_path: Path, engine: str, precision: str, single: str
+):
     mine = copy_of(guessing_bundle, tmp_path)
-    report = build(mine, engine=engine, precision=precision, speculate=True)
+    report = build(mine, engine=engine, precision=precision, single=single)
     assert report.parity == "passed", report.lines()
-    assert {"guess", "gates in guess"} <= {piece.piece for piece in report.pieces}
+    assert {single, f"gates in {single}"} <= {piece.piece for piece in report.pieces}
     with Predictor.load(mine, engine=f"{engine}-{precision}") as predictor:
-        assert predictor.engine_info.guess == GUESS
+        assert predictor.engine_info.single == single
         alone, together = [predictor(text) for text in TEXTS], predictor(TEXTS)
     assert np.mean([one.layers == other.layers for one, other in zip(alone, together, strict=True)]) > 0.9
 
 
 def test_the_command_takes_it_and_inspect_tells(guessing_bundle: Path, tmp_path: Path):
     mine = copy_of(guessing_bundle, tmp_path)
-    result = CliRunner().invoke(main, ["build", str(mine), "--engine", "openvino", "--speculate"])
+    result = CliRunner().invoke(main, ["build", str(mine), "--engine", "openvino", "--single", "guess"])
     assert result.exit_code == 0, result.output
     told = CliRunner().invoke(main, ["inspect", str(mine)]).output
-    assert told.count("tries layers 2 3 4 first, as one engine") == 2
+    assert told.count("of inputs alone tries layers 2 3 4 first, as one engine") == 2
 
 
 def test_where_there_is_nothing_to_guess_the_option_is_refused(
     bundle: Path, static_bundle: Path, guessing_bundle: Path, tmp_path: Path
 ):
+    with pytest.raises(BundleError, match=r"--single graph: .*same route"):
+        build(copy_of(static_bundle, tmp_path / "static"), engine="ort", single="graph")
     for folder, reason in ((bundle, "is not known"), (static_bundle, "same route")):
-        with pytest.raises(BundleError, match=f"--speculate: .*{reason}.*leave it out"):
-            build(copy_of(folder, tmp_path / reason), engine="ort", speculate=True)
-    with pytest.raises(EngineError, match="--speculate: not to be had with openvino-bf16"):
-        build(copy_of(guessing_bundle, tmp_path), engine="openvino", precision="bf16", speculate=True)
+        with pytest.raises(BundleError, match=f"--single guess: .*{reason}.*leave it out"):
+            build(copy_of(folder, tmp_path / reason), engine="ort", single="guess")
+    with pytest.raises(EngineError, match="--single guess: not to be had with openvino-bf16"):
+        build(copy_of(guessing_bundle, tmp_path), engine="openvino", precision="bf16", single="guess")
 
 
 @pytest.mark.parametrize("guess", [[], [5], [2, 1]])
 def test_a_manifest_with_a_guess_that_is_no_route_is_refused(guessing_bundle: Path, tmp_path: Path, guess: list[int]):
     mine = copy_of(guessing_bundle, tmp_path)
     change_manifest(mine, lambda manifest: manifest["engines"][0].update(guess=guess))
-    with pytest.raises(BundleError, match="guess without its route"):
+    with pytest.raises(BundleError, match="guess"):
         read_bundle(mine)

@@ -1,0 +1,36 @@
+"""The whole gated model as one engine, whose own `If` skips the layers: an input that comes alone is one call, with no
+Python between its layers. It decides as the chain does, through which batches still go.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hadskip_export.runtime.chain import Chain
+from hadskip_export.runtime.engines.base import Piece
+from hadskip_export.runtime.routers import Router
+from hadskip_export.runtime.tokenization import Batch
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """A chain that leaves single inputs to a graph.
+
+    Args:
+        graph: takes what the chain's embeddings take, the attention_mask, the threshold of each gate float32 [1, L] and
+            the most layers to run int64 [1]; gives logits [1, classes] and the layers that ran, float32 [1, L] of 0
+            and 1.
+    """
+
+    chain: Chain
+    graph: Piece
+
+    def run(self, batch: Batch, router: Router) -> tuple[np.ndarray, np.ndarray]:
+        """As `Chain.run`."""
+        if len(batch) > 1:
+            return self.chain.run(batch, router)
+        thresholds, most = router.terms(self.chain.num_layers)
+        inputs = (getattr(batch, name) for name in self.chain.embedding_inputs)
+        terms = np.array([thresholds], np.float32), np.array([most], np.int64)
+        logits, ran = self.graph(*inputs, batch.attention_mask, *terms)
+        return logits, ran > 0
