@@ -60,8 +60,8 @@ class ParityReport:
         label_agreement: share of inputs with the same label.
         full_label_agreement: the same of full BERT in this engine and in the reference; None without full BERT.
         logits_largest: largest difference of a logit where routes agree.
-        first_bad_piece: the first piece out of tolerance; `routes`, `labels` or `logits` where only the whole is; None
-            if passed.
+        first_bad_piece: the first piece out of tolerance; `routes`, `routes in graph`, `labels` or `logits` where only
+            the whole is; None if passed.
     """
 
     engine: str
@@ -116,13 +116,16 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
     if info.gates == "fused":
         fused = [FUSED.format(layer_name(index)) for index in range(manifest.model.layers - 1)]
         differences |= {name: _Difference() for name in fused}
-    if info.single != "chain":
-        differences[FUSED.format(info.single)] = _Difference()
+    if info.guess is not None:
+        differences[FUSED.format("guess")] = _Difference()
     kept: list[tuple[np.ndarray, ...]] = []
     same_full: list[bool] = []
+    graph_routes: list[np.ndarray] = []
     steps = zip(inputs, traces(reference, inputs, threshold), strict=True)
     for encoded, trace in track(steps, len(inputs), f"parity of {info.name}"):
         errors, full_logits = _compare_pieces(pieces, encoded, trace, differences, manifest, info)
+        if info.single == "graph":
+            graph_routes.append(_compare_graph(pieces, encoded, manifest, differences["graph"]))
         kept.append((trace.margins, errors, trace.route, trace.logits[0]))
         if full_logits is not None and trace.full_logits is not None:
             same_full.append(bool(full_logits.argmax() == trace.full_logits.argmax()))
@@ -149,6 +152,8 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
     bad = next((report.piece for report in piece_reports if not report.passed), None)
     if bad is None and flips:
         bad = "routes"
+    if bad is None and graph_routes and count_flips(margins - threshold, routes, np.stack(graph_routes), near):
+        bad = "routes in graph"
     if bad is None and not largest <= logits_tolerance:
         bad = "logits"
     if bad is None and info.precision != "fp32" and 1 - agreement > allowed + 1e-9:
@@ -260,8 +265,6 @@ def _compare_pieces(
     differences["head"].add(pieces["head"](trace.states[-1]), trace.logits)
     if info.guess is not None:
         _compare_guess(pieces, info.guess, [*embedding_inputs, mask], differences)
-    if info.single == "graph":
-        _compare_graph(pieces, manifest.router.threshold, [*embedding_inputs, mask], differences)
     full_logits = None
     if trace.full_logits is not None and "full" in pieces:
         full_logits = pieces["full"](*(getattr(batch, name) for name in manifest.model.inputs))
@@ -285,19 +288,17 @@ def _compare_guess(
 
 
 def _compare_graph(
-    pieces: dict[str, Piece], threshold: float, inputs: list[np.ndarray], differences: dict[str, _Difference]
-) -> None:
-    """The whole graph's answer against that of the engine's own pieces on the layers that it ran, and each of its
-    decisions against the margin there: how far on the wrong side of the threshold."""
-    num_layers = sum(piece.startswith("layer") for piece in pieces)
-    terms = np.full((1, num_layers), threshold, np.float32), np.array([num_layers], np.int64)
-    logits, ran = pieces["graph"](*inputs, *terms)
-    state, mask = pieces["embeddings"](*inputs[:-1]), inputs[-1]
-    for index in range(num_layers):
-        above = pieces["gates"](state, mask)[:, index] - np.float32(threshold)
-        wrong = np.maximum(0, -above if ran[0, index] else above)
-        differences[FUSED.format("graph")].add(wrong, np.zeros_like(wrong))
-        if ran[0, index]:
-            output = pieces[layer_name(index)](state, mask)
-            state = output[0] if isinstance(output, tuple) else output
-    differences["graph"].add(logits, pieces["head"](state))
+    pieces: dict[str, Piece], encoded: Encoded, manifest: Manifest, difference: _Difference
+) -> np.ndarray:
+    """The whole graph's logits against those of the engine's own pieces on the layers that it ran, bool [L], which it
+    returns."""
+    batch, num_layers = pad([encoded]), manifest.model.layers
+    inputs = [getattr(batch, name) for name in manifest.model.inputs if name != "attention_mask"]
+    thresholds = np.full((1, num_layers), manifest.router.threshold, np.float32)
+    logits, ran = pieces["graph"](*inputs, batch.attention_mask, thresholds, np.array([num_layers], np.int64))
+    state = pieces["embeddings"](*inputs)
+    for index in np.flatnonzero(ran[0]).tolist():
+        output = pieces[layer_name(index)](state, batch.attention_mask)
+        state = output[0] if isinstance(output, tuple) else output
+    difference.add(logits, pieces["head"](state))
+    return ran[0] > 0
