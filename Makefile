@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check bench node trt clean
+.PHONY: install demo test lint types check bench bench-gpu cuda gpu node trt clean
 
 install: $(STAMP)
 
@@ -42,6 +42,19 @@ node: $(STAMP)
 trt: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[trt-rtx]"
 	$(BIN)/python -m pytest tests/exporters/test_tensorrt.py
+
+# What of CUDA graphs needs no GPU: NVIDIA's compiler takes the kernel, the bindings take its arguments.
+cuda: $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt cuda-bindings nvidia-cuda-nvrtc
+	$(BIN)/python -m pytest tests/runtime/engines/test_cuda_graphs.py
+
+# On a machine with a GPU, by the Python that has a torch with CUDA.
+gpu:
+	$(PYTHON) -m pytest tests -m gpu
+
+bench-gpu:
+	$(PYTHON) benchmarks/gpu.py
+	$(PYTHON) benchmarks/training_step.py --device cuda
 
 # The figures the README quotes that the demo does not print.
 bench: $(STAMP)

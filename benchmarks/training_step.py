@@ -1,6 +1,7 @@
 """What a step of stage III costs beside a plain distillation step: interleaved epochs over the same few sentences.
 
-    python benchmarks/training_step.py            # one thread; --threads 2 for two
+    python benchmarks/training_step.py                                 # one thread; --threads 2 for two
+    python benchmarks/training_step.py --device cuda --model bert-base # random weights of that size
 
 The plain step runs the teacher forward and the student forward and backward, every layer, with the loss of predictions.
 Wanted: stage III at most 1.35 times that.
@@ -16,9 +17,10 @@ import click
 import numpy as np
 import torch
 
+from hadskip_export.benchmark.estimate import SIZES
 from hadskip_export.demonstration import find_model
 from hadskip_export.modeling.checkpoint import load_classifier
-from hadskip_export.modeling.encoder import Output
+from hadskip_export.modeling.encoder import Classifier, Output
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.runtime.tokenization import Encoded
 from hadskip_export.trainers.batches import Dataset, TrainingBatch
@@ -41,12 +43,18 @@ class ForgetfulTeacher(Teacher):
 @click.command()
 @click.option("--threads", default=1, show_default=True)
 @click.option("--tokens", default=24, show_default=True, help="Tokens of the longest sentence.")
-def main(threads: int, tokens: int) -> None:
+@click.option("--model", type=click.Choice(sorted(SIZES)), help="Random weights; the demo's model if left out.")
+@click.option("--precision", default="fp32", show_default=True, help="The recipe's: fp32 or bf16.")
+@click.option("--device", default="cpu", show_default=True)
+def main(threads: int, tokens: int, model: str | None, precision: str, device: str) -> None:
     """Time a step of stage III beside a plain distillation step."""
     torch.set_num_threads(threads)
-    classifier = load_classifier(find_model(), ("0", "1"))
+    if model is None:
+        classifier = load_classifier(find_model(), ("0", "1")).to(device)
+    else:
+        classifier = Classifier(SIZES[model]).init_weights().to(device)
     layers = classifier.config.num_layers
-    paper, adaptive = load_recipe("paper"), load_recipe("adaptive")
+    paper, adaptive = (replace(load_recipe(name), precision=precision) for name in ("paper", "adaptive"))
     random = np.random.default_rng(0)
     ids = [random.integers(1000, 20000, size=random.integers(4, tokens)) for _ in range(BATCHES * paper.batch_size)]
     encoded = [Encoded(row.tolist(), [0] * len(row), False) for row in ids]
@@ -56,10 +64,10 @@ def main(threads: int, tokens: int) -> None:
     family = Draw(nested(sizes_around(BUDGET, 1, layers), layers), layers, 0)
 
     def session(recipe) -> Session:
-        return Session(data, data, recipe, 0, "cpu", lambda **_: None, "accuracy")
+        return Session(data, data, recipe, 0, device, lambda **_: None, "accuracy")
 
     def student() -> GatedClassifier:
-        return GatedClassifier(copy.deepcopy(classifier), 64, 1.0)
+        return GatedClassifier(copy.deepcopy(classifier), 64, 1.0).to(device)
 
     keeps, forgets = Teacher(copy.deepcopy(classifier), data), ForgetfulTeacher(copy.deepcopy(classifier), data)
     keeps.logits()
@@ -75,6 +83,8 @@ def main(threads: int, tokens: int) -> None:
         for name, epoch in systems.items():
             started = time.perf_counter()
             epoch()
+            if device == "cuda":
+                torch.cuda.synchronize()
             spent[name].append((time.perf_counter() - started) / BATCHES)
     for name, seconds in spent.items():
         ratios = [own / plain for own, plain in zip(seconds[1:], spent["plain"][1:], strict=True)]

@@ -128,15 +128,15 @@ def bench(
         )
     rows = []
     with Contest(str(bundle), info, manifest.model, texts, {"max_layers": max_layers}) as contest:
-        answers = contest.skip.ask("answers")
-        layers_run = np.array(answers["layers_run"])
-        metric = full_metric = None
-        if labels is not None:
-            measured = METRICS[manifest.metric]
-            full_answers = next(iter(contest.full.values())).ask("answers")
-            metric = measured(np.array(answers["predicted"]), labels)
-            full_metric = measured(np.array(full_answers["predicted"]), labels)
         for size in batch:
+            answers = contest.skip.ask("answers", batch_size=size)
+            layers_run = np.array(answers["layers_run"])
+            metric = full_metric = None
+            if labels is not None:
+                measured = METRICS[manifest.metric]
+                full_answers = next(iter(contest.full.values())).ask("answers", batch_size=size)
+                metric = measured(np.array(answers["predicted"]), labels)
+                full_metric = measured(np.array(full_answers["predicted"]), labels)
             calls = choose_calls(len(texts), size)
             figures = contest.measure(calls, lengths, layers_run, "data", f"batch {size}", busy)
             parts = contest.skip.ask("profile", calls=[call.tolist() for call in calls])["parts"] if profile else None

@@ -72,9 +72,10 @@ class Worker:
         """Where the time of a call goes: mean seconds by part."""
         return {"parts": profile(self._predictor, [[self._texts[row] for row in rows] for rows in calls])}
 
-    def answers(self) -> dict[str, Any]:
+    def answers(self, batch_size: int) -> dict[str, Any]:
         """Class index and layers run of every text, untimed."""
-        logits, routes = self._predictor.run(self._predictor.tokenizer.encode(self._texts), routes=self._routes)
+        encoded = self._predictor.tokenizer.encode(self._texts)
+        logits, routes = self._predictor.run(encoded, batch_size, routes=self._routes)
         return {"predicted": logits.argmax(axis=1).tolist(), "layers_run": routes.sum(axis=1).tolist()}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import filelock
 
 from hadskip_export.errors import BundleError
-from hadskip_export.exporters.compile import check, check_engine, compile_engine, guessed, note_parity
+from hadskip_export.exporters.compile import check, check_engine, compile_engine, note_parity, resolve_single
 from hadskip_export.exporters.golden import read_golden
 from hadskip_export.exporters.graph import check_graph, write_graph
 from hadskip_export.exporters.parity import ParityReport, compare
@@ -22,13 +22,14 @@ from hadskip_export.runtime.tokenization import Tokenizer
 
 
 def add_engine(
-    path: Path, engine: str, precision: str, gates: GateLayout | None = None, single: Single = "chain"
+    path: Path, engine: str, precision: str, gates: GateLayout | None = None, single: Single | None = None
 ) -> ParityReport | None:
     """Adds an engine, or makes it anew; see `build`."""
     check_engine(engine, precision, gates, single)
     with _alone(path) as bundle:
-        guess = guessed(single, bundle.manifest.router, bundle.manifest.held_out)
-        return _add_engine(bundle, engine, precision, gates, single, guess)
+        manifest = bundle.manifest
+        how, guess = resolve_single(single, engine, precision, manifest.router, manifest.held_out)
+        return _add_engine(bundle, engine, precision, gates, how, guess)
 
 
 def add_graph(path: Path) -> None:

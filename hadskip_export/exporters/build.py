@@ -21,7 +21,7 @@ def build(
     golden: str | Path | None = None,
     full: bool = True,
     graph: bool = False,
-    single: Single = "chain",
+    single: Single | None = None,
 ) -> ParityReport | None:
     """Builds a bundle from a run folder, or adds an engine or the graph to a bundle, which needs no torch.
 
@@ -34,7 +34,8 @@ def build(
         golden: a file of texts, one a line, to take as golden inputs instead of random words.
         full: carry the fine-tuned BERT too.
         graph: carry the whole model as one ONNX file too, for programs without Python.
-        single: how the engine runs an input that comes alone, see `Single`; docs/performance.md says what it gains.
+        single: how the engine runs an input that comes alone, see `Single`; the engine's own way if left out.
+            docs/performance.md says what it gains.
 
     Returns:
         The parity report, against PyTorch or, of a bundle, against its ONNX pieces. If it did not pass, the engine is
@@ -52,6 +53,9 @@ def build(
                 raise BundleError(f"{option}: {path} is a bundle, to which an engine is added; leave it out")
         if engine is None and not graph:
             raise BundleError(f"--engine: {path} is a bundle; say what to add, an engine or --graph")
+        if engine is None and (single is not None or gates is not None):
+            option = "--single" if gates is None else "--gates"
+            raise BundleError(f"{option}: {path} is a bundle; say with --engine which engine to add like this")
         report = None if engine is None else add_engine(path, engine, precision, gates, single)
         if graph:
             add_graph(path)

@@ -15,6 +15,7 @@ from hadskip_export.exporters.joining import fuse, join_route
 from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport
 from hadskip_export.exporters.quantise import quantise, quantise_weights
 from hadskip_export.exporters.tensorrt import build_engine
+from hadskip_export.exporters.weights import pack
 from hadskip_export.progress import say, track
 from hadskip_export.routes import Route
 from hadskip_export.runtime.bundle import (
@@ -57,11 +58,11 @@ FORMS = {
 }
 
 
-def check_engine(engine: str, precision: str, gates: GateLayout | None = None, single: Single = "chain") -> None:
+def check_engine(engine: str, precision: str, gates: GateLayout | None = None, single: Single | None = None) -> None:
     """
     Raises:
         EngineError: no such engine, its library is not installed, or it has no such precision or layout of gates, or
-            cannot have gates in one engine with layers, which a single call needs.
+            cannot run an input that comes alone like this.
     """
     if engine not in ENGINES:
         raise EngineError(f"--engine {engine}: not known; there are {', '.join(ENGINES)}")
@@ -71,10 +72,9 @@ def check_engine(engine: str, precision: str, gates: GateLayout | None = None, s
     layouts = engine_class(engine).layouts(precision)
     if gates is not None and gates not in layouts:
         raise EngineError(f"--gates {gates}: not to be had with {engine}-{precision}; there are {', '.join(layouts)}")
-    if single != "chain" and "fused" not in layouts:
-        raise EngineError(
-            f"--single {single}: not to be had with {engine}-{precision}, whose gates stay engines of their own"
-        )
+    singles = engine_class(engine).singles(precision)
+    if single is not None and single not in singles:
+        raise EngineError(f"--single {single}: not to be had with {engine}-{precision}; there is {', '.join(singles)}")
     engine_class(engine).versions()
 
 
@@ -117,18 +117,23 @@ def compile_engine(
     folder = _free_folder(bundle, f"engines/{engine}-{precision}")
     (bundle / folder).mkdir(parents=True)
     try:
-        files = _make_form(bundle, folder, pieces, model, engine, precision)
-        joined = f"{folder}/{single}.onnx"
-        parts = {piece: bundle / file for piece, file in files.items()}
-        if single == "guess":
-            assert guess is not None
-            join_route(parts, model.layers, guess, bundle / joined)
-        elif single == "graph":
-            join_conditional(parts, model, bundle / joined)
-        if layout == "fused":
-            files = _fuse_gates(bundle, folder, files, model.layers)
-        if single != "chain":
-            files[single] = joined
+        if kind.reads == "weights":
+            packed = f"{folder}/weights.safetensors"
+            pack({piece: bundle / file for piece, file in pieces.items()}, model.layers, guess, bundle / packed)
+            files = dict.fromkeys([*pieces, *([] if single == "chain" else [single])], packed)
+        else:
+            files = _make_form(bundle, folder, pieces, model, engine, precision)
+            joined = f"{folder}/{single}.onnx"
+            parts = {piece: bundle / file for piece, file in files.items()}
+            if single == "guess":
+                assert guess is not None
+                join_route(parts, model.layers, guess, bundle / joined)
+            elif single == "graph":
+                join_conditional(parts, model, bundle / joined)
+            if layout == "fused":
+                files = _fuse_gates(bundle, folder, files, model.layers)
+            if single != "chain":
+                files[single] = joined
     except BaseException:
         shutil.rmtree(bundle / folder)
         raise
@@ -193,16 +198,20 @@ def _free_folder(bundle: Path, name: str) -> str:
     return folder
 
 
-def guessed(single: Single, router: RouterInfo, held_out: HeldOut | None) -> Route | None:
-    """The route that `--single guess` is to try; None of the others.
+def resolve_single(
+    single: Single | None, engine: str, precision: str, router: RouterInfo, held_out: HeldOut | None
+) -> tuple[Single, Route | None]:
+    """How an input that comes alone is run, the engine's own way if left out, and the route that `guess` is to try.
 
     Raises:
         BundleError: the gates decide nothing, or nobody knows what they decide most often.
     """
+    if single is None:
+        single = "chain" if router.kind == "static" else engine_class(engine).singles(precision)[0]
     if single != "chain" and router.kind == "static":
         raise BundleError(f"--single {single}: every input takes the same route, so nothing is decided; leave it out")
     if single != "guess":
-        return None
+        return single, None
     if held_out is None or not held_out.commonest_routes or not held_out.commonest_routes[0][0]:
         raise BundleError("--single guess: the commonest route is not known, or runs no layer; leave it out")
-    return held_out.commonest_routes[0][0]
+    return single, held_out.commonest_routes[0][0]

@@ -8,7 +8,7 @@ from typing import Any
 
 from hadskip_export.errors import BudgetError, BundleError
 from hadskip_export.exporters import golden as golden_files
-from hadskip_export.exporters.compile import check, check_engine, compile_engine, guessed, note_parity
+from hadskip_export.exporters.compile import check, check_engine, compile_engine, note_parity, resolve_single
 from hadskip_export.exporters.onnx import OPSET, export
 from hadskip_export.exporters.parity import ParityReport, compare
 from hadskip_export.exporters.pieces import cut
@@ -108,14 +108,14 @@ def write_bundle(
     precision: str = "fp32",
     gates: GateLayout | None = None,
     golden: list[Text] | None = None,
-    single: Single = "chain",
+    single: Single | None = None,
 ) -> ParityReport | None:
     """Writes a bundle and checks its engine against PyTorch, where this machine can run it; see `build`."""
     from hadskip_export import __version__
 
     check_engine(engine, precision, gates, single)
     config, router = source.model.classifier.config, _router(source)
-    guess = guessed(single, router, source.held_out)
+    how, guess = resolve_single(single, engine, precision, router, source.held_out)
     with new_bundle(out) as folder:
         (folder / TOKENIZER).parent.mkdir()
         shutil.copyfile(source.tokenizer, folder / TOKENIZER)
@@ -124,7 +124,7 @@ def write_bundle(
         model = ModelInfo(
             "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels
         )
-        info = compile_engine(folder, pieces, model, engine, precision, gates, single, guess)
+        info = compile_engine(folder, pieces, model, engine, precision, gates, how, guess)
         manifest = Manifest(
             format=1,
             created_by=f"hadskip-export {__version__}",

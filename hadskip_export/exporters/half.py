@@ -28,9 +28,13 @@ def halved(source: Path) -> Any:
     """
     onnx: Any = optional_import("onnx", "build")
     float16: Any = optional_import("onnxruntime.transformers.float16", "ort or ort-gpu")
+    onnx_model: Any = optional_import("onnxruntime.transformers.onnx_model", "ort or ort-gpu")
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPERATORS]
     try:
         with silenced():
-            return float16.convert_float_to_float16(onnx.load(source), keep_io_types=True, op_block_list=blocked)
+            half = float16.convert_float_to_float16(onnx.load(source), keep_io_types=True, op_block_list=blocked)
+            # It adds casts at the end, which engines put up with, but not inside an `If`.
+            onnx_model.OnnxModel.graph_topological_sort(half.graph, is_deterministic=True)
+            return half
     except Exception as error:  # it raises whatever went wrong inside it
         raise EngineError(f"{source}: onnxruntime cannot write it in fp16 ({first_line(error)})") from error

@@ -140,5 +140,11 @@ def inlined(
 def save(model: Any, out: Path) -> None:
     """Writes an ONNX file, with its weights beside it where they would not fit in it."""
     onnx: Any = optional_import("onnx", "build")
-    beside = model.ByteSize() > EXTERNAL_DATA_ABOVE
+    beside = _weights_size(model.graph) > EXTERNAL_DATA_ABOVE
     onnx.save(model, out, save_as_external_data=beside, location=f"{out.name}.data")
+
+
+def _weights_size(graph: Any) -> int:
+    """Bytes of all weights, those in branches too. The model's own `ByteSize` fails where they are more than 2 GiB."""
+    branches = (attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g"))
+    return sum(len(tensor.raw_data) for tensor in graph.initializer) + sum(map(_weights_size, branches))

@@ -252,8 +252,15 @@ def _check_model(folder: Path, manifest: Manifest) -> None:
         for piece in ["embeddings", *layers, *gate_names(engine.gates, model.layers), "head", engine.single]:
             if piece not in (*engine.files, "chain"):
                 raise BundleError(f"{folder / MANIFEST}: {engine.name} has no {piece}")
-        if (engine.single == "guess") != (engine.guess is not None and is_route(engine.guess, model.layers)):
-            raise BundleError(f"{folder / MANIFEST}: {engine.name} has a guess without its route; build it again")
+        if static and engine.single != "chain":
+            raise BundleError(f"{folder / MANIFEST}: {engine.name} has nothing to decide, and a {engine.single} for it")
+        if (engine.single == "guess") != (engine.guess is not None):
+            raise BundleError(f"{folder / MANIFEST}: {engine.name} has a guess without its route, or a route for none")
+        if engine.guess is not None and not is_route(engine.guess, model.layers):
+            raise BundleError(
+                f"{folder / MANIFEST}: {engine.name} guesses {list(engine.guess)}, expected layers from 1 to"
+                f" {model.layers} in ascending order; build it again"
+            )
         if len(engine.tolerance.margins) != model.layers:
             raise BundleError(f"{folder / MANIFEST}: {engine.name} needs a tolerance for each gate")
 

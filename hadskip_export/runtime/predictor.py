@@ -111,10 +111,11 @@ class Predictor:
         _ = self._load_full() if router == "full" else self._load_chain()
         if warm_up:
             ids = [0] * min(WARM_UP_TOKENS, model.max_length)
-            every_gate_open = None if manifest.router.kind == "static" else -math.inf
-            for rows in (1,) if self.single is None else (1, 2):  # two are always run by the chain
-                inputs = [Encoded(ids, ids, False)] * rows
-                self.run(inputs, gate_threshold=every_gate_open, max_layers=model.layers)
+            one, every_gate_open = Encoded(ids, ids, False), None if manifest.router.kind == "static" else -math.inf
+            if self.single is not None:
+                self.run([one], gate_threshold=manifest.router.threshold, max_layers=model.layers)
+            rows = 1 if self.single is None else 2  # two are always run by the chain
+            self.run([one] * rows, gate_threshold=every_gate_open, max_layers=model.layers)
 
     @classmethod
     def load(
@@ -242,11 +243,11 @@ class Predictor:
             logits[rows] = answer
         return logits, ran
 
-    def run_as_built(self, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
+    def run_as_built(self, encoded: Sequence[Encoded], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
         """`run` with the bundle's own router, whatever was asked for at load: what its parity is about."""
         router = self.bundle.manifest.router
         threshold = None if router.kind == "static" else router.threshold
-        return self.run(encoded, router="gates", gate_threshold=threshold)
+        return self.run(encoded, batch_size, router="gates", gate_threshold=threshold)
 
     def close(self) -> None:
         """Frees the engines. A closed predictor raises `EngineError` when called."""
@@ -302,7 +303,7 @@ class Predictor:
                 model = manifest.model
                 gates = [self.engine.load(name) for name in gate_names(self.engine_info.gates, model.layers)]
                 separate = self.engine_info.gates == "separate"
-                self.chain = Chain(
+                chain = Chain(
                     embeddings=self.engine.load("embeddings"),
                     layers={index: self.engine.load(layer_name(index)) for index in manifest.reachable_layers},
                     gates=gates if separate else [],
@@ -311,8 +312,9 @@ class Predictor:
                     embedding_inputs=tuple(name for name in EMBEDDING_INPUTS if name in model.inputs),
                     num_layers=model.layers,
                 )
-                if self.engine_info.single != "chain":
-                    self.single = self.engine.load(self.engine_info.single)
+                single = self.engine_info.single
+                self.single = None if single == "chain" else self.engine.load(single)
+                self.chain = chain  # last: whoever finds it finds all
             if self.single is None:
                 return self.chain
             if self.engine_info.guess is None:

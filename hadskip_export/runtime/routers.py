@@ -29,7 +29,8 @@ class GateRouter:
     """A layer runs where its gate's margin is above the threshold, both of them in float32."""
 
     def __init__(self, threshold: float):
-        self._threshold = float(np.float32(threshold))
+        with np.errstate(over="ignore"):  # beyond float32 is infinite
+            self._threshold = float(np.float32(threshold))
 
     def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         return [value > self._threshold for value in margin]
@@ -89,5 +90,5 @@ class CappedRouter:
 
 
 def _thresholds(route: Sequence[bool]) -> list[float]:
-    """Those that any margin, or none, is above."""
+    """Those that every margin, or none, is above, as long as margins are numbers."""
     return [-math.inf if run else math.inf for run in route]

@@ -1,6 +1,7 @@
 """Guessing a route: the commonest one as a single engine, which saves the calls between its layers and, on a device,
 the reads that decide them. It also asks every gate; where the first of them disagrees, the chain goes on from the
-hidden state kept at that point. So the answer is the chain's own, whatever was guessed.
+hidden state kept at that point. So whatever was guessed, the gates decide, and the answer is the chain's, as far as one
+engine gives what several give one by one (`parity`).
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Speculation:
 
     def run(self, batch: Batch, router: Router) -> tuple[np.ndarray, np.ndarray]:
         """As `Chain.run`."""
-        if len(batch) > 1:
+        if len(batch) > 1 or router.terms(self.chain.num_layers)[1] < len(self.route):
             return self.chain.run(batch, router)
         inputs = (getattr(batch, name) for name in self.chain.embedding_inputs)
         logits, margins, *states = self.guess(*inputs, batch.attention_mask)

@@ -92,9 +92,9 @@ def figures(bundle: Path, routes: np.ndarray) -> Figures:
     calls = [np.array([0, 2, 4]), np.array([6, 1, 3])]
     with Contest(str(bundle), opened.engine(), opened.manifest.model, TEXTS, {"threads": 1}, routes) as contest:
         assert len(psutil.Process().children(recursive=True)) >= len(before) + 3
-        assert contest.skip.ask("answers")["layers_run"] == routes.sum(axis=1).tolist()
+        assert contest.skip.ask("answers", batch_size=32)["layers_run"] == routes.sum(axis=1).tolist()
         for full in contest.full.values():
-            assert full.ask("answers")["layers_run"] == [4] * len(TEXTS)
+            assert full.ask("answers", batch_size=32)["layers_run"] == [4] * len(TEXTS)
         found = contest.measure(calls, LENGTHS, routes.sum(axis=1), "mixed", "here", 0.9, turns=2)
     assert psutil.Process().children(recursive=True) == before
     return found
@@ -195,7 +195,7 @@ def test_a_layer_that_is_really_slower_shows(bundle: Path, tmp_path: Path):
         System(str(copy), options, TEXTS, routes) as slow,
         System(str(bundle), options | {"router": "full"}, TEXTS) as full,
     ):
-        assert sound.ask("answers") == slow.ask("answers")
+        assert sound.ask("answers", batch_size=32) == slow.ask("answers", batch_size=32)
         seconds = take_turns({"sound": sound, "slow": slow, "full": full}, calls, 5, "turns").seconds
         parts = [
             system.ask("pieces", calls=[call.tolist() for call in calls], repeats=3)["layer"]

@@ -27,7 +27,7 @@ def test_a_worker_answers_as_the_predictor_does(bundle: Path):
     before = children()
     with System(str(bundle), {}, TEXTS) as system, Predictor.load(bundle) as predictor:
         assert len(children() - before) == 1
-        answers = system.ask("answers")
+        answers = system.ask("answers", batch_size=32)
         expected = predictor(TEXTS)
         assert [predictor.labels[index] for index in answers["predicted"]] == [p.label for p in expected]
         assert answers["layers_run"] == [len(p.layers) for p in expected]
@@ -41,9 +41,9 @@ def test_a_worker_answers_as_the_predictor_does(bundle: Path):
 
 def test_options_are_those_of_load(bundle: Path):
     with System(str(bundle), {"router": "full"}, TEXTS) as system:
-        assert system.ask("answers")["layers_run"] == [4] * len(TEXTS)
+        assert system.ask("answers", batch_size=32)["layers_run"] == [4] * len(TEXTS)
     with System(str(bundle), {"gate_threshold": 1e9}, TEXTS) as system:
-        assert system.ask("answers")["layers_run"] == [0] * len(TEXTS)
+        assert system.ask("answers", batch_size=32)["layers_run"] == [0] * len(TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_an_engine_error_comes_through(bundle: Path, tmp_path: Path):
 
 def test_a_worker_that_refused_one_request_answers_the_next(bundle: Path):
     with System(str(bundle), {}, ["good"]) as system:
-        assert system.ask("answers")["layers_run"]
+        assert system.ask("answers", batch_size=32)["layers_run"]
         with pytest.raises(BudgetError):
             system.ask("load", bundle=str(bundle), options={"max_layers": 99}, texts=[], routes=None)
         assert system.ask("calls", calls=[[0]])["seconds"][0] > 0
@@ -98,7 +98,7 @@ def test_a_worker_that_crashes_is_an_error(bundle: Path, capfd):
 def test_forced_routes_are_run_and_the_gates_do_not_matter(bundle: Path):
     routes = np.random.default_rng(0).random((len(TEXTS), 4)) < 0.5
     with System(str(bundle), {"gate_threshold": 1e9}, TEXTS, routes) as system:
-        assert system.ask("answers")["layers_run"] == routes.sum(axis=1).tolist()
+        assert system.ask("answers", batch_size=32)["layers_run"] == routes.sum(axis=1).tolist()
 
 
 def test_turns_fill_a_table_of_calls_by_turns(bundle: Path):

@@ -10,6 +10,7 @@ ENGINES = {
     "ort": "hadskip_export.runtime.engines.ort:OrtEngine",
     "ort-cuda": "hadskip_export.runtime.engines.ort_cuda:OrtCudaEngine",
     "openvino": "hadskip_export.runtime.engines.openvino:OpenVinoEngine",
+    "torch-cuda": "hadskip_export.runtime.engines.torch_cuda:TorchCudaEngine",
     "trt": "hadskip_export.runtime.engines.tensorrt:TensorRtEngine",
     "trt-rtx": "hadskip_export.runtime.engines.tensorrt:TensorRtRtxEngine",
 }
@@ -41,7 +42,7 @@ def engine_class(name: str) -> type[Engine]:
 
 def runs_onnx(name: str) -> bool:
     """Whether an engine's files are ONNX files, which may refer to others; one that is not known might."""
-    return name not in ENGINES or engine_class(name).portable
+    return name not in ENGINES or engine_class(name).reads == "onnx"
 
 
 def built_elsewhere(name: str, versions: dict[str, str], chip: str) -> str | None:

@@ -75,10 +75,12 @@ class Engine(Protocol):
     Attributes:
         precisions: those it can be built with.
         portable: whether what was built once runs with every version and on every chip.
+        reads: what its files are: ONNX, a library's own plans, or one file of weights for all pieces.
     """
 
     precisions: ClassVar[tuple[str, ...]]
     portable: ClassVar[bool]
+    reads: ClassVar[Literal["onnx", "plans", "weights"]]
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions): ...
 
@@ -92,6 +94,11 @@ class Engine(Protocol):
     @staticmethod
     def layouts(precision: str) -> tuple[GateLayout, ...]:
         """How its gates can be laid out, the fastest first (docs/performance.md)."""
+        ...
+
+    @staticmethod
+    def singles(precision: str) -> tuple[Single, ...]:
+        """How an input that comes alone can be run, first how it is unless somebody wants it otherwise."""
         ...
 
     @staticmethod

@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThisProcessor, Piece, is_reduced
+from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThisProcessor, Piece, Single, is_reduced
 
 MOST_TOKENS = 1024  # computed at once; more at once is up to 5 % faster and takes 24 kB a token and layer
 GROUP = 128  # channels of a token that share a scale in int8; 32 is a fifth slower and a tenth nearer
-_SMALL = ("gate", "head")  # pieces too small to share between threads
+_SMALL = ("gate_", "head")  # pieces too small to share between threads; all gates in one are not
 
 
 class OpenVinoEngine(OnThisProcessor):
     """See `Engine`. Its threads do not spin, whatever the options say."""
 
     precisions = ("fp32", "bf16", "int8")
+    reads = "onnx"
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
         self._openvino = optional_import("openvino", "openvino")
@@ -54,6 +55,10 @@ class OpenVinoEngine(OnThisProcessor):
     def layouts(precision: str) -> tuple[GateLayout, ...]:
         # In bf16 a piece is computed in bf16 to the last of its operators, and gates decide in fp32.
         return ("lookahead", "separate") if precision == "bf16" else ("fused", "separate", "lookahead")
+
+    @staticmethod
+    def singles(precision: str) -> tuple[Single, ...]:
+        return ("chain",) if precision == "bf16" else ("chain", "guess", "graph")
 
     @staticmethod
     def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThisProcessor, Piece
+from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThisProcessor, Piece, Single
 
 PROVIDER = "CPUExecutionProvider"
 SPIN_MICROSECONDS = 40  # asleep between operators costs a wake-up each; awake after the call slows the next piece
@@ -26,9 +26,15 @@ _arena_registered = False
 class OnnxRuntime:
     """What is the same wherever it computes."""
 
+    reads = "onnx"
+
     @staticmethod
     def layouts(precision: str) -> tuple[GateLayout, ...]:
         return "fused", "separate", "lookahead"
+
+    @staticmethod
+    def singles(precision: str) -> tuple[Single, ...]:
+        return "chain", "guess", "graph"
 
     @staticmethod
     def versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hadskip_export.errors import EngineError, optional_import
-from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, Piece
+from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, Piece, Single
 from hadskip_export.runtime.engines.nvidia import device_name, why_no_device
 
 
@@ -33,6 +33,7 @@ class _TensorRt:
     name: str
     precisions = ("fp32", "fp16")
     portable = False
+    reads = "plans"
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions): ...
 
@@ -42,6 +43,10 @@ class _TensorRt:
     @staticmethod
     def layouts(precision: str) -> tuple[GateLayout, ...]:
         return "separate", "lookahead"
+
+    @staticmethod
+    def singles(precision: str) -> tuple[Single, ...]:
+        return ("chain",)
 
     @classmethod
     def versions(cls) -> dict[str, str]:

@@ -9,7 +9,7 @@ def engine_params() -> list:
     params = []
     for name in ENGINES:
         lack = engine_class(name).why_not_here()
-        if name == "ort-cuda":
+        if name in ("ort-cuda", "torch-cuda"):
             marks = [pytest.mark.gpu, pytest.mark.skipif(lack is not None, reason=str(lack))]
             params.append(pytest.param(name, marks=marks))
         elif lack is None:

@@ -53,8 +53,9 @@ def test_a_chip_without_bf16_is_told_apart(bundle: Path, monkeypatch: pytest.Mon
 
 def test_threads_are_those_asked_for_and_small_pieces_have_one(bundle: Path):
     here = engine(bundle, threads=2)
-    assert {piece: setting(here.load(piece), "INFERENCE_NUM_THREADS") for piece in ("layer_01", "gates", "head")} == {
-        "layer_01": 2, "gates": 1, "head": 1,
+    pieces = "layer_01", "gates", "gate_01", "head"
+    assert {piece: setting(here.load(piece), "INFERENCE_NUM_THREADS") for piece in pieces} == {
+        "layer_01": 2, "gates": 2, "gate_01": 1, "head": 1,
     }  # fmt: skip
 
 

@@ -1,0 +1,214 @@
+"""Skipping on a GPU: one input, and a batch whose inputs take routes of their own, beside the fastest full BERT found.
+
+Random weights of BERT-base size, made on the spot; the engine is checked against PyTorch in fp32 on the CPU, and
+against the ONNX pieces, before anything is timed. All systems in one process, in turns; wall clock from ids to logits
+on the host, and the device's own time by CUDA events. Last a table. Under eight minutes, no network.
+
+    make bench-gpu
+    python benchmarks/gpu.py --precision bf16 --tokens 64
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from single import write
+
+from hadskip_export.benchmark.estimate import SIZES, draw_routes
+from hadskip_export.errors import EngineError, first_line
+from hadskip_export.exporters.additions import add_engine
+from hadskip_export.modeling.encoder import Classifier
+from hadskip_export.runtime import Predictor
+from hadskip_export.runtime.engines import engine_class
+from hadskip_export.runtime.tokenization import Encoded, pad
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WORD, ROWS, GROWTH_CALLS = 4, 32, 10_000
+Call = Callable[[], object]
+
+
+class Turns:
+    """Milliseconds of each system's calls, in turns: medians of blocks, by wall clock and by the device."""
+
+    def __init__(self, systems: dict[str, Call], on_gpu: bool, calls: int, blocks: int):
+        self.wall: dict[str, list[float]] = {name: [] for name in systems}
+        self.device: dict[str, list[float]] = {name: [] for name in systems}
+        for call in systems.values():
+            for _ in range(3):
+                call()
+        for _ in range(blocks):
+            for name, call in systems.items():
+                wall, device = zip(*(self._timed(call, on_gpu) for _ in range(calls)), strict=True)
+                self.wall[name].append(float(np.median(wall)))
+                self.device[name].append(float(np.median(device)))
+
+    @staticmethod
+    def _timed(call: Call, on_gpu: bool) -> tuple[float, float]:
+        if not on_gpu:
+            started = time.perf_counter()
+            call()
+            return (time.perf_counter() - started) * 1e3, float("nan")
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        first.record()
+        call()
+        last.record()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - started) * 1e3, first.elapsed_time(last)
+
+    def lines(self, ideal: float) -> list[str]:
+        """A table; speedups over the fastest full BERT, the median of the ratios block by block."""
+        full = [name for name in self.wall if name.startswith("full")]
+        fastest = min(full, key=lambda name: float(np.median(self.wall[name])))
+        base = np.array(self.wall[fastest])
+        lines = [f"{'':<34} {'wall ms':>8} {'device ms':>9} {'speedup':>8} {'of ideal':>8}   (over {fastest})"]
+        for name, wall in self.wall.items():
+            ratio = float(np.median(base / np.array(wall)))
+            share = "" if name in full else f"{ratio / ideal:8.1%}"
+            device = np.median(self.device[name])
+            lines.append(f"{name:<34} {np.median(wall):8.3f} {device:9.3f} {ratio:8.2f} {share}")
+        return lines
+
+
+def torch_systems(rows: int, tokens: int, model: str, dtype: torch.dtype, device: str) -> dict[str, Call]:
+    """Full BERT as anybody would run it with PyTorch alone, answers on the host."""
+    torch.manual_seed(0)
+    full = Classifier(SIZES[model]).init_weights().eval().to(device, dtype)
+    sent = torch.full((rows, tokens), WORD), torch.ones(rows, tokens, dtype=torch.int64)
+
+    def call(forward: Callable[..., object]) -> Call:
+        def run() -> object:
+            ids, mask = (one.to(device) for one in sent)
+            with torch.inference_mode():
+                return forward(ids, mask, torch.zeros_like(ids)).logits.cpu()
+
+        return run
+
+    systems = {"full BERT, torch eager": call(full)}
+    if device == "cuda":
+        compiled = call(torch.compile(full, mode="reduce-overhead"))
+        try:
+            compiled()
+            systems["full BERT, torch.compile"] = compiled
+        except Exception as error:  # its compilers raise whatever they like; the others still count
+            click.echo(f"torch.compile: {first_line(error)}")
+    return systems
+
+
+@click.command()
+@click.option("--engine", default="torch-cuda", show_default=True)
+@click.option("--precision", type=click.Choice(sorted(DTYPES)), default="fp16", show_default=True)
+@click.option("--model", type=click.Choice(sorted(SIZES)), default="bert-base", show_default=True)
+@click.option("--tokens", default=128, show_default=True)
+@click.option("--layers", default=6, show_default=True, help="How many run.")
+@click.option("--calls", default=50, show_default=True, help="Of a block.")
+@click.option("--blocks", default=12, show_default=True)
+@click.option("--growth-calls", default=GROWTH_CALLS, show_default=True)
+def main(
+    engine: str, precision: str, model: str, tokens: int, layers: int, calls: int, blocks: int, growth_calls: int
+) -> None:
+    """Time skipping on a GPU beside the fastest full BERT."""
+    kind = engine_class(engine)
+    if lack := kind.why_not_here():
+        raise SystemExit(f"{engine}: {lack}")
+    config, on_gpu = SIZES[model], torch.cuda.is_available()
+    device, started = "cuda" if on_gpu else "cpu", time.time()
+    route = (np.arange(config.num_layers) < layers)[None]
+    one = [Encoded([WORD] * tokens, [0] * tokens, False)]
+    mixed = draw_routes(ROWS, config.num_layers, layers, "mixed", np.random.default_rng(0))
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as opened:
+        predictors = {}
+        first = Path(temporary) / "chain" / "bundle"
+        write(first, config, layers, engine, precision, "chain")
+        for single in ("chain", "graph", "guess"):
+            bundle = first.parent.with_name(single) / "bundle"
+            if single != "chain":
+                shutil.copytree(first, bundle, copy_function=os.link)  # nothing in a bundle is written over
+                add_engine(bundle, engine, precision, single=single)
+            predictors[single] = opened.enter_context(Predictor.load(bundle, engine=engine))
+            click.echo(f"{engine}-{precision}, {single}: parity {predictors[single].engine_info.parity}")
+        graph, guess, chain = (predictors[single] for single in ("graph", "guess", "chain"))
+        systems: dict[str, Call] = {
+            "one launch, gates on the device": lambda: graph.run(one, routes=route),
+            "guessed right": lambda: guess.run(one, routes=route),
+            "guessed wrong at the first gate": lambda: guess.run(one, routes=np.roll(route, 1, axis=1)),
+            "piece by piece, a read per layer": lambda: chain.run(one, routes=route),
+            f"full BERT, {engine}": lambda: chain.run(one, router="full"),
+        }
+        systems |= torch_systems(1, tokens, model, DTYPES[precision], device)
+        systems |= ort_system(first, one, opened)
+        outside, layer = parts(chain, one, calls, on_gpu)
+        ideal = (outside + config.num_layers * layer) / (outside + layers * layer)
+        lines.append(f"one input of {tokens} tokens, {layers} of {config.num_layers} layers; ideal {ideal:.2f}")
+        lines += Turns(systems, on_gpu, calls, blocks).lines(ideal)
+        systems = {
+            "routes of their own": lambda: chain.run(one * ROWS, routes=mixed),
+            f"full BERT, {engine}": lambda: chain.run(one * ROWS, router="full"),
+        }
+        systems |= torch_systems(ROWS, tokens, model, DTYPES[precision], device)
+        lines.append(f"a batch of {ROWS} of {tokens} tokens, each its own {layers} layers")
+        lines += Turns(systems, on_gpu, max(1, calls // 5), blocks).lines(config.num_layers / layers)
+        lines.append(growth(graph, config.max_positions, growth_calls, on_gpu))
+    name = torch.cuda.get_device_name() if on_gpu else "no GPU: these figures mean nothing"
+    click.echo(f"{model}, {engine}-{precision}, torch {torch.__version__}, {name}, {time.time() - started:.0f} s")
+    click.echo("\n".join(lines))
+
+
+def parts(chain: Predictor, one: list[Encoded], calls: int, on_gpu: bool) -> tuple[float, float]:
+    """Milliseconds outside the layers, and of a layer: full BERT on one layer less would be that much faster."""
+    full_chain, batch = chain.chain, pad(one)
+    assert full_chain is not None
+    hidden = full_chain.embeddings(batch.input_ids, batch.token_type_ids)
+    layer = next(iter(full_chain.layers.values()))
+    systems: dict[str, Call] = {
+        "layer": lambda: layer(hidden, batch.attention_mask),
+        "embeddings": lambda: full_chain.embeddings(batch.input_ids, batch.token_type_ids),
+        "head": lambda: full_chain.head(hidden),
+    }
+    turns = Turns(systems, on_gpu, calls, 5)
+    found = {name: float(np.median(times)) for name, times in (turns.device if on_gpu else turns.wall).items()}
+    return found["embeddings"] + found["head"], found["layer"]
+
+
+def ort_system(bundle: Path, one: list[Encoded], opened: ExitStack) -> dict[str, Call]:
+    """Full BERT in ONNX Runtime on the GPU, where there is an onnxruntime for it."""
+    try:
+        if engine_class("ort-cuda").why_not_here() is not None:
+            return {}
+        add_engine(bundle, "ort-cuda", "fp16")
+        ort = opened.enter_context(Predictor.load(bundle, engine="ort-cuda"))
+    except EngineError as error:
+        click.echo(f"ort-cuda: {error}")
+        return {}
+    return {"full BERT, ort-cuda fp16": lambda: ort.run(one, router="full")}
+
+
+def growth(predictor: Predictor, longest: int, calls: int, on_gpu: bool) -> str:
+    """Device memory after so many calls of all lengths, beside that after each length was seen once."""
+    random = np.random.default_rng(0)
+
+    def used() -> int:
+        return 0 if not on_gpu else torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]
+
+    def call(length: int) -> None:
+        predictor.run([Encoded([WORD] * length, [0] * length, False)])
+
+    for length in range(16, longest + 1, 16):
+        call(length)
+    before = used()
+    for length in random.integers(3, longest + 1, calls).tolist():
+        call(length)
+    return f"device memory after {calls} calls of 3 to {longest} tokens: {(used() - before) / 1e6:+.1f} MB"
+
+
+if __name__ == "__main__":
+    main()

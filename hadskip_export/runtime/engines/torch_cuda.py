@@ -1,0 +1,79 @@
+"""PyTorch on an NVIDIA GPU, without Python between the kernels: every piece is recorded once for each size of input,
+and an input that comes alone is one launch, whose gates decide on the device (`cuda_graphs`).
+
+This file imports torch only once a bundle is loaded with it.
+"""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hadskip_export.errors import EngineError, first_line, optional_import
+from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, Piece, Single
+from hadskip_export.runtime.engines.nvidia import device_name, why_no_device
+
+if TYPE_CHECKING:
+    from hadskip_export.runtime.engines.torch_model import Model, Recorder
+
+
+class TorchCudaEngine:
+    """See `Engine`. All pieces are in one file of weights, which whatever uses them shares on the device. The host
+    computes nothing, so there is no pool of threads."""
+
+    precisions = ("fp32", "fp16", "bf16")
+    portable = True
+    reads = "weights"
+    device = "cuda"
+
+    def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
+        if lack := self.why_not_here():
+            raise EngineError(f"torch-cuda: {lack}")
+        self._files = files
+        self._precision = precision
+        self._models: dict[Path, Model] = {}
+        self._lock = threading.Lock()
+
+    def load(self, piece: str) -> Piece:
+        from hadskip_export.runtime.engines.torch_model import Model
+        from hadskip_export.runtime.engines.torch_pieces import open_piece
+
+        file = self._files[piece]
+        try:
+            with self._lock:
+                if file not in self._models:
+                    self._models[file] = Model(file, self._precision, self.device, self._recorder())
+                return open_piece(self._models[file], piece)
+        except EngineError:
+            raise
+        except Exception as error:  # of safetensors, of torch: no common base
+            raise EngineError(f"{file}: torch {self.versions()['torch']} refuses it ({first_line(error)})") from error
+
+    def _recorder(self) -> "Recorder":
+        from hadskip_export.runtime.engines.cuda_graphs import CudaGraphs
+
+        return CudaGraphs()
+
+    @staticmethod
+    def layouts(precision: str) -> tuple[GateLayout, ...]:
+        return "lookahead", "separate"
+
+    @staticmethod
+    def singles(precision: str) -> tuple[Single, ...]:
+        return "graph", "guess", "chain"
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        optional_import("safetensors", "torch-cuda")
+        return {"torch": optional_import("torch", "torch-cuda").__version__.partition("+")[0]}
+
+    @staticmethod
+    def chip() -> str:
+        return device_name() if why_no_device() is None else "NVIDIA GPUs"
+
+    @classmethod
+    def why_not_here(cls) -> str | None:
+        torch: Any = optional_import("torch", "torch-cuda")
+        if lack := why_no_device():
+            return lack
+        return None if torch.cuda.is_available() else "this torch is one without CUDA; install one that has it"

@@ -1,0 +1,81 @@
+"""The model's arithmetic in PyTorch, on weights by name: what the engine `torch-cuda` records on the device.
+
+The layer is `modeling.encoder.Layer` for inference alone, with the library's fused attention. Gates are computed in
+fp32 whatever the layers are.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece's weights, by the names in its file, and what they do not tell.
+
+    Args:
+        eps: of the layers' normalisations.
+    """
+
+    weights: Mapping[str, Tensor]
+    num_heads: int
+    eps: float
+    activation: str
+
+    def within(self, prefix: str) -> "Part":
+        """The part of it whose names begin with `prefix` and a dot."""
+        start = f"{prefix}."
+        inner = {name[len(start) :]: value for name, value in self.weights.items() if name.startswith(start)}
+        return Part(inner, self.num_heads, self.eps, self.activation)
+
+    def linear(self, name: str, inputs: Tensor) -> Tensor:
+        return F.linear(inputs, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def norm(self, name: str, inputs: Tensor) -> Tensor:
+        weight = self.weights[f"{name}.weight"]
+        return F.layer_norm(inputs, weight.shape, weight, self.weights[f"{name}.bias"], self.eps)
+
+
+def embeddings(part: Part, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+    """int64 [b, s] twice -> hidden_states float32 [b, s, H]."""
+    tables = part.weights
+    positions = tables["position.weight"][: input_ids.shape[1]]
+    words = F.embedding(input_ids, tables["word.weight"])
+    return part.norm("norm", words + positions + F.embedding(token_type_ids, tables["segment.weight"]))
+
+
+def attention_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """int64 [b, s] -> what is added to attention's scores, [b, 1, 1, s]: 0 or very negative."""
+    return (1 - attention_mask[:, None, None, :]).to(dtype) * torch.finfo(dtype).min
+
+
+def layer(part: Part, hidden_states: Tensor, bias: Tensor) -> Tensor:
+    """hidden_states [b, s, H] and what `attention_bias` gives -> hidden_states, all in the layers' precision."""
+    b, s, H = hidden_states.shape  # noqa: N806 (the paper's letters)
+    heads = part.linear("query_key_value", hidden_states).view(b, s, 3, part.num_heads, H // part.num_heads)
+    query, key, value = heads.permute(2, 0, 3, 1, 4)
+    scale = 1 / math.sqrt(H // part.num_heads)
+    context = F.scaled_dot_product_attention(query, key, value, bias.expand(b, part.num_heads, s, s), scale=scale)
+    context = context.transpose(1, 2).reshape(b, s, H)
+    attended = part.norm("attention_norm", hidden_states + part.linear("attention_output", context))
+    fed_forward = part.linear("down", ACTIVATIONS[part.activation](part.linear("up", attended)))
+    return part.norm("output_norm", attended + fed_forward)
+
+
+def margins(part: Part, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+    """What gates make of hidden_states float32 [b, s, H] and the mask int64 [b, s]: margins float32 [b, gates]."""
+    mask = attention_mask.float()
+    mean = (mask[:, None] @ hidden_states)[:, 0] / mask.sum(dim=1, keepdim=True)
+    pooled = F.layer_norm(mean, mean.shape[-1:])
+    return part.linear("margins", torch.tanh(part.linear("hidden", pooled)))
+
+
+def logits(part: Part, hidden_states: Tensor) -> Tensor:
+    """hidden_states float32 [b, s, H] -> logits float32 [b, classes]."""
+    return part.linear("classifier", torch.tanh(part.linear("pooler", hidden_states[:, 0])))

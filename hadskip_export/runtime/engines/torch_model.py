@@ -1,0 +1,250 @@
+"""What the engine `torch-cuda` keeps on the device: weights, and for each size of input buffers and programs.
+
+A recorded program reads and writes fixed addresses, so sizes are rounded up to buckets, each with buffers of its own;
+what a call gave is copied out of them. One call at a time uses the device.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from hadskip_export.errors import EngineError
+from hadskip_export.routes import Route
+from hadskip_export.runtime.engines.torch_layers import Part, attention_bias, embeddings, layer, logits, margins
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LENGTH_STEP = 16  # tokens
+Program = Callable[[], None]
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Where the gates of an input decide, on the device, float32: layer `i` runs if `margins[0, i] > terms[i]` and
+    fewer than `terms[L]` layers ran before it; then `ran[0, i]` is 1, else 0."""
+
+    margins: Tensor
+    terms: Tensor
+    ran: Tensor
+
+
+class Recorder(Protocol):
+    """Makes programs of steps. Where a step reads and writes is fixed when it is recorded."""
+
+    def record(self, step: Step) -> Program: ...
+
+    def conditional(self, start: Program, layers: Sequence[Program], finish: Program, on: Decisions) -> Program:
+        """One program of recorded ones: `start`, each of `layers` whose decision is to run, `finish`."""
+        ...
+
+    def wait(self) -> None:
+        """Until all that was started is done."""
+        ...
+
+
+class DeviceTensor:
+    """hidden_states float32 [b, s, H] on the device, as the chain uses an array: it takes rows out and puts them in."""
+
+    def __init__(self, value: Tensor):
+        self.value = value
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.value.cpu().numpy().astype(dtype or np.float32)
+
+    def __getitem__(self, rows: Any) -> "DeviceTensor":
+        return DeviceTensor(self.value[rows])
+
+    def __setitem__(self, rows: Any, new: Any) -> None:
+        self.value[rows] = new.value if isinstance(new, DeviceTensor) else new
+
+
+class Model:
+    """One file of weights, on the device as far as pieces need them, and the buckets of sizes seen so far.
+
+    Args:
+        file: what `exporters.weights.pack` wrote.
+    """
+
+    def __init__(self, file: Path, precision: str, device: str, recorder: Recorder):
+        self.file = file
+        self.device = device
+        self.dtype = DTYPES[precision]
+        self.recorder = recorder
+        self.lock = threading.Lock()
+        self._parts: dict[str, Part] = {}
+        self._buckets: dict[tuple[int, int], Bucket] = {}
+        with safetensors.safe_open(file, "pt") as opened:
+            said, self._names = opened.metadata(), list(opened.keys())
+            self.max_positions, self.hidden_size = opened.get_slice("embeddings.position.weight").get_shape()
+            self.num_classes = opened.get_slice("head.classifier.bias").get_shape()[0]
+        self._shape = int(said["num_heads"]), float(said["eps"]), said["activation"]
+        self.guess: Route = tuple(map(int, said["guess"].split()))
+        self.num_layers = int(said["num_layers"])
+
+    def part(self, piece: str) -> Part:
+        """A piece's weights. Those of layers are in the model's precision, all others in fp32."""
+        if piece not in self._parts:
+            weights = {}
+            with safetensors.safe_open(self.file, "pt", device=self.device) as opened:
+                for name in self._names:
+                    if name.startswith(f"{piece}."):
+                        dtype = self.dtype if "layer_" in name else torch.float32
+                        weights[name[len(piece) + 1 :]] = opened.get_tensor(name).to(dtype)
+            if not weights:
+                raise EngineError(f"{self.file}: has no weights of {piece}; build it again")
+            self._parts[piece] = Part(weights, *self._shape)
+        return self._parts[piece]
+
+    def bucket(self, rows: int, length: int) -> "Bucket":
+        """The smallest one that has room for so many rows and tokens."""
+        size = round_rows(rows), max(length, min(_round_up(length, LENGTH_STEP), self.max_positions))
+        if size not in self._buckets:
+            self._buckets[size] = Bucket(self, *size)
+        return self._buckets[size]
+
+
+class Bucket:
+    """Buffers for calls of at most so many rows and tokens, and the programs recorded on them. Rows and tokens beyond
+    those of a call are padding; the first token of a row counts as real, so that no row is without one."""
+
+    def __init__(self, model: Model, rows: int, length: int):
+        self.model = model
+        self.programs: dict[str, Program] = {}
+        pinned = model.device == "cuda"  # the device fetches from there by itself
+
+        def on_device(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=model.device)
+
+        def on_host(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(size, dtype=dtype, pin_memory=pinned)
+
+        self.sent_ids, self.ids = (make(3, rows, length, dtype=torch.int64) for make in (on_host, on_device))
+        self.sent_terms, self.terms = (make(model.num_layers + 1) for make in (on_host, on_device))
+        self.mask = self.ids[2]
+        self.bias = on_device(rows, 1, 1, length, dtype=model.dtype)
+        self.hidden = on_device(rows, length, model.hidden_size)
+        self.kept = [torch.zeros_like(self.hidden) for _ in range(len(model.guess) + 1)] if model.guess else []
+        self.margins, self.ran = (on_device(rows, model.num_layers) for _ in range(2))
+        self.logits = on_device(rows, model.num_classes)
+        self.answer = on_host(rows, model.num_classes + model.num_layers)
+        self._mask_of: np.ndarray | None = None  # whose mask lies in the buffer
+
+    def program(self, name: str, record: Callable[["Bucket"], Program]) -> Program:
+        """The program of this name, recorded when it is first needed: before a call's inputs are put where it reads,
+        for recording runs it."""
+        if name not in self.programs:
+            self.programs[name] = record(self)
+            self._mask_of = None
+        return self.programs[name]
+
+    # What a call brings
+
+    def put_ids(self, *arrays: np.ndarray) -> None:
+        """input_ids and, where the model has them, token_type_ids, int64 [b, s]."""
+        rows, length = arrays[0].shape
+        for place, array in zip(self.ids, arrays, strict=False):
+            place.zero_()
+            place[:rows, :length] = _tensor(array, rows, length)
+
+    def put_hidden(self, hidden: Tensor) -> None:
+        rows, length = hidden.shape[:2]
+        self.hidden[:rows, :length] = hidden
+        self.hidden[:, length:] = 0  # what is left there may be no number, and a weight of zero does not help with that
+
+    def put_states(self, hidden: Tensor, mask: np.ndarray) -> None:
+        rows, length = hidden.shape[:2]
+        self.put_hidden(hidden)
+        if mask is not self._mask_of:
+            self.mask.zero_()
+            self.mask[:, 0] = 1
+            self.mask[:rows, :length] = _tensor(mask, rows, length)
+            self.bias.copy_(attention_bias(self.mask, self.model.dtype))
+            self._mask_of = mask  # and keeps it, so that no other array can be the same object
+
+    def send(self, ids: Sequence[np.ndarray], mask: np.ndarray, terms: np.ndarray | None = None) -> None:
+        """All of a call, for a program that fetches it. `terms`: see `Decisions`."""
+        rows, length = mask.shape
+        self.sent_ids.zero_()
+        self.sent_ids[2, :, 0] = 1
+        for place, array in zip(self.sent_ids, ids, strict=False):
+            place[:rows, :length] = _tensor(array, rows, length)
+        self.sent_ids[2, :rows, :length] = _tensor(mask, rows, length)
+        if terms is not None:
+            self.sent_terms.copy_(torch.from_numpy(terms))
+        self._mask_of = None
+
+    # Steps: from buffers to buffers
+
+    def fetch(self) -> None:
+        self.ids.copy_(self.sent_ids, non_blocking=True)
+        self.terms.copy_(self.sent_terms, non_blocking=True)
+        self.bias.copy_(attention_bias(self.mask, self.model.dtype))
+
+    def embed(self, part: Part) -> None:
+        self.hidden.copy_(embeddings(part, self.ids[0], self.ids[1]))
+
+    def run_layers(self, *parts: Part) -> None:
+        """One after the other, in the model's precision; between pieces hidden_states are fp32, as everywhere."""
+        states = self.hidden.to(self.model.dtype)
+        for part in parts:
+            states = layer(part, states, self.bias)
+        self.hidden.copy_(states)
+
+    def ask(self, part: Part, first: int = 0) -> None:
+        """The margins of gates from `first` on."""
+        found = margins(part, self.hidden, self.mask)
+        self.margins[:, first : found.shape[1]] = found[:, first:]
+
+    def classify(self, part: Part) -> None:
+        self.logits.copy_(logits(part, self.hidden))
+
+    def keep(self, place: int) -> None:
+        self.kept[place].copy_(self.hidden)
+
+    def reply_routes(self) -> None:
+        self.answer.copy_(torch.cat([self.logits, self.ran], dim=1), non_blocking=True)
+
+    def reply_margins(self) -> None:
+        self.answer.copy_(torch.cat([self.logits, self.margins], dim=1), non_blocking=True)
+
+    # What a call takes
+
+    def replied(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [b, classes] and what came beside them [b, L]."""
+        self.model.recorder.wait()
+        answer = self.answer[:rows].numpy().copy()
+        return answer[:, : self.model.num_classes], answer[:, self.model.num_classes :]
+
+    def states(self, rows: int, length: int) -> DeviceTensor:
+        return DeviceTensor(self.hidden[:rows, :length].clone())
+
+
+def round_rows(rows: int) -> int:
+    """Up to 8 as they are, then in steps of an eighth to a quarter: 10, 12, 14, 16, 20, 24, 28, 32, 40. Half the rows
+    of a batch, give or take a few, must not cost as much as all of them."""
+    return _round_up(rows, 1 << max(0, (rows - 1).bit_length() - 3))
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def _tensor(array: np.ndarray, rows: int, length: int) -> Tensor:
+    """ids or a mask.
+
+    Raises:
+        ValueError: not int64 [rows, length], which torch would cast or repeat.
+    """
+    if array.dtype != np.int64 or array.shape != (rows, length):
+        raise ValueError(f"expected int64 [{rows}, {length}], got {array.dtype} {list(array.shape)}")
+    return torch.from_numpy(array)

@@ -1,0 +1,65 @@
+"""The weights found in ONNX pieces, against those of the model that was exported."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from hadskip_export.errors import EngineError
+from hadskip_export.exporters.weights import pack
+from hadskip_export.runtime import read_bundle
+
+
+def packed(bundle: Path, out: Path, guess=None) -> Path:
+    manifest = read_bundle(bundle).manifest
+    pack({piece: bundle / file for piece, file in manifest.pieces.items()}, manifest.model.layers, guess, out)
+    return out
+
+
+def expected(classifier, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Our modules' own weights under the names of the file."""
+    found = {}
+    for name, value in classifier.state_dict().items():
+        room, *rest = name.split(".")
+        if room == "layers":
+            found[f"{prefix}layer_{int(rest[0]) + 1:02d}.{'.'.join(rest[1:])}"] = value
+        else:
+            found[f"{prefix}{room}.{'.'.join(rest)}"] = value
+    return found
+
+
+def test_every_weight_is_found_by_its_place(bundle: Path, source, tmp_path: Path):
+    found = load_file(packed(bundle, tmp_path / "weights.safetensors", (2, 3)))
+    wanted = expected(source.model.classifier) | expected(source.full, "full.")
+    for index, gate in enumerate(source.model.gates, 1):
+        logits = gate.logits
+        wanted |= {
+            f"gate_{index:02d}.hidden.weight": gate.hidden.weight,
+            f"gate_{index:02d}.hidden.bias": gate.hidden.bias,
+            f"gate_{index:02d}.margins.weight": logits.weight[:1] - logits.weight[1:],
+            f"gate_{index:02d}.margins.bias": logits.bias[:1] - logits.bias[1:],
+        }
+    together = {name for name in found if name.startswith("gates.")}
+    assert set(found) == set(wanted) | together and len(together) == 4
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+    with safe_open(tmp_path / "weights.safetensors", "pt") as file:
+        said = file.metadata()
+    config = source.model.classifier.config
+    assert float(said.pop("eps")) == pytest.approx(config.layer_norm_eps)
+    assert said == {"num_layers": "4", "num_heads": "4", "activation": "gelu", "guess": "2 3"}
+
+
+def test_of_a_fixed_route_there_are_its_layers_and_no_gates(static_bundle: Path, tmp_path: Path):
+    found = load_file(packed(static_bundle, tmp_path / "weights.safetensors"))
+    pieces = {name.partition(".")[0] for name in found}
+    assert pieces == {"embeddings", "layer_01", "layer_03", "head", "full"}
+
+
+def test_a_file_that_is_no_piece_is_named(tmp_path: Path):
+    (tmp_path / "head.onnx").write_bytes(b"not a model")
+    with pytest.raises(EngineError, match=r"head\.onnx: its weights cannot be told apart \(.+\)") as error:
+        pack({"head": tmp_path / "head.onnx"}, 4, None, tmp_path / "out.safetensors")
+    assert "\n" not in str(error.value) and not (tmp_path / "out.safetensors").exists()

@@ -1,0 +1,212 @@
+"""The engine whose programs are recorded: on the host, where a recorded program is a plain function, against ONNX
+Runtime; without a GPU it is built and refused."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hadskip_export import build
+from hadskip_export.errors import EngineError
+from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.bundle import Bundle
+from hadskip_export.runtime.engines import ENGINES, EngineOptions
+from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
+from hadskip_export.runtime.engines.torch_model import DeviceTensor, round_rows
+from tests.conftest import GUESS, sentences
+from tests.runtime.editing import copy_of
+from tests.runtime.engines.host import ON_HOST, TorchHostEngine
+
+TEXTS = [text for text, _ in sentences(40, 17)]
+NO_GPU = TorchCudaEngine.why_not_here()
+WAYS = [(gates, single) for gates in ("lookahead", "separate") for single in ("graph", "guess", "chain")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _engines():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, place in ON_HOST.items():
+            patch.setitem(ENGINES, name, place)
+        yield
+
+
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))]
+DEVICES = ["torch-host", pytest.param("torch-cuda", marks=ON_GPU)]
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def engine(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=WAYS, ids="-".join)
+def both(request: pytest.FixtureRequest, engine: str, guessing_bundle: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A bundle on a device, or on the host as if it were one, and on ONNX Runtime, one piece after the other."""
+    gates, single = request.param
+    mine = copy_of(guessing_bundle, tmp_path_factory.mktemp("torch"))
+    assert build(mine, engine=engine, gates=gates, single=single).parity == "passed"
+    info = read_bundle(mine).engine(engine)
+    assert (info.single, info.gates, info.guess) == (single, gates, GUESS if single == "guess" else None)
+    opened = read_bundle(guessing_bundle)
+    (ort,) = opened.manifest.engines
+    plain = replace(opened.manifest, engines=(replace(ort, single="chain", guess=None),))
+    with Predictor.load(mine, engine=engine) as ours, Predictor(Bundle(guessing_bundle, plain)) as theirs:
+        yield ours, theirs
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(TEXTS), min_size=1, max_size=9),
+    st.integers(1, 9),
+    st.floats(-4, 4),
+    st.none() | st.integers(1, 4),
+)
+def test_it_answers_as_the_cpu_does(both, texts: list[str], batch_size: int, threshold: float, most: int | None):
+    encoded = both[0].tokenizer.encode(texts)
+    options = {"batch_size": batch_size, "gate_threshold": threshold, "max_layers": most}
+    (logits, routes), (expected, expected_routes) = (one.run(encoded, **options) for one in both)
+    np.testing.assert_array_equal(routes, expected_routes)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_rows_take_routes_of_their_own(both):
+    routes = np.random.default_rng(0).random((len(TEXTS), 4)) < 0.5
+    assert len({tuple(route) for route in routes.tolist()}) > 8
+    encoded = both[0].tokenizer.encode(TEXTS)
+    for batch_size in (1, 8, 32):
+        answers = [one.run(encoded, routes=routes, batch_size=batch_size) for one in both]
+        np.testing.assert_allclose(answers[0][0], answers[1][0], atol=1e-5)
+        np.testing.assert_array_equal(answers[0][1], routes)
+
+
+def test_the_full_model_too(both):
+    encoded = both[0].tokenizer.encode(TEXTS)
+    for batch_size in (1, 8):
+        answers = [one.run(encoded, router="full", batch_size=batch_size)[0] for one in both]
+        np.testing.assert_allclose(*answers, atol=1e-5)
+
+
+def test_many_threads_get_their_own_answers(both):
+    ours, _ = both
+    expected = ours(TEXTS, batch_size=1)
+    with ThreadPoolExecutor(8) as threads:
+        for got in (list(threads.map(ours, TEXTS)) for _ in range(3)):
+            for a, b in zip(got, expected, strict=True):
+                assert a.layers == b.layers and a.probabilities == pytest.approx(b.probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_below_fp32_only_layers_are(engine: str, bundle: Path, tmp_path: Path, precision: str):
+    mine = copy_of(bundle, tmp_path)
+    report = build(mine, engine=engine, precision=precision)
+    assert report.parity == "passed", report.lines()
+    errors = {piece.piece: piece.largest for piece in report.pieces}
+    assert max(errors[piece] for piece in ("embeddings", "gate_01", "gates", "head")) < 1e-5
+    assert min(errors["layer_01"], errors["full"]) > 1e-5
+
+
+def test_what_a_call_left_in_a_buffer_does_not_reach_the_next_one(engine: str, bundle: Path, tmp_path: Path):
+    """Buffers are larger than most calls, and a weight of zero times what is no number is none."""
+    mine = copy_of(bundle, tmp_path)
+    build(mine, engine=engine, single="chain")
+    with Predictor.load(mine, engine=engine) as predictor:
+        layer, mask = predictor.engine.load("layer_01"), np.ones((2, 12), np.int64)
+        layer(np.full((2, 12, 32), np.nan, np.float32), mask)
+        hidden = np.random.default_rng(0).normal(size=(1, 5, 32)).astype(np.float32)
+        assert np.isfinite(np.asarray(layer(hidden, np.ones((1, 5), np.int64)))).all()
+
+
+def test_the_chain_shares_its_weights_with_the_graph(both):
+    """One copy of them on the device, whatever a piece is part of."""
+    ours, _ = both
+    (model,) = ours.engine._models.values()
+    stored = {weight.data_ptr() for part in model._parts.values() for weight in part.weights.values()}
+    assert len(stored) == sum(len(part.weights) for part in model._parts.values())
+    assert {"layer_01", "head"} <= set(model._parts)
+
+
+@given(st.integers(1, 5000))
+def test_rows_are_rounded_up_by_a_quarter_at_most(rows: int):
+    rounded = round_rows(rows)
+    assert rows <= rounded <= max(rows, 1.25 * rows) and round_rows(rounded) == rounded
+    assert len({round_rows(number) for number in range(1, 65)}) == 20  # each holds buffers and programs
+
+
+def test_a_device_tensor_is_an_array_as_far_as_the_chain_goes():
+    start = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    tensor = DeviceTensor(torch.from_numpy(start.copy()))
+    assert len(tensor) == 2
+    np.testing.assert_array_equal(np.asarray(tensor), start)
+    tensor[[1], :2] = DeviceTensor(-torch.from_numpy(start[1:, :2]))
+    np.testing.assert_array_equal(np.asarray(tensor[[1], :2]), -start[1:, :2])
+    np.testing.assert_array_equal(np.asarray(tensor[[0]]), start[:1])
+    kept = np.array(tensor)
+    tensor[:] = 0
+    assert kept.any() and not np.asarray(tensor).any()
+    assert np.asarray(tensor, np.float64).dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (np.zeros((2, 5, 32), np.float32), np.ones((1, 5), np.int64)),
+        (np.zeros((2, 5, 32), np.float32), np.ones((2, 5), np.int32)),
+    ],
+    ids=["one mask for two", "dtype"],
+)
+def test_a_mask_that_does_not_fit_is_refused(both, inputs):
+    layer = both[0].engine.load("layer_01")
+    with pytest.raises(EngineError, match=r"weights\.safetensors: layer_01: expected int64 \[2, 5\]"):
+        layer(*inputs)
+
+
+def test_a_file_without_a_piece_is_refused(bundle: Path, tmp_path: Path):
+    mine = copy_of(bundle, tmp_path)
+    build(mine, engine="torch-host")
+    file = read_bundle(mine).file(read_bundle(mine).engine("torch-host").files["head"])
+    engine = TorchHostEngine({"layer_09": file}, "fp32", EngineOptions())
+    with pytest.raises(EngineError, match=r"weights\.safetensors: has no weights of layer_09; build it again"):
+        engine.load("layer_09")
+
+
+# Without a GPU
+
+
+@pytest.mark.skipif(NO_GPU is None, reason="this machine has a GPU and a torch for it")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_what_cannot_run_here_is_built_and_says_so(
+    bundle: Path, tmp_path: Path, precision: str, capsys: pytest.CaptureFixture[str]
+):
+    mine = copy_of(bundle, tmp_path)
+    assert build(mine, engine="torch-cuda", precision=precision) is None
+    assert f"torch-cuda-{precision}: built, parity unverified: " in capsys.readouterr().err
+    info = read_bundle(mine).engine("torch-cuda")
+    assert (info.parity, info.gates, info.single) == ("unverified", "lookahead", "graph")
+    with pytest.raises(EngineError, match=r"torch-cuda: .*(NVIDIA|CUDA)"):
+        Predictor.load(mine, engine="torch-cuda")
+    with Predictor.load(mine) as predictor:
+        assert predictor("a good film").label
+
+
+def test_a_fixed_route_needs_no_graph(static_bundle: Path, tmp_path: Path):
+    mine = copy_of(static_bundle, tmp_path)
+    assert build(mine, engine="torch-host").parity == "passed"
+    assert read_bundle(mine).engine("torch-host").single == "chain"
+    with Predictor.load(mine, engine="torch-host") as ours, Predictor.load(static_bundle) as theirs:
+        for got, expected in zip(ours(TEXTS), theirs(TEXTS), strict=True):
+            assert got.layers == expected.layers
+            assert got.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_to_know_of_the_engine_torch_is_not_imported():
+    code = "from hadskip_export.runtime.engines import engine_class; engine_class('torch-cuda')"
+    code = f"import sys; {code}; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
