@@ -41,7 +41,7 @@ node: $(STAMP)
 # Engines of TensorRT for RTX, which builds without a GPU; 100 MB of its library.
 trt: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[trt-rtx]"
-	$(BIN)/python -m pytest tests/exporters/test_tensorrt.py
+	$(BIN)/python -m pytest tests/exporters/test_tensorrt.py tests/runtime/engines/test_tensorrt.py
 
 # What of CUDA graphs needs no GPU: NVIDIA's compiler takes the kernel, the bindings take its arguments.
 cuda: $(STAMP)

@@ -10,9 +10,9 @@ from typing import Any
 from hadskip_export.errors import EngineError, optional_import
 from hadskip_export.exporters.half import halved
 from hadskip_export.runtime.engines.nvidia import why_no_device
-from hadskip_export.runtime.engines.tensorrt import LIBRARIES
+from hadskip_export.runtime.engines.tensorrt import LIBRARIES, MOST_ROWS
 
-USUAL_LENGTH, MOST_ROWS = 128, 32  # what kernels are chosen for, at batch 1; rows of the largest call
+USUAL_LENGTH = 128  # what kernels are chosen for, at batch 1
 
 
 def build_engine(name: str, precision: str, source: Path, out: Path, max_length: int, reduced: bool) -> None:

@@ -1,4 +1,4 @@
-"""TensorRT engines are built for real, by TensorRT for RTX, which needs no GPU; none can run here, and all say so.
+"""TensorRT engines are built for real, by TensorRT for RTX, which needs no GPU; to run they need one, and say so.
 
 `make trt` installs the library and runs this file; elsewhere what needs it is skipped.
 """
@@ -179,7 +179,7 @@ def test_tensorrt_itself_is_not_touched_without_a_gpu(bundle: Path, tmp_path: Pa
 
 @pytest.mark.skipif(NO_DRIVER is None, reason="this machine has a GPU")
 def test_an_engine_that_cannot_run_here_says_why(built: Path):
-    with pytest.raises(EngineError, match="does not run them yet"):
+    with pytest.raises(EngineError, match="trt-rtx: there is no NVIDIA driver"):
         Predictor.load(built, engine="trt-rtx")
     with pytest.raises(EngineError, match="trt-rtx-fp32: cannot be measured here: there is no NVIDIA driver"):
         estimate("minilm", layers_run=3, engine="trt-rtx", seq=(5,))

@@ -8,12 +8,13 @@ the layer lies. So a whole call is one launch, and the host reads nothing until 
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 
 from hadskip_export.errors import EngineError, optional_import
+from hadskip_export.runtime.engines import nvidia
 from hadskip_export.runtime.engines.torch_model import Decisions, Program
 
 WARM_UPS = 3  # runs before capture: libraries choose kernels and allocate workspaces in the first ones
@@ -166,13 +167,4 @@ def compile_kernel(architecture: str) -> bytes:
     return code
 
 
-def checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a function of `cuda-bindings` gave beside its status.
-
-    Raises:
-        EngineError: the status is an error.
-    """
-    status, *values = result
-    if status.value != 0:
-        raise EngineError(f"torch-cuda: {status.name}; needs CUDA 12.4, or build with --single chain")
-    return tuple(values)
+checked = partial(nvidia.checked, remedy="; needs CUDA 12.4, or build with --single chain")

@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from typing import Any
 
 from hadskip_export.errors import EngineError
 
@@ -25,12 +26,32 @@ def device_name() -> str:
     if lack := why_no_device():
         raise EngineError(f"no GPU to build for: {lack}")
     driver = _driver()
-    name, device, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name, device = ctypes.create_string_buffer(256), ctypes.c_int()
     driver.cuDeviceGet(ctypes.byref(device), 0)
     driver.cuDeviceGetName(name, len(name), device)
+    major, minor = compute_capability()
+    return f"{name.value.decode()}, compute capability {major}.{minor}"
+
+
+def compute_capability() -> tuple[int, int]:
+    """Of the first GPU, which must be there."""
+    driver, device, major, minor = _driver(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGet(ctypes.byref(device), 0)
     driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
     driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)  # ..._MINOR
-    return f"{name.value.decode()}, compute capability {major.value}.{minor.value}"
+    return major.value, minor.value
+
+
+def checked(result: tuple[Any, ...], remedy: str = "") -> tuple[Any, ...]:
+    """What a function of `cuda-bindings` gave beside its status.
+
+    Raises:
+        EngineError: the status is an error.
+    """
+    status, *values = result
+    if status.value != 0:
+        raise EngineError(f"CUDA: {status.name}{remedy}")
+    return tuple(values)
 
 
 def _driver() -> ctypes.CDLL:

@@ -4,7 +4,6 @@ hidden_states stay on the device from piece to piece; only margins and logits co
 read. A batch whose rows part ways goes through the host: the chain takes rows out and puts them back there.
 """
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ import numpy as np
 
 from hadskip_export.errors import EngineError, first_line
 from hadskip_export.runtime.engines.base import EngineOptions, Piece
+from hadskip_export.runtime.engines.device import DeviceArray, Uploads
 from hadskip_export.runtime.engines.nvidia import device_name, why_no_device
 from hadskip_export.runtime.engines.ort import OnnxRuntime, import_onnxruntime, open_session
 
@@ -30,7 +30,7 @@ class OrtCudaEngine(OnnxRuntime):
             raise EngineError(f"ort-cuda: {lack}")
         self._ort = import_onnxruntime()
         self._files = files
-        self._uploads = Uploads(self._ort, self.device)
+        self._uploads = Uploads(lambda array: self._ort.OrtValue.ortvalue_from_numpy(array, self.device, 0))
 
     def load(self, piece: str) -> Piece:
         options = self._ort.SessionOptions()
@@ -48,56 +48,6 @@ class OrtCudaEngine(OnnxRuntime):
         if cls.provider not in import_onnxruntime().get_available_providers():
             return "this onnxruntime is the one for the CPU; uninstall it and install hadskip-export[ort-gpu]"
         return why_no_device()
-
-
-class DeviceArray:
-    """hidden_states on a device, float32 [b, s, H], as the chain uses an array: given whole to the next piece they stay
-    there; whoever takes rows out, or puts rows in, moves them to the host."""
-
-    def __init__(self, value: Any):
-        self._value = value  # an OrtValue, or a NumPy array once rows were put in
-
-    def __len__(self) -> int:
-        return len(self._value) if isinstance(self._value, np.ndarray) else self._value.shape()[0]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        found = self._value if isinstance(self._value, np.ndarray) else self._value.numpy()
-        return np.asarray(found, dtype) if copy is False else np.array(found, dtype)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        return self._on_host()[rows]
-
-    def __setitem__(self, rows: Any, new: Any) -> None:
-        self._on_host()[rows] = new
-
-    def _on_host(self) -> np.ndarray:
-        if not isinstance(self._value, np.ndarray):
-            self._value = np.array(self._value.numpy())  # what it gives may be the device's own memory, and read-only
-        return self._value
-
-    @property
-    def on_device(self) -> Any:
-        """The OrtValue; None if the host has the array."""
-        return None if isinstance(self._value, np.ndarray) else self._value
-
-
-class Uploads:
-    """Arrays on their way to the device. The mask goes there once a call, not once a piece: each thread keeps its last
-    one for as long as pieces are given the same array."""
-
-    def __init__(self, ort: Any, device: str):
-        self._ort = ort
-        self._device = device
-        self._last = threading.local()
-
-    def __call__(self, array: np.ndarray) -> Any:
-        keep = array.dtype == np.int64
-        if keep and getattr(self._last, "array", None) is array:
-            return self._last.value
-        value = self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
-        if keep:
-            self._last.array, self._last.value = array, value
-        return value
 
 
 class BoundPiece:

@@ -22,7 +22,7 @@ def test_the_kernel_compiles_for_every_chip_since_turing(architecture: str):
 
 
 def test_an_architecture_that_the_compiler_does_not_know_is_an_engine_error():
-    with pytest.raises(EngineError, match="torch-cuda: NVRTC_ERROR_INVALID_OPTION"):
+    with pytest.raises(EngineError, match="CUDA: NVRTC_ERROR_INVALID_OPTION"):
         compile_kernel("sm_1")
 
 
@@ -41,5 +41,5 @@ def test_its_arguments_are_where_it_reads_them():
 
 def test_a_status_that_is_an_error_is_one():
     assert checked((nvrtc.nvrtcResult.NVRTC_SUCCESS, 5)) == (5,)
-    with pytest.raises(EngineError, match=r"torch-cuda: CUDA_ERROR_NOT_SUPPORTED; .*--single chain"):
+    with pytest.raises(EngineError, match=r"CUDA: CUDA_ERROR_NOT_SUPPORTED; .*--single chain"):
         checked((driver.CUresult.CUDA_ERROR_NOT_SUPPORTED, None))

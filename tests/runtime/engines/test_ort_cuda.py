@@ -17,7 +17,7 @@ from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.engines import ENGINES, engine_class
-from hadskip_export.runtime.engines.ort_cuda import DeviceArray
+from hadskip_export.runtime.engines.device import DeviceArray
 from tests.conftest import sentences
 from tests.runtime.editing import copy_of
 from tests.runtime.engines.host import HOST

@@ -1,0 +1,108 @@
+"""How TensorRT's engines are run: addresses, shapes, whose memory lives how long. On the host, where ONNX Runtime
+computes behind TensorRT's interface and memory is written over when it is given back; and whether the real library has
+all of that interface."""
+
+import gc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hadskip_export.errors import EngineError
+from hadskip_export.exporters.parity import compare
+from hadskip_export.exporters.references import OnnxReference
+from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.bundle import Bundle
+from hadskip_export.runtime.engines import ENGINES, engine_class, tensorrt
+from tests.conftest import sentences
+from tests.runtime.engines.host import TRT_HOST, HostContext, HostDevice, HostPlan
+
+TEXTS = [text for text, _ in sentences(40, 17)]
+
+
+@pytest.fixture(scope="module", params=["bundle", "lookahead_bundle"])
+def both(request: pytest.FixtureRequest):
+    bundle = request.getfixturevalue(request.param)
+    opened = read_bundle(bundle)
+    (info,) = opened.manifest.engines
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENGINES, "trt-host", TRT_HOST)
+        theirs = Predictor.load(bundle)
+        with Predictor(Bundle(bundle, replace(opened.manifest, engines=(replace(info, engine="trt-host"),)))) as ours:
+            yield ours, theirs
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=9), st.integers(1, 9), st.floats(-4, 4))
+def test_it_answers_as_the_cpu_does(both, texts: list[str], batch_size: int, threshold: float):
+    encoded = both[0].tokenizer.encode(texts)
+    options = {"batch_size": batch_size, "gate_threshold": threshold}
+    (logits, routes), (expected, expected_routes) = (one.run(encoded, **options) for one in both)
+    np.testing.assert_array_equal(routes, expected_routes)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_parity_takes_its_arrays(both):
+    ours, theirs = both
+    report = compare(OnnxReference(theirs.bundle), ours, ours.tokenizer.encode(TEXTS[:8]))
+    assert report.parity == "passed", report.lines()
+
+
+def test_no_memory_is_kept_from_call_to_call(both):
+    """But the scratch that all share, and the last mask of this thread."""
+    ours, _ = both
+    device: HostDevice = ours.engine._device
+    ours(TEXTS)
+    gc.collect()
+    before = len(device.held)
+    for _ in range(3):
+        ours(TEXTS, batch_size=5)
+        ours(TEXTS[0])
+    gc.collect()
+    assert len(device.held) <= before <= 2 + 2 * 3  # ids, types and masks of this thread's last batch
+
+
+def test_more_rows_than_it_was_built_for_are_refused(both):
+    ours, theirs = both
+    texts = [TEXTS[0]] * (tensorrt.MOST_ROWS + 1)
+    with pytest.raises(EngineError, match=r"embeddings\.onnx: input_ids \(33, \d+\) is not what .* at most 32 rows"):
+        ours(texts, batch_size=64)
+    assert len(ours(texts)) == len(texts) == len(theirs(texts, batch_size=64))
+
+
+def test_the_scratch_is_as_large_as_the_greediest_piece_needs():
+    device = HostDevice()
+    scratch = tensorrt.Scratch(device)
+    for size, expected in ((100, 100), (50, 100), (4000, 4000)):
+        scratch.grow(size)
+        assert scratch.size == expected and scratch.pointer in device.held
+    assert len(device.held) == 1
+
+
+def test_the_real_library_has_all_of_the_interface():
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    for ours, theirs in ((HostPlan, trt.ICudaEngine), (HostContext, trt.IExecutionContext)):
+        wanted = {name for name in vars(ours) if not name.startswith("_")}
+        assert wanted and wanted <= set(dir(theirs))
+    assert hasattr(trt.ICudaEngine, "num_io_tensors") and hasattr(trt.Runtime, "deserialize_cuda_engine")
+    assert "USER_MANAGED" in trt.ExecutionContextAllocationStrategy.__members__
+    assert {"INPUT", "OUTPUT"} <= set(trt.TensorIOMode.__members__)
+    assert set(tensorrt._NUMPY) <= set(trt.DataType.__members__)
+
+
+def test_the_bindings_have_what_memory_needs():
+    cuda = pytest.importorskip("cuda.bindings.runtime")
+    names = "cudaStreamCreateWithFlags", "cudaMallocAsync", "cudaFreeAsync", "cudaMemcpyAsync", "cudaStreamSynchronize"
+    assert all(callable(getattr(cuda, name)) for name in names) and cuda.cudaStreamNonBlocking == 1
+    assert {"cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"} <= set(cuda.cudaMemcpyKind.__members__)
+
+
+def test_a_chip_that_tensorrt_for_rtx_does_not_know_is_told(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    monkeypatch.setattr(tensorrt, "why_no_device", lambda: None)
+    monkeypatch.setattr(tensorrt, "compute_capability", lambda: (9, 0))
+    assert engine_class("trt-rtx").why_not_here() == "TensorRT for RTX does not know this chip (SM90); use --engine trt"
+    monkeypatch.setattr(tensorrt, "compute_capability", lambda: (8, 9))
+    assert engine_class("trt-rtx").why_not_here() is None
