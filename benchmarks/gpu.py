@@ -8,6 +8,7 @@ on the host, and the device's own time by CUDA events. Last a table. Under eight
     python benchmarks/gpu.py --precision bf16 --tokens 64
 """
 
+import importlib
 import os
 import shutil
 import tempfile
@@ -31,6 +32,7 @@ from hadskip_export.runtime.tokenization import Encoded, pad
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WORD, ROWS, GROWTH_CALLS = 4, 32, 10_000
+CUDA_GRAPHS = "hadskip_export.runtime.engines.cuda_graphs"
 Call = Callable[[], object]
 
 
@@ -126,6 +128,8 @@ def main(
     mixed = draw_routes(ROWS, config.num_layers, layers, "mixed", np.random.default_rng(0))
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as opened:
+        if on_gpu:  # the engine's own stream, so that events see what it does; everybody else uses it too
+            opened.enter_context(torch.cuda.stream(importlib.import_module(CUDA_GRAPHS).own_stream()))
         predictors = {}
         first = Path(temporary) / "chain" / "bundle"
         write(first, config, layers, engine, precision, "chain")

@@ -7,8 +7,9 @@ the layer lies. So a whole call is one launch, and the host reads nothing until 
 
 import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -44,6 +45,12 @@ class Captured:
         self.graph.replay()
 
 
+@cache
+def own_stream() -> torch.cuda.Stream:
+    """The stream on which all of this happens. Not one of the host's: those have no order among them."""
+    return torch.cuda.Stream()
+
+
 class CudaGraphs:
     """See `Recorder`. All programs share one pool of memory for what they make on the way: they run one after another,
     and nothing in it is read after a program has ended."""
@@ -52,18 +59,15 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, step: Callable[[], None]) -> Program:
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
         tf32 = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = False  # the host may want it; fp32 would not be fp32
         try:
-            with torch.cuda.stream(aside):
+            with self.in_order():
                 for _ in range(WARM_UPS):
                     step()
-            torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph(keep_graph=True)
             # Other threads of the host may use CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, own_stream(), capture_error_mode="thread_local"):
                 step()
         finally:
             torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -76,8 +80,11 @@ class CudaGraphs:
         """
         return ConditionalGraph(cast(list[Captured], [start, *layers, finish]), on, self._decide)
 
+    def in_order(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(own_stream())
+
     def wait(self) -> None:
-        torch.cuda.current_stream().synchronize()
+        own_stream().synchronize()
 
     @cached_property
     def _decide(self) -> Any:
@@ -98,6 +105,7 @@ class ConditionalGraph:
 
     def __init__(self, programs: Sequence[Captured], on: Decisions, decide: Any):
         self._driver: Any = optional_import("cuda.bindings.driver", "torch-cuda")
+        self._runtime: Any = optional_import("cuda.bindings.runtime", "torch-cuda")  # gives new threads a context
         self._programs = programs
         driver, (start, *layers, finish) = self._driver, programs
         (graph,) = checked(driver.cuGraphCreate(0))
@@ -128,7 +136,7 @@ class ConditionalGraph:
         return node
 
     def __call__(self) -> None:
-        checked(self._driver.cuGraphLaunch(self._executable, torch.cuda.current_stream().cuda_stream))
+        checked(self._runtime.cudaGraphLaunch(self._executable, own_stream().cuda_stream))
 
     def __del__(self) -> None:
         if hasattr(self, "_executable"):

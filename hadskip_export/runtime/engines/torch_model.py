@@ -6,6 +6,7 @@ what a call gave is copied out of them. One call at a time uses the device.
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +45,11 @@ class Recorder(Protocol):
         """One program of recorded ones: `start`, each of `layers` whose decision is to run, `finish`."""
         ...
 
+    def in_order(self) -> AbstractContextManager[Any]:
+        """What is started within happens one after another, whichever threads start it, on whatever streams they are:
+        buffers belong to all of them."""
+        ...
+
     def wait(self) -> None:
         """Until all that was started is done."""
         ...
@@ -52,20 +58,24 @@ class Recorder(Protocol):
 class DeviceTensor:
     """hidden_states float32 [b, s, H] on the device, as the chain uses an array: it takes rows out and puts them in."""
 
-    def __init__(self, value: Tensor):
+    def __init__(self, value: Tensor, recorder: Recorder):
         self.value = value
+        self._recorder = recorder
 
     def __len__(self) -> int:
         return len(self.value)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self.value.cpu().numpy().astype(dtype or np.float32)
+        with self._recorder.in_order():
+            return self.value.cpu().numpy().astype(dtype or np.float32)
 
     def __getitem__(self, rows: Any) -> "DeviceTensor":
-        return DeviceTensor(self.value[rows])
+        with self._recorder.in_order():
+            return DeviceTensor(self.value[rows], self._recorder)
 
     def __setitem__(self, rows: Any, new: Any) -> None:
-        self.value[rows] = new.value if isinstance(new, DeviceTensor) else new
+        with self._recorder.in_order():
+            self.value[rows] = new.value if isinstance(new, DeviceTensor) else new
 
 
 class Model:
@@ -226,7 +236,7 @@ class Bucket:
         return answer[:, : self.model.num_classes], answer[:, self.model.num_classes :]
 
     def states(self, rows: int, length: int) -> DeviceTensor:
-        return DeviceTensor(self.hidden[:rows, :length].clone())
+        return DeviceTensor(self.hidden[:rows, :length].clone(), self.model.recorder)
 
 
 def round_rows(rows: int) -> int:

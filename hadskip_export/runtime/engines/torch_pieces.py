@@ -37,9 +37,9 @@ class TorchPiece:
 
     def __call__(self, *inputs: Any) -> Any:
         try:
-            arrays = [self._checked(given) for given in inputs]
-            rows, length = arrays[0].shape[:2]
-            with self._model.lock:
+            with self._model.lock, self._model.recorder.in_order():
+                arrays = [self._checked(given) for given in inputs]
+                rows, length = arrays[0].shape[:2]
                 bucket = self._model.bucket(rows, length)
                 program = bucket.program(self._name, self._record)
                 self._put(bucket, *arrays)
@@ -170,7 +170,7 @@ def _guess(model: Model, name: str) -> TorchPiece:
 
     def take(bucket: Bucket, rows: int, length: int) -> tuple[Any, ...]:
         logits, margins = bucket.replied(rows)
-        return logits, margins, *(DeviceTensor(kept[:rows, :length].clone()) for kept in bucket.kept)
+        return logits, margins, *(DeviceTensor(kept[:rows, :length].clone(), model.recorder) for kept in bucket.kept)
 
     return TorchPiece(
         model,

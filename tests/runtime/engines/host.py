@@ -4,6 +4,7 @@ anywhere. What only a GPU has, CUDA graphs, is a plain loop here."""
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,6 +69,9 @@ class PlainLoop:
             finish()
 
         return run
+
+    def in_order(self):
+        return nullcontext()
 
     def wait(self) -> None: ...
 

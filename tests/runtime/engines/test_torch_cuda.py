@@ -22,7 +22,7 @@ from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
 from hadskip_export.runtime.engines.torch_model import DeviceTensor, round_rows
 from tests.conftest import GUESS, sentences
 from tests.runtime.editing import copy_of
-from tests.runtime.engines.host import ON_HOST, TorchHostEngine
+from tests.runtime.engines.host import ON_HOST, PlainLoop, TorchHostEngine
 
 TEXTS = [text for text, _ in sentences(40, 17)]
 NO_GPU = TorchCudaEngine.why_not_here()
@@ -141,10 +141,10 @@ def test_rows_are_rounded_up_by_a_quarter_at_most(rows: int):
 
 def test_a_device_tensor_is_an_array_as_far_as_the_chain_goes():
     start = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    tensor = DeviceTensor(torch.from_numpy(start.copy()))
+    tensor = DeviceTensor(torch.from_numpy(start.copy()), PlainLoop())
     assert len(tensor) == 2
     np.testing.assert_array_equal(np.asarray(tensor), start)
-    tensor[[1], :2] = DeviceTensor(-torch.from_numpy(start[1:, :2]))
+    tensor[[1], :2] = DeviceTensor(-torch.from_numpy(start[1:, :2]), PlainLoop())
     np.testing.assert_array_equal(np.asarray(tensor[[1], :2]), -start[1:, :2])
     np.testing.assert_array_equal(np.asarray(tensor[[0]]), start[:1])
     kept = np.array(tensor)
