@@ -5,7 +5,7 @@ what a call gave is copied out of them. One call at a time uses the device.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +114,10 @@ class Model:
                 raise EngineError(f"{self.file}: has no weights of {piece}; build it again")
             self._parts[piece] = Part(weights, *self._shape)
         return self._parts[piece]
+
+    def layers(self, numbers: Iterable[int], prefix: str = "") -> list[Part]:
+        """Layers by number, from 1; of full BERT by the prefix `full.`."""
+        return [self.part(f"{prefix}layer_{number:02d}") for number in numbers]
 
     def bucket(self, rows: int, length: int) -> "Bucket":
         """The smallest one that has room for so many rows and tokens."""

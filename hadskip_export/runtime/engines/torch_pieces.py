@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from hadskip_export.errors import EngineError, first_line
-from hadskip_export.runtime.bundle import layer_name
 from hadskip_export.runtime.engines.torch_layers import Part
 from hadskip_export.runtime.engines.torch_model import Bucket, Decisions, DeviceTensor, Model, Program
 
@@ -130,7 +129,7 @@ def _head(model: Model, name: str) -> TorchPiece:
 
 
 def _full(model: Model, name: str) -> TorchPiece:
-    layers = [model.part(f"full.{layer_name(index)}") for index in range(model.num_layers)]
+    layers = model.layers(range(1, model.num_layers + 1), "full.")
     steps = _embed(model.part("full.embeddings")), _run(*layers), _classify(model.part("full.head"))
     return TorchPiece(
         model,
@@ -144,7 +143,7 @@ def _full(model: Model, name: str) -> TorchPiece:
 def _graph(model: Model, name: str) -> TorchPiece:
     """The whole gated model for one input, see `Conditional`."""
     embeddings, head, gates = (model.part(part) for part in ("embeddings", "head", "gates"))
-    layers = [model.part(layer_name(index)) for index in range(model.num_layers)]
+    layers = model.layers(range(1, model.num_layers + 1))
     start = _recorded(model, Bucket.fetch, _embed(embeddings), _ask(gates))
     bodies = [_recorded(model, _run(layer), _ask(gates, done)) for done, layer in enumerate(layers[:-1], 1)]
     bodies.append(_recorded(model, _run(layers[-1])))
@@ -165,8 +164,8 @@ def _guess(model: Model, name: str) -> TorchPiece:
     """The commonest route and every gate on it, see `Speculation`."""
     gates, route = model.part("gates"), model.guess
     steps = [Bucket.fetch, _embed(model.part("embeddings")), _keep(0), _ask(gates)]
-    for place, layer in enumerate(route, 1):
-        steps += [_run(model.part(layer_name(layer - 1))), _keep(place), _ask(gates, layer)]
+    for place, (number, layer) in enumerate(zip(route, model.layers(route), strict=True), 1):
+        steps += [_run(layer), _keep(place), _ask(gates, number)]
 
     def take(bucket: Bucket, rows: int, length: int) -> tuple[Any, ...]:
         logits, margins = bucket.replied(rows)
