@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import click
@@ -28,11 +29,11 @@ from hadskip_export.exporters.additions import add_engine
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.runtime import Predictor
 from hadskip_export.runtime.engines import engine_class
-from hadskip_export.runtime.tokenization import Encoded, pad
+from hadskip_export.runtime.tokenization import Encoded
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WORD, ROWS, GROWTH_CALLS = 4, 32, 10_000
-CUDA_GRAPHS = "hadskip_export.runtime.engines.cuda_graphs"
+EAGER, COMPILED = "full BERT, torch eager", "full BERT, torch.compile"
 Call = Callable[[], object]
 
 
@@ -47,12 +48,12 @@ class Turns:
                 call()
         for _ in range(blocks):
             for name, call in systems.items():
-                wall, device = zip(*(self._timed(call, on_gpu) for _ in range(calls)), strict=True)
+                wall, device = zip(*(self._timed(call, on_gpu, stream_of(name)) for _ in range(calls)), strict=True)
                 self.wall[name].append(float(np.median(wall)))
                 self.device[name].append(float(np.median(device)))
 
     @staticmethod
-    def _timed(call: Call, on_gpu: bool) -> tuple[float, float]:
+    def _timed(call: Call, on_gpu: bool, stream: torch.cuda.Stream | None) -> tuple[float, float]:
         if not on_gpu:
             started = time.perf_counter()
             call()
@@ -60,9 +61,9 @@ class Turns:
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         started = time.perf_counter()
-        first.record()
+        first.record(stream)
         call()
-        last.record()
+        last.record(stream)
         torch.cuda.synchronize()
         return (time.perf_counter() - started) * 1e3, first.elapsed_time(last)
 
@@ -80,6 +81,13 @@ class Turns:
         return lines
 
 
+def stream_of(name: str) -> torch.cuda.Stream | None:
+    """Where a system's work happens: the engine's own stream, or the current one of plain torch."""
+    if not torch.cuda.is_available() or name in (EAGER, COMPILED):
+        return None
+    return importlib.import_module("hadskip_export.runtime.engines.cuda_graphs").own_stream()
+
+
 def torch_systems(rows: int, tokens: int, model: str, dtype: torch.dtype, device: str) -> dict[str, Call]:
     """Full BERT as anybody would run it with PyTorch alone, answers on the host."""
     torch.manual_seed(0)
@@ -94,12 +102,12 @@ def torch_systems(rows: int, tokens: int, model: str, dtype: torch.dtype, device
 
         return run
 
-    systems = {"full BERT, torch eager": call(full)}
+    systems = {EAGER: call(full)}
     if device == "cuda":
         compiled = call(torch.compile(full, mode="reduce-overhead"))
         try:
             compiled()
-            systems["full BERT, torch.compile"] = compiled
+            systems[COMPILED] = compiled
         except Exception as error:  # its compilers raise whatever they like; the others still count
             click.echo(f"torch.compile: {first_line(error)}")
     return systems
@@ -128,8 +136,6 @@ def main(
     mixed = draw_routes(ROWS, config.num_layers, layers, "mixed", np.random.default_rng(0))
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as opened:
-        if on_gpu:  # the engine's own stream, so that events see what it does; everybody else uses it too
-            opened.enter_context(torch.cuda.stream(importlib.import_module(CUDA_GRAPHS).own_stream()))
         predictors = {}
         first = Path(temporary) / "chain" / "bundle"
         write(first, config, layers, engine, precision, "chain")
@@ -150,8 +156,7 @@ def main(
         }
         systems |= torch_systems(1, tokens, model, DTYPES[precision], device)
         systems |= ort_system(first, one, opened)
-        outside, layer = parts(chain, one, calls, on_gpu)
-        ideal = (outside + config.num_layers * layer) / (outside + layers * layer)
+        ideal = ideal_speedup(graph, one, layers, calls, on_gpu)
         lines.append(f"one input of {tokens} tokens, {layers} of {config.num_layers} layers; ideal {ideal:.2f}")
         lines += Turns(systems, on_gpu, calls, blocks).lines(ideal)
         systems = {
@@ -167,20 +172,15 @@ def main(
     click.echo("\n".join(lines))
 
 
-def parts(chain: Predictor, one: list[Encoded], calls: int, on_gpu: bool) -> tuple[float, float]:
-    """Milliseconds outside the layers, and of a layer: full BERT on one layer less would be that much faster."""
-    full_chain, batch = chain.chain, pad(one)
-    assert full_chain is not None
-    hidden = full_chain.embeddings(batch.input_ids, batch.token_type_ids)
-    layer = next(iter(full_chain.layers.values()))
-    systems: dict[str, Call] = {
-        "layer": lambda: layer(hidden, batch.attention_mask),
-        "embeddings": lambda: full_chain.embeddings(batch.input_ids, batch.token_type_ids),
-        "head": lambda: full_chain.head(hidden),
-    }
-    turns = Turns(systems, on_gpu, calls, 5)
-    found = {name: float(np.median(times)) for name, times in (turns.device if on_gpu else turns.wall).items()}
-    return found["embeddings"] + found["head"], found["layer"]
+def ideal_speedup(graph: Predictor, one: list[Encoded], layers: int, calls: int, on_gpu: bool) -> float:
+    """What the layers left out would save if nothing else cost anything: a layer's time is the slope of calls with few,
+    some and all layers, all of them one launch; what is outside the layers is the rest."""
+    total = graph.bundle.manifest.model.layers
+    counts = sorted({max(1, total // 6), total // 2, total})
+    routes = {count: (np.arange(total) < count)[None] for count in counts}
+    turns = Turns({f"{n}": partial(graph.run, one, routes=route) for n, route in routes.items()}, on_gpu, calls, 5)
+    layer, outside = np.polyfit(counts, [float(np.median(turns.wall[f"{count}"])) for count in counts], 1)
+    return float((outside + total * layer) / (outside + layers * layer))
 
 
 def ort_system(bundle: Path, one: list[Encoded], opened: ExitStack) -> dict[str, Call]:

@@ -6,8 +6,9 @@ the layer lies. So a whole call is one launch, and the host reads nothing until 
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any, cast
@@ -45,32 +46,51 @@ class Captured:
         self.graph.replay()
 
 
+_ORDER = threading.RLock()  # of all engines of the process: what one records, another must not run into
+
+
 @cache
 def own_stream() -> torch.cuda.Stream:
-    """The stream on which all of this happens. Not one of the host's: those have no order among them."""
-    return torch.cuda.Stream()
+    """The stream on which all of this happens. None of torch's: those are few, and the host may have been given the
+    same one. Ask for it with the lock held."""
+    runtime: Any = optional_import("cuda.bindings.runtime", "torch-cuda")
+    (stream,) = checked(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking))
+    return torch.cuda.ExternalStream(int(stream))
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Whatever the host wants of its own arithmetic: no lower precision than asked for, no gradients."""
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, "ieee"
+    try:
+        with torch.autocast("cuda", enabled=False), torch.no_grad():
+            yield
+    finally:
+        products.fp32_precision = before
 
 
 class CudaGraphs:
     """See `Recorder`. All programs share one pool of memory for what they make on the way: they run one after another,
-    and nothing in it is read after a program has ended."""
+    and nothing in it is read after a program has ended. cuBLAS's workspace comes from there too, for torch may free the
+    one outside whenever somebody else captures or compiles."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, step: Callable[[], None]) -> Program:
-        tf32 = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False  # the host may want it; fp32 would not be fp32
-        try:
-            with self.in_order():
-                for _ in range(WARM_UPS):
-                    step()
-            graph = torch.cuda.CUDAGraph(keep_graph=True)
-            # Other threads of the host may use CUDA meanwhile.
-            with torch.cuda.graph(graph, self._pool, own_stream(), capture_error_mode="thread_local"):
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with self.in_order(), exactly():
+            for _ in range(WARM_UPS):
                 step()
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = tf32
+            torch.cuda.synchronize()
+            torch._C._cuda_clearCublasWorkspaces()
+            try:
+                # Other threads of the host may use CUDA meanwhile.
+                with torch.cuda.graph(graph, self._pool, own_stream(), capture_error_mode="thread_local"):
+                    step()
+            finally:
+                torch._C._cuda_clearCublasWorkspaces()  # nobody else may go on in the pool
         return Captured(graph)
 
     def conditional(self, start: Program, layers: Sequence[Program], finish: Program, on: Decisions) -> Program:
@@ -80,8 +100,10 @@ class CudaGraphs:
         """
         return ConditionalGraph(cast(list[Captured], [start, *layers, finish]), on, self._decide)
 
-    def in_order(self) -> AbstractContextManager[Any]:
-        return torch.cuda.stream(own_stream())
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        with _ORDER, torch.cuda.stream(own_stream()):
+            yield
 
     def wait(self) -> None:
         own_stream().synchronize()
@@ -108,6 +130,7 @@ class ConditionalGraph:
         self._runtime: Any = optional_import("cuda.bindings.runtime", "torch-cuda")  # gives new threads a context
         self._programs = programs
         driver, (start, *layers, finish) = self._driver, programs
+        add_node = getattr(driver, "cuGraphAddNode_v2", driver.cuGraphAddNode)  # its name in the bindings of CUDA 12
         (graph,) = checked(driver.cuGraphCreate(0))
         try:
             last = self._child(graph, None, start)
@@ -122,7 +145,7 @@ class ConditionalGraph:
                 branch.conditional.type = driver.CUgraphConditionalNodeType.CU_GRAPH_COND_TYPE_IF
                 branch.conditional.size = 1
                 branch.conditional.ctx = context
-                (last,) = checked(driver.cuGraphAddNode(graph, [asked], None, 1, branch))
+                (last,) = checked(add_node(graph, [asked], None, 1, branch))
                 self._child(branch.conditional.phGraph_out[0], None, layer)
             self._child(graph, last, finish)
             (self._executable,) = checked(driver.cuGraphInstantiate(graph, 0))

@@ -10,9 +10,11 @@ import numpy as np
 from hadskip_export.errors import optional_import
 from hadskip_export.runtime.engines.nvidia import checked
 
+KEPT = 2**40  # bytes of free memory that are not given back to the system: by default all of it goes at every wait
+
 
 class CudaDevice:
-    """One stream, in whose order everything happens: work, copies, memory taken and given back.
+    """One stream, in whose order everything happens: work, copies, memory taken and given back to a pool of its own.
 
     Args:
         extra: of this package, that brings `cuda-bindings`.
@@ -20,12 +22,19 @@ class CudaDevice:
 
     def __init__(self, extra: str):
         self._cuda: Any = optional_import("cuda.bindings.runtime", extra)
-        (stream,) = checked(self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking))
+        cuda, driver = self._cuda, optional_import("cuda.bindings.driver", extra)
+        (stream,) = checked(cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
         self.stream = int(stream)
+        place = cuda.cudaMemPoolProps()
+        place.allocType = cuda.cudaMemAllocationType.cudaMemAllocationTypePinned
+        place.location.type, place.location.id = cuda.cudaMemLocationType.cudaMemLocationTypeDevice, 0
+        (self._pool,) = checked(cuda.cudaMemPoolCreate(place))
+        threshold = cuda.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
+        checked(cuda.cudaMemPoolSetAttribute(self._pool, threshold, driver.cuuint64_t(KEPT)))
         self.lock = threading.Lock()  # for whoever needs several calls to stay together
 
     def take(self, size: int) -> int:
-        (pointer,) = checked(self._cuda.cudaMallocAsync(max(1, size), self.stream))
+        (pointer,) = checked(self._cuda.cudaMallocFromPoolAsync(max(1, size), self._pool, self.stream))
         return int(pointer)
 
     def give_back(self, pointer: int) -> None:

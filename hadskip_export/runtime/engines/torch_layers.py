@@ -61,7 +61,7 @@ def layer(part: Part, hidden_states: Tensor, bias: Tensor) -> Tensor:
     heads = part.linear("query_key_value", hidden_states).view(b, s, 3, part.num_heads, H // part.num_heads)
     query, key, value = heads.permute(2, 0, 3, 1, 4)
     scale = 1 / math.sqrt(H // part.num_heads)
-    context = F.scaled_dot_product_attention(query, key, value, bias.expand(b, part.num_heads, s, s), scale=scale)
+    context = F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
     context = context.transpose(1, 2).reshape(b, s, H)
     attended = part.norm("attention_norm", hidden_states + part.linear("attention_output", context))
     fed_forward = part.linear("down", ACTIVATIONS[part.activation](part.linear("up", attended)))

@@ -4,7 +4,6 @@ A recorded program reads and writes fixed addresses, so sizes are rounded up to 
 what a call gave is copied out of them. One call at a time uses the device.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ class Recorder(Protocol):
         ...
 
     def in_order(self) -> AbstractContextManager[Any]:
-        """What is started within happens one after another, whichever threads start it, on whatever streams they are:
+        """One thread at a time, and what is started within happens in that order, on whatever streams the threads are:
         buffers belong to all of them."""
         ...
 
@@ -90,7 +89,6 @@ class Model:
         self.device = device
         self.dtype = DTYPES[precision]
         self.recorder = recorder
-        self.lock = threading.Lock()
         self._parts: dict[str, Part] = {}
         self._buckets: dict[tuple[int, int], Bucket] = {}
         with safetensors.safe_open(file, "pt") as opened:
@@ -140,7 +138,7 @@ class Bucket:
             return torch.zeros(size, dtype=dtype, device=model.device)
 
         def on_host(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(size, dtype=dtype, pin_memory=pinned)
+            return torch.zeros(size, dtype=dtype, device="cpu", pin_memory=pinned)
 
         self.sent_ids, self.ids = (make(3, rows, length, dtype=torch.int64) for make in (on_host, on_device))
         self.sent_terms, self.terms = (make(model.num_layers + 1) for make in (on_host, on_device))

@@ -36,7 +36,7 @@ class TorchPiece:
 
     def __call__(self, *inputs: Any) -> Any:
         try:
-            with self._model.lock, self._model.recorder.in_order():
+            with self._model.recorder.in_order():
                 arrays = [self._checked(given) for given in inputs]
                 rows, length = arrays[0].shape[:2]
                 bucket = self._model.bucket(rows, length)

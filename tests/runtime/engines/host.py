@@ -4,7 +4,6 @@ anywhere. What only a GPU has, CUDA graphs, is a plain loop here."""
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +51,9 @@ class TorchHostEngine(TorchCudaEngine):
 class PlainLoop:
     """A `Recorder` that keeps steps as they are."""
 
+    def __init__(self):
+        self._order = threading.RLock()
+
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         step()  # as a recorder does, before a call's inputs are there
         return step
@@ -71,7 +73,7 @@ class PlainLoop:
         return run
 
     def in_order(self):
-        return nullcontext()
+        return self._order
 
     def wait(self) -> None: ...
 

@@ -16,6 +16,7 @@ from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.engines import ENGINES, engine_class, tensorrt
+from hadskip_export.runtime.engines.cuda_memory import KEPT
 from tests.conftest import sentences
 from tests.runtime.engines.host import TRT_HOST, HostContext, HostDevice, HostPlan
 
@@ -94,8 +95,13 @@ def test_the_real_library_has_all_of_the_interface():
 
 def test_the_bindings_have_what_memory_needs():
     cuda = pytest.importorskip("cuda.bindings.runtime")
-    names = "cudaStreamCreateWithFlags", "cudaMallocAsync", "cudaFreeAsync", "cudaMemcpyAsync", "cudaStreamSynchronize"
+    names = "cudaMemPoolCreate", "cudaMallocFromPoolAsync", "cudaFreeAsync", "cudaMemcpyAsync", "cudaStreamSynchronize"
     assert all(callable(getattr(cuda, name)) for name in names) and cuda.cudaStreamNonBlocking == 1
+    place = cuda.cudaMemPoolProps()
+    place.allocType = cuda.cudaMemAllocationType.cudaMemAllocationTypePinned
+    place.location.type, place.location.id = cuda.cudaMemLocationType.cudaMemLocationTypeDevice, 0
+    assert "cudaMemPoolAttrReleaseThreshold" in cuda.cudaMemPoolAttr.__members__
+    assert int(pytest.importorskip("cuda.bindings.driver").cuuint64_t(KEPT)) == KEPT
     assert {"cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"} <= set(cuda.cudaMemcpyKind.__members__)
 
 
