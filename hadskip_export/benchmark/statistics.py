@@ -34,7 +34,8 @@ def speedup(baseline: np.ndarray, candidate: np.ndarray, seed: int = 0) -> Ratio
     drawn_turns = random.integers(0, turns, (BOOTSTRAP_SAMPLES, turns))
     ratios = slow[drawn_calls].sum(axis=1) / fast[drawn_calls].sum(axis=1) * drift[drawn_turns].mean(axis=1)
     low, high = np.quantile(ratios, [0.025, 0.975])
-    return Ratio(float(slow.sum() / fast.sum()), float(low), float(high))
+    value = float(slow.sum() / fast.sum())
+    return Ratio(value, min(value, float(low)), max(value, float(high)))  # of two calls it may lie outside
 
 
 def percentiles(seconds: np.ndarray) -> tuple[float, float, float]:
