@@ -46,7 +46,7 @@ trt: $(STAMP)
 # What of CUDA graphs needs no GPU: NVIDIA's compiler takes the kernel, the bindings take its arguments.
 cuda: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt cuda-bindings nvidia-cuda-nvrtc
-	$(BIN)/python -m pytest tests/runtime/engines/test_cuda_graphs.py
+	$(BIN)/python -m pytest tests/runtime/engines/test_torch_cuda_graphs.py
 
 # On a machine with a GPU, by the Python that has a torch with CUDA.
 gpu:
@@ -54,7 +54,8 @@ gpu:
 
 bench-gpu:
 	$(PYTHON) benchmarks/gpu.py
-	$(PYTHON) benchmarks/training_step.py --device cuda
+	$(PYTHON) benchmarks/training_step.py --device cuda --precision bf16 --model bert-base
+	$(PYTHON) benchmarks/training_step.py --device cuda --precision bf16 --model bert-large
 
 # The figures the README quotes that the demo does not print.
 bench: $(STAMP)

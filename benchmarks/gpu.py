@@ -85,7 +85,7 @@ def stream_of(name: str) -> torch.cuda.Stream | None:
     """Where a system's work happens: the engine's own stream, or the current one of plain torch."""
     if not torch.cuda.is_available() or name in (EAGER, COMPILED):
         return None
-    return importlib.import_module("hadskip_export.runtime.engines.cuda_graphs").own_stream()
+    return importlib.import_module("hadskip_export.runtime.engines.torch_cuda.graphs").own_stream()
 
 
 def torch_systems(rows: int, tokens: int, model: str, dtype: torch.dtype, device: str) -> dict[str, Call]:

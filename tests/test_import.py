@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         "hadskip_export", "hadskip_export.runtime", "hadskip_export.cli", "hadskip_export.inspection",
         "hadskip_export.exporters.validate", "hadskip_export.benchmark.bench", "hadskip_export.runtime.engines.ort",
+        "hadskip_export.runtime.engines.torch_cuda",
     ],
 )  # fmt: skip
 def test_serving_imports_nothing_heavy(module: str):
@@ -212,3 +214,9 @@ def test_a_serving_machine_inspects_a_run_or_says_what_that_needs(bare: Path, ru
         assert done.returncode == 2
         assert done.stderr.startswith("Error: "), done.stderr
         assert "hadskip-export[train]" in done.stderr
+
+
+def test_in_the_runtime_one_engine_alone_imports_torch():
+    files = (Path(hadskip_export.__file__).parent / "runtime").rglob("*.py")
+    importing = {file for file in files if re.search(r"^\s*(import|from) torch\b", file.read_text(), re.MULTILINE)}
+    assert importing and {file.parent.name for file in importing} == {"torch_cuda"}

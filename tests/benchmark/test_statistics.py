@@ -43,6 +43,12 @@ def test_more_calls_give_a_narrower_interval(monkeypatch: pytest.MonkeyPatch):
     assert width(5) > 1.5 * width(20) > 2 * width(80)
 
 
+def test_of_two_calls_and_much_drift_too_the_figure_lies_in_its_interval(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(statistics, "BOOTSTRAP_SAMPLES", 100)
+    found = [speedup(*samples(1.5, 2, seed, noise=0.8)) for seed in range(300)]
+    assert all(ratio.low <= ratio.value <= ratio.high for ratio in found)
+
+
 def test_samples_without_noise_give_the_ratio_itself():
     found = speedup(np.full((10, 5), 3.0), np.full((10, 5), 2.0))
     assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))

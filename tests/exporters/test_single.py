@@ -219,7 +219,7 @@ def test_without_an_engine_to_add_there_is_nothing_to_say_of_it(bundle: Path, tm
 def test_in_fp16_the_file_is_one_that_engines_take(guessing_bundle: Path, tmp_path: Path, single: str):
     """A GPU is to run it: here, whether it opens, and answers about as fp32 does."""
     mine = copy_of(guessing_bundle, tmp_path)
-    assert build(mine, engine="ort-cuda", precision="fp16", single=single) is None or True
+    build(mine, engine="ort-cuda", precision="fp16", single=single)
     manifest = read_bundle(mine).manifest
     file = mine / read_bundle(mine).engine("ort-cuda").files[single]
     onnx.checker.check_model(onnx.load(file), full_check=True)

@@ -21,11 +21,11 @@ TRT_HOST = f"{__name__}:TensorRtHostEngine"
 ON_HOST = {"ort-host": HOST, "torch-host": TORCH_HOST, "trt-host": TRT_HOST}
 
 
-class OrtHostEngine(OrtCudaEngine):
-    provider, device, settings = "CPUExecutionProvider", "cpu", {}
+class OnHost:
+    """What no engine for the host lacks."""
 
-    @staticmethod
-    def chip() -> str:
+    @classmethod
+    def chip(cls) -> str:
         return "host"
 
     @classmethod
@@ -33,19 +33,15 @@ class OrtHostEngine(OrtCudaEngine):
         return None
 
 
-class TorchHostEngine(TorchCudaEngine):
+class OrtHostEngine(OnHost, OrtCudaEngine):
+    provider, device, settings = "CPUExecutionProvider", "cpu", {}
+
+
+class TorchHostEngine(OnHost, TorchCudaEngine):
     device = "cpu"
 
     def _recorder(self):
         return PlainLoop()
-
-    @staticmethod
-    def chip() -> str:
-        return "host"
-
-    @classmethod
-    def why_not_here(cls) -> str | None:
-        return None
 
 
 class PlainLoop:
@@ -78,7 +74,7 @@ class PlainLoop:
     def wait(self) -> None: ...
 
 
-class TensorRtHostEngine(TensorRtEngine):
+class TensorRtHostEngine(OnHost, TensorRtEngine):
     """Plans are ONNX files that ONNX Runtime computes, behind the part of TensorRT's interface that is used: addresses
     in, addresses out."""
 
@@ -100,14 +96,6 @@ class TensorRtHostEngine(TensorRtEngine):
     @staticmethod
     def versions() -> dict[str, str]:
         return {"onnxruntime": onnxruntime.__version__}
-
-    @classmethod
-    def chip(cls) -> str:
-        return "host"
-
-    @classmethod
-    def why_not_here(cls) -> str | None:
-        return None
 
 
 class HostDevice(CudaDevice):

@@ -9,8 +9,9 @@ import onnxruntime
 import pytest
 
 from hadskip_export.errors import EngineError
+from hadskip_export.exporters.compile import check_engine
 from hadskip_export.exporters.weights import pack
-from hadskip_export.runtime.engines import ENGINES, Engine, EngineOptions, GateLayout, engine_class
+from hadskip_export.runtime.engines import ENGINES, Engine, EngineOptions, GateLayout, Single, engine_class
 from tests.runtime.engines.here import engine_params
 from tests.runtime.engines.host import ON_HOST
 
@@ -65,7 +66,9 @@ def test_a_piece_gives_what_its_file_says_at_any_size(bundle: Path, name: str, p
 def test_a_piece_of_two_outputs_gives_both_at_any_size(fused_bundle: Path, name: str):
     """A layer with the gates that come after it."""
     if "fused" not in engine_class(name).layouts("fp32"):
-        pytest.skip(f"{name} has no such pieces")
+        with pytest.raises(EngineError, match=f"--gates fused: not to be had with {name}-fp32"):
+            check_engine(name, "fp32", "fused")
+        return
     file = next((fused_bundle / "engines").rglob("layer_02_gates.onnx"))
     run = engine_class(name)({"layer_02": file}, "fp32", EngineOptions()).load("layer_02")
     for seed, (rows, length) in enumerate([(1, 1), (3, 5), (64, 32), (1, 7)]):  # OpenVINO makes the third in parts
@@ -147,4 +150,5 @@ def test_every_engine_tells_its_precisions_layouts_and_versions(name: str):
     assert engine_class(name).precisions[0] == "fp32"
     for precision in engine_class(name).precisions:
         assert {"separate", "lookahead"} <= set(engine_class(name).layouts(precision)) <= set(get_args(GateLayout))
+        assert {"chain"} <= set(engine_class(name).singles(precision)) <= set(get_args(Single))
     assert engine_class(name).versions()

@@ -20,6 +20,7 @@ from hadskip_export.runtime.engines import ENGINES, engine_class
 from hadskip_export.runtime.engines.device import DeviceArray
 from tests.conftest import sentences
 from tests.runtime.editing import copy_of
+from tests.runtime.engines.here import assert_same_answers
 from tests.runtime.engines.host import HOST
 
 TEXTS = [text for text, _ in sentences(40, 17)]
@@ -49,11 +50,7 @@ def both(request: pytest.FixtureRequest):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=9), st.integers(1, 9), st.floats(-4, 4))
 def test_it_answers_as_the_cpu_does(both, texts: list[str], batch_size: int, threshold: float):
-    encoded = both[0].tokenizer.encode(texts)
-    options = {"batch_size": batch_size, "gate_threshold": threshold}
-    (logits, routes), (expected, expected_routes) = (one.run(encoded, **options) for one in both)
-    np.testing.assert_array_equal(routes, expected_routes)
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert_same_answers(both, texts, batch_size=batch_size, gate_threshold=threshold)
 
 
 def test_parity_takes_its_arrays(both):

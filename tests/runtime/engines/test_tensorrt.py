@@ -5,7 +5,6 @@ all of that interface."""
 import gc
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.engines import ENGINES, engine_class, tensorrt
 from hadskip_export.runtime.engines.cuda_memory import KEPT
 from tests.conftest import sentences
+from tests.runtime.engines.here import assert_same_answers
 from tests.runtime.engines.host import TRT_HOST, HostContext, HostDevice, HostPlan
 
 TEXTS = [text for text, _ in sentences(40, 17)]
@@ -38,11 +38,7 @@ def both(request: pytest.FixtureRequest):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=9), st.integers(1, 9), st.floats(-4, 4))
 def test_it_answers_as_the_cpu_does(both, texts: list[str], batch_size: int, threshold: float):
-    encoded = both[0].tokenizer.encode(texts)
-    options = {"batch_size": batch_size, "gate_threshold": threshold}
-    (logits, routes), (expected, expected_routes) = (one.run(encoded, **options) for one in both)
-    np.testing.assert_array_equal(routes, expected_routes)
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert_same_answers(both, texts, batch_size=batch_size, gate_threshold=threshold)
 
 
 def test_parity_takes_its_arrays(both):

@@ -1,8 +1,6 @@
 """The engine whose programs are recorded: on the host, where a recorded program is a plain function, against ONNX
 Runtime; without a GPU it is built and refused."""
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +17,10 @@ from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.engines import ENGINES, EngineOptions
 from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
-from hadskip_export.runtime.engines.torch_model import DeviceTensor, round_rows
+from hadskip_export.runtime.engines.torch_cuda.model import DeviceTensor, round_rows
 from tests.conftest import GUESS, sentences
 from tests.runtime.editing import copy_of
+from tests.runtime.engines.here import assert_same_answers
 from tests.runtime.engines.host import ON_HOST, PlainLoop, TorchHostEngine
 
 TEXTS = [text for text, _ in sentences(40, 17)]
@@ -69,11 +68,7 @@ def both(request: pytest.FixtureRequest, engine: str, guessing_bundle: Path, tmp
     st.none() | st.integers(1, 4),
 )
 def test_it_answers_as_the_cpu_does(both, texts: list[str], batch_size: int, threshold: float, most: int | None):
-    encoded = both[0].tokenizer.encode(texts)
-    options = {"batch_size": batch_size, "gate_threshold": threshold, "max_layers": most}
-    (logits, routes), (expected, expected_routes) = (one.run(encoded, **options) for one in both)
-    np.testing.assert_array_equal(routes, expected_routes)
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert_same_answers(both, texts, batch_size=batch_size, gate_threshold=threshold, max_layers=most)
 
 
 def test_rows_take_routes_of_their_own(both):
@@ -203,10 +198,3 @@ def test_a_fixed_route_needs_no_graph(static_bundle: Path, tmp_path: Path):
         for got, expected in zip(ours(TEXTS), theirs(TEXTS), strict=True):
             assert got.layers == expected.layers
             assert got.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
-
-
-def test_to_know_of_the_engine_torch_is_not_imported():
-    code = "from hadskip_export.runtime.engines import engine_class; engine_class('torch-cuda')"
-    code = f"import sys; {code}; print('torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout == "False\n"

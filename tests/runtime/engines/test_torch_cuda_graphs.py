@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from hadskip_export.errors import EngineError
-from hadskip_export.runtime.engines.torch_model import Decisions
+from hadskip_export.runtime.engines.torch_cuda.model import Decisions
 
 driver = pytest.importorskip("cuda.bindings.driver")
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
 
-from hadskip_export.runtime.engines.cuda_graphs import SOURCE, checked, compile_kernel, kernel_params  # noqa: E402
+from hadskip_export.runtime.engines.torch_cuda.graphs import SOURCE, checked, compile_kernel, kernel_params  # noqa: E402
 
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90", "sm_120"])

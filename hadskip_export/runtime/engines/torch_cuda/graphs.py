@@ -17,7 +17,7 @@ import torch
 
 from hadskip_export.errors import EngineError, optional_import
 from hadskip_export.runtime.engines import nvidia
-from hadskip_export.runtime.engines.torch_model import Decisions, Program
+from hadskip_export.runtime.engines.torch_cuda.model import Decisions, Program
 
 WARM_UPS = 3  # runs before capture: libraries choose kernels and allocate workspaces in the first ones
 # margins: of the input, after the last layer that ran. terms: L thresholds, then the most layers to run.

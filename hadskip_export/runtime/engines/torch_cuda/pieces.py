@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from hadskip_export.errors import EngineError, first_line
-from hadskip_export.runtime.engines.torch_layers import Part
-from hadskip_export.runtime.engines.torch_model import Bucket, Decisions, DeviceTensor, Model, Program
+from hadskip_export.runtime.engines.torch_cuda.layers import Part
+from hadskip_export.runtime.engines.torch_cuda.model import Bucket, Decisions, DeviceTensor, Model, Program
 
 Step = Callable[[Bucket], None]
 

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from hadskip_export.errors import EngineError
 from hadskip_export.routes import Route
-from hadskip_export.runtime.engines.torch_layers import Part, attention_bias, embeddings, layer, logits, margins
+from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, layer, logits, margins
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LENGTH_STEP = 16  # tokens
 Program = Callable[[], None]
-Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Decisions:
 class Recorder(Protocol):
     """Makes programs of steps. Where a step reads and writes is fixed when it is recorded."""
 
-    def record(self, step: Step) -> Program: ...
+    def record(self, step: Callable[[], None]) -> Program: ...
 
     def conditional(self, start: Program, layers: Sequence[Program], finish: Program, on: Decisions) -> Program:
         """One program of recorded ones: `start`, each of `layers` whose decision is to run, `finish`."""

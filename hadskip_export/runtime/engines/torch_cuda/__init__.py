@@ -1,7 +1,7 @@
 """PyTorch on an NVIDIA GPU, without Python between the kernels: every piece is recorded once for each size of input,
-and an input that comes alone is one launch, whose gates decide on the device (`cuda_graphs`).
+and an input that comes alone is one launch, whose gates decide on the device (`graphs`).
 
-This file imports torch only once a bundle is loaded with it.
+The only part of the runtime that imports torch, in the files beside this one, once a bundle is loaded with it.
 """
 
 import threading
@@ -14,7 +14,7 @@ from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, Piece
 from hadskip_export.runtime.engines.nvidia import device_name, why_no_device
 
 if TYPE_CHECKING:
-    from hadskip_export.runtime.engines.torch_model import Model, Recorder
+    from hadskip_export.runtime.engines.torch_cuda.model import Model, Recorder
 
 
 class TorchCudaEngine:
@@ -35,8 +35,8 @@ class TorchCudaEngine:
         self._lock = threading.Lock()
 
     def load(self, piece: str) -> Piece:
-        from hadskip_export.runtime.engines.torch_model import Model
-        from hadskip_export.runtime.engines.torch_pieces import open_piece
+        from hadskip_export.runtime.engines.torch_cuda.model import Model
+        from hadskip_export.runtime.engines.torch_cuda.pieces import open_piece
 
         file = self._files[piece]
         try:
@@ -50,7 +50,7 @@ class TorchCudaEngine:
             raise EngineError(f"{file}: torch {self.versions()['torch']} refuses it ({first_line(error)})") from error
 
     def _recorder(self) -> "Recorder":
-        from hadskip_export.runtime.engines.cuda_graphs import CudaGraphs
+        from hadskip_export.runtime.engines.torch_cuda.graphs import CudaGraphs
 
         return CudaGraphs()
 
