@@ -240,6 +240,11 @@ def bench(json_file: Path | None, against: str, **options: Any) -> None:
 @click.option(
     "--gates", type=click.Choice(get_args(GateLayout)), help="Their layout; the engine's fastest if left out."
 )
+@click.option(
+    "--single",
+    type=click.Choice([way for way in get_args(Single) if way != "guess"]),
+    help="How inputs that come alone run, see build; the engine's own way if left out.",
+)
 @click.option("--against", help="Full BERT's engine, as ort-fp32, where it is to be another one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the routes.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures and raw samples there.")

@@ -17,7 +17,8 @@ from hadskip_export.exporters.compile import check_measurable
 from hadskip_export.modeling.checkpoint import read_config, resolve_model
 from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.progress import say
-from hadskip_export.runtime.bundle import GateLayout, read_bundle
+from hadskip_export.runtime.bundle import read_bundle
+from hadskip_export.runtime.engines import GateLayout, Single
 from hadskip_export.runtime.tokenization import Text
 
 Routing = Literal["same", "mixed"]
@@ -51,6 +52,7 @@ def estimate(
     batch: Sequence[int] = (1,),
     routing: Sequence[Routing] = (),
     gates: GateLayout | None = None,
+    single: Single | None = None,
     against: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def estimate(
         batch: inputs per call; a row for each.
         routing: `same`: all inputs run the same layers, evenly spread; `mixed`: each its own, drawn at random. Left
             out: `same` at batch 1, where the two cost the same, and both above.
+        single: how an input that comes alone is run, `chain` or `graph`; the engine's own way if left out.
         against: the engine of full BERT, as `ort-fp32`; the same as the layers' if left out. With another one there is
             no efficiency: what the engine gains and what skipping gains are one figure.
         seed: of the routes.
@@ -107,7 +110,7 @@ def estimate(
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) / "bundle"
         say(f"exporting random pieces of {config.num_layers} layers of {config.hidden_size}")
-        report = write_random_bundle(bundle, config, engine, precision, gates)
+        report = write_random_bundle(bundle, config, engine, precision, gates, single)
         if report.parity != "passed":
             raise EngineError(
                 f"{engine}-{precision} gives wrong answers on this machine, first at {report.first_bad_piece}: its"

@@ -11,7 +11,7 @@ from hadskip_export.exporters.from_run import Source, write_bundle
 from hadskip_export.exporters.parity import ParityReport
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.runtime.bundle import GateLayout
+from hadskip_export.runtime.engines import GateLayout, Single, engine_class
 from hadskip_export.runtime.tokenization import Text
 
 WORD = "word"
@@ -23,35 +23,44 @@ def text_of(tokens: int) -> str:
 
 
 def write_random_bundle(
-    out: Path, config: EncoderConfig, engine: str = "ort", precision: str = "fp32", gates: GateLayout | None = None
+    out: Path,
+    config: EncoderConfig,
+    engine: str = "ort",
+    precision: str = "fp32",
+    gates: GateLayout | None = None,
+    single: Single | None = None,
 ) -> ParityReport:
     """Writes a bundle of a size, checked like any other.
 
     All its layers have the same weights, and so have its gates: they share a file, which every engine loads for
     itself, so a layer costs what it would cost, and only one of them is to be exported. Full BERT has layers of its
-    own: in one file the engine would keep equal weights once. Margins and label are far from a tie.
+    own, and so has a model that single inputs run as one file: there the engine would keep equal weights once. Margins
+    and label are far from a tie.
 
     Raises:
         EngineError: see `check_measurable`.
     """
-    check_measurable(engine, precision, gates)
+    check_measurable(engine, precision, gates, single)
+    kind = engine_class(engine)
+    alike = kind.reads != "onnx" or (single or kind.singles(precision)[0]) == "chain"
     torch.manual_seed(0)
     with torch.no_grad():
         full = Classifier(config).init_weights()
         model = GatedClassifier(Classifier(config).init_weights())
         for head in (full.head, model.classifier.head):
             head.classifier.bias[0] = 10.0
-        gate = model.gates[0]
-        gate.logits.weight.zero_()
-        gate.logits.bias.copy_(torch.tensor([1.0, 0.0]))
-    model.classifier.layers = nn.ModuleList([model.classifier.layers[0]] * config.num_layers)
-    model.gates = nn.ModuleList([gate] * config.num_layers)
+        for gate in model.gates:
+            gate.logits.weight.zero_()
+            gate.logits.bias.copy_(torch.tensor([1.0, 0.0]))
+    if alike:
+        model.classifier.layers = nn.ModuleList([model.classifier.layers[0]] * config.num_layers)
+        model.gates = nn.ModuleList([model.gates[0]] * config.num_layers)
     out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = out.parent / "tokenizer.json"
     write_tokenizer(tokenizer)
     texts: list[Text] = [text_of(length) for length in (8, 16, min(64, config.max_positions))]
     source = Source(model, full, tokenizer, config.max_positions, 0.0, config.num_layers, "random", "accuracy", texts)
-    report = write_bundle(source, out, engine, precision, gates, golden=texts)
+    report = write_bundle(source, out, engine, precision, gates, golden=texts, single=single)
     assert report is not None
     return report
 

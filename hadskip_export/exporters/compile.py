@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from hadskip_export.errors import BundleError, EngineError
-from hadskip_export.exporters.graph import join_conditional
+from hadskip_export.exporters.conditional import join_conditional
 from hadskip_export.exporters.half import halve
 from hadskip_export.exporters.joining import fuse, join_route
 from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport
@@ -78,12 +78,14 @@ def check_engine(engine: str, precision: str, gates: GateLayout | None = None, s
     engine_class(engine).versions()
 
 
-def check_measurable(engine: str, precision: str, gates: GateLayout | None = None) -> None:
+def check_measurable(
+    engine: str, precision: str, gates: GateLayout | None = None, single: Single | None = None
+) -> None:
     """
     Raises:
         EngineError: see `check_engine`; also an engine that this machine can build and not run.
     """
-    check_engine(engine, precision, gates)
+    check_engine(engine, precision, gates, single)
     if lack := engine_class(engine).why_not_here():
         raise EngineError(f"{engine}-{precision}: cannot be measured here: {lack}")
 
@@ -129,7 +131,7 @@ def compile_engine(
                 assert guess is not None
                 join_route(parts, model.layers, guess, bundle / joined)
             elif single == "graph":
-                join_conditional(parts, model, bundle / joined)
+                join_conditional(parts, model, bundle / joined, bf16=precision == "bf16")
             if layout == "fused":
                 files = _fuse_gates(bundle, folder, files, model.layers)
             if single != "chain":

@@ -113,6 +113,35 @@ def join_route(pieces: Mapping[str, Path], num_layers: int, route: Route, out: P
     save(helper.make_model(graph, opset_imports=embeddings.opset_import, ir_version=embeddings.ir_version), out)
 
 
+def skippable(piece: Any, layer: str, state: str, run: str, bf16: bool = False) -> tuple[list[Any], str]:
+    """A layer as an `If`, for one input: (nodes, name of the state after it).
+
+    Where the layer does not run the branch gives next to nothing, and the state is taken again behind the `If`: engines
+    copy what goes into a branch and what comes out of it.
+
+    Args:
+        run: name of what decides, bool of one element.
+        bf16: states are bfloat16 and the layer float32.
+    """
+    onnx: Any = optional_import("onnx", "build")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    kind = kinds.BFLOAT16 if bf16 else piece.graph.output[0].type.tensor_type.elem_type
+    given = f"{layer}/state" if bf16 else state
+    inside, weights, output = inlined(piece, layer, {HIDDEN_STATES: given})
+    if bf16:
+        inside.insert(0, helper.make_node("Cast", [state], [given], f"{layer}/widen", to=kinds.FLOAT))
+        inside.append(helper.make_node("Cast", [output], [f"{layer}/narrow"], f"{layer}/narrow", to=kind))
+        output = f"{layer}/narrow"
+    nothing = helper.make_tensor(f"{layer}/nothing", kind, [1, 1, 1], [0.0])
+    new, none = (helper.make_tensor_value_info(name, kind, [1, None, None]) for name in (output, f"{layer}/none"))
+    skip = helper.make_graph([helper.make_node("Constant", [], [none.name], value=nothing)], "skip", [], [none])
+    then = helper.make_graph(inside, layer, [], [new], weights)
+    return [
+        helper.make_node("If", [run], [f"{layer}/new"], f"{layer}?", then_branch=then, else_branch=skip),
+        helper.make_node("Where", [run, f"{layer}/new", state], [f"{layer}/out"], f"{layer}!"),
+    ], f"{layer}/out"
+
+
 def inlined(
     piece: Any, prefix: str, given: dict[str, str], kept: dict[str, str] | None = None
 ) -> tuple[list[Any], list[Any], str]:

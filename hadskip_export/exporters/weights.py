@@ -56,9 +56,9 @@ def _found(graph: Any, piece: str, num_layers: int, onnx: Any) -> Iterator[tuple
     named = list(zip(parts, kinds, strict=True))
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     linear = [part + name for part, kind in named for name in LINEAR[kind]]
-    for name, (weight, bias) in zip(linear, _linear(graph, weights), strict=True):
+    for name, (weight, bias) in zip(linear, linear_maps(graph), strict=True):
         yield f"{name}.weight", weight
-        yield f"{name}.bias", np.zeros(len(weight), np.float32) if bias is None else bias
+        yield f"{name}.bias", bias
     nodes = [node for node in graph.node if node.op_type == "LayerNormalization" and len(node.input) == 3]
     norms = [part + name for part, kind in named for name in NORMS[kind]]
     for name, node in zip(norms, nodes, strict=True):
@@ -70,15 +70,21 @@ def _found(graph: Any, piece: str, num_layers: int, onnx: Any) -> Iterator[tuple
             yield f"{prefix}{TABLES.get(node.input[1], 'position')}.weight", weights[node.input[0]]
 
 
-def _linear(graph: Any, weights: Mapping[str, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Weight [out, in] and bias [out] of each linear map; a bias of zeros may have been left out."""
+def linear_maps(graph: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Weight [out, in] and bias [out] of each linear map of a piece, in the order in which it computes them. A bias of
+    zeros may have been left out by the exporter."""
+    arrays: Any = optional_import("onnx", "build").numpy_helper
+    weights = {tensor.name: arrays.to_array(tensor) for tensor in graph.initializer}
     added = {name: node for node in graph.node if node.op_type == "Add" for name in node.input}
     for node in graph.node:
         if node.op_type == "Gemm":
-            yield weights[node.input[1]], weights[node.input[2]] if len(node.input) > 2 else None
+            weight = weights[node.input[1]]
+            yield weight, weights[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight), np.float32)
         elif node.op_type == "MatMul" and node.input[1] in weights:
             addends = added[node.output[0]].input if node.output[0] in added else ()
-            yield weights[node.input[1]].T, next((weights[name] for name in addends if name in weights), None)
+            weight = weights[node.input[1]].T
+            zeros = np.zeros(len(weight), np.float32)
+            yield weight, next((weights[name] for name in addends if name in weights), zeros)
 
 
 def _shape(graph: Any, arrays: Any) -> dict[str, str]:

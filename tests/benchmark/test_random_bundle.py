@@ -13,6 +13,7 @@ from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle,
 from hadskip_export.exporters.parity import ParityReport
 from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.engines import Single
 from hadskip_export.runtime.tokenization import Tokenizer
 
 CONFIG = EncoderConfig(
@@ -50,12 +51,24 @@ def test_each_layer_is_loaded_for_itself(made: tuple[Path, ParityReport]):
         assert len({id(layer) for layer in predictor.chain.layers.values()}) == 5
 
 
-def test_full_bert_has_layers_of_its_own(made: tuple[Path, ParityReport]):
-    """Weights that are equal an engine would keep once, and find in its cache."""
-    graph = onnx.load(made[0] / "pieces" / "full.onnx").graph
+def matrices(graph: onnx.GraphProto) -> list[bytes]:
+    """Of the feed-forward parts of all layers, those inside branches too."""
+    branches = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
     weights = [numpy_helper.to_array(tensor) for tensor in graph.initializer]
-    matrices = [weight.tobytes() for weight in weights if sorted(weight.shape) == [32, 64]]
-    assert len(matrices) == len(set(matrices)) == 2 * 5
+    found = [weight.tobytes() for weight in weights if sorted(weight.shape) == [32, 64]]
+    return found + [weight for branch in branches for weight in matrices(branch)]
+
+
+@pytest.mark.parametrize("single", ["chain", "graph"])
+def test_in_one_file_every_layer_is_its_own(made: tuple[Path, ParityReport], tmp_path: Path, single: Single):
+    """Weights that are equal an engine would keep once, and find in its cache."""
+    out = made[0] if single == "chain" else tmp_path / "bundle"
+    if single == "graph":
+        assert write_random_bundle(out, CONFIG, single="graph").parity == "passed"
+    bundle = read_bundle(out)
+    assert bundle.engine().single == single
+    found = matrices(onnx.load(bundle.file(bundle.engine().files["full" if single == "chain" else "graph"])).graph)
+    assert len(found) == len(set(found)) == (2 if single == "chain" else 3) * 5  # gates are as wide
 
 
 def test_gates_and_labels_are_far_from_a_tie(made: tuple[Path, ParityReport]):

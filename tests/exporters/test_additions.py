@@ -32,6 +32,8 @@ ADDED = [("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"), ("ort
 BF16 = bool((features() or {}).get("BF16"))
 IN_BF16 = pytest.param("openvino-bf16", marks=pytest.mark.skipif(not BF16, reason="a chip without bf16 refuses it"))
 MOVED = 5e-4  # of a probability; below it an answer has stayed
+# An input alone is run by another engine there, whose states are bf16.
+ALONE = {"openvino-bf16": 5e-3}
 
 
 @pytest.fixture
@@ -70,12 +72,13 @@ def test_engines_come_in_the_order_they_were_added_and_each_is_found_by_name(ful
         assert f"engines/{name}/report.json" in opened.manifest.files
 
 
-def test_only_what_is_int8_or_has_gates_in_it_is_a_file_of_its_own(full_house: Path, bundle: Path):
+def test_only_what_is_int8_or_joined_is_a_file_of_its_own(full_house: Path, bundle: Path):
     manifest = read_bundle(full_house).manifest
     for info in manifest.engines:
-        own = {piece: file for piece, file in info.files.items() if file != manifest.pieces[piece]}
+        own = {piece: file for piece, file in info.files.items() if file != manifest.pieces.get(piece)}
         with_gates = LAYERS[:3] if info.gates == "fused" else []
-        assert set(own) == set(LAYERS if info.precision == "int8" else with_gates)
+        alone = ["graph"] if info.engine == "openvino" else []
+        assert set(own) == {*(LAYERS if info.precision == "int8" else with_gates), *alone}
         for piece, file in own.items():
             assert file == f"{info.folder}/{piece}{'_gates' * (piece in with_gates)}.onnx"
     assert [info.gates for info in manifest.engines if info.precision != "bf16"] == ["separate", *["fused"] * 3]
@@ -110,7 +113,7 @@ def moved_by_batch_mates(bundle: Path, engine: str) -> tuple[int, float]:
 def test_an_answer_does_not_depend_on_who_shares_the_batch(full_house: Path, engine: str):
     same, moved = moved_by_batch_mates(full_house, engine)
     assert same == len(TEXTS)
-    assert moved < (1e-5 if engine.endswith("fp32") else MOVED)
+    assert moved < (1e-5 if engine.endswith("fp32") else ALONE.get(engine, MOVED))
 
 
 def test_onnxruntime_s_int8_depends_on_it(full_house: Path):

@@ -10,6 +10,8 @@ import pytest
 
 from hadskip_export.diagnosis import features
 from hadskip_export.errors import EngineError
+from hadskip_export.exporters.conditional import join_conditional
+from hadskip_export.runtime import read_bundle
 from hadskip_export.runtime.engines import EngineOptions
 from hadskip_export.runtime.engines import openvino as engine_module
 from hadskip_export.runtime.engines.openvino import OpenVinoEngine
@@ -34,6 +36,34 @@ def test_layers_and_full_bert_compute_in_bf16_and_the_rest_in_fp32(bundle: Path)
         "full", "layer_01", "layer_02", "layer_03", "layer_04",
     }  # fmt: skip
     assert set(used.values()) == {"bf16", "f32"}
+
+
+def decisive(file: Path, precision: str, ids: np.ndarray) -> list[float]:
+    """The thresholds at which the gates of a graph change their mind while no other layer runs: their margins."""
+    graph = OpenVinoEngine({"graph": file}, precision, EngineOptions()).load("graph")
+    mask, kinds, found = np.ones_like(ids), np.zeros_like(ids), []
+    for index in range(4):
+        low, high = np.float32(-100), np.float32(100)
+        for _ in range(30):
+            thresholds = np.full((1, 4), np.inf, np.float32)
+            thresholds[0, index] = middle = (low + high) / 2
+            _, ran = graph(ids, kinds, mask, thresholds, np.array([4]))
+            low, high = (middle, high) if ran[0, index] else (low, middle)
+        found.append(float(low))
+    return found
+
+
+@needs_bf16
+def test_the_gates_of_a_graph_in_bf16_decide_in_fp32(bundle: Path, tmp_path: Path):
+    manifest = read_bundle(bundle).manifest
+    pieces = {piece: bundle / name for piece, name in manifest.pieces.items()}
+    ids, farthest = np.random.default_rng(0).integers(5, 50, (1, 12)), {}
+    for bf16 in (True, False):
+        join_conditional(pieces, manifest.model, tmp_path / f"{bf16}.onnx", bf16)
+        one, other = (decisive(tmp_path / f"{bf16}.onnx", precision, ids) for precision in ("bf16", "fp32"))
+        farthest[bf16] = np.abs(np.subtract(one, other)).max()
+    assert farthest[True] < 1e-5
+    assert farthest[False] > 1e-3  # those with products would not
 
 
 def test_a_chip_without_bf16_is_told_apart(bundle: Path, monkeypatch: pytest.MonkeyPatch):
