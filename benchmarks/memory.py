@@ -4,6 +4,7 @@ BERT-base size, random weights, every gate open: all twelve layers run, the most
 
     python benchmarks/memory.py                                    # every engine and precision that runs here
     python benchmarks/memory.py --tokens 128 ort-fp32 openvino-bf16
+    python benchmarks/memory.py --single chain openvino-bf16       # without the engine for inputs that come alone
 """
 
 import math
@@ -16,7 +17,7 @@ import click
 import psutil
 
 from hadskip_export.runtime import Predictor
-from hadskip_export.runtime.engines import ENGINES, engine_class
+from hadskip_export.runtime.engines import ENGINES, Single, engine_class
 
 BATCH = 32
 
@@ -35,9 +36,10 @@ def engines_here() -> list[str]:
 
 @click.command()
 @click.option("--tokens", default=512, show_default=True)
+@click.option("--single", help="See `build`; the engine's own way if left out.")
 @click.option("--measure", nargs=3, hidden=True, help="BUNDLE ENGINE ROUTER: measure in this process.")
 @click.argument("names", nargs=-1)
-def main(tokens: int, measure: tuple[str, str, str] | None, names: tuple[str, ...]) -> None:
+def main(tokens: int, single: Single | None, measure: tuple[str, str, str] | None, names: tuple[str, ...]) -> None:
     if measure:
         click.echo(resident_after_batch(*measure, tokens))
         return
@@ -52,13 +54,13 @@ def main(tokens: int, measure: tuple[str, str, str] | None, names: tuple[str, ..
         for name in names or engines_here():
             if name != "ort-fp32":
                 engine, _, precision = name.rpartition("-")
-                add_engine(bundle, engine, precision)
+                add_engine(bundle, engine, precision, single=single)
             resident = {}
             for router in ("gates", "full"):
                 command = [sys.executable, __file__, "--tokens", str(tokens), "--measure", str(bundle), name, router]
                 resident[router] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             click.echo(
-                f"{name}: resident after a batch of {BATCH} x {tokens}: chain {resident['gates'] / 1e6:.0f} MB, full"
+                f"{name}: resident after a batch of {BATCH} x {tokens}: gated {resident['gates'] / 1e6:.0f} MB, full"
                 f" BERT {resident['full'] / 1e6:.0f} MB, ratio {resident['gates'] / resident['full']:.2f}"
             )
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from hadskip_export.benchmark.estimate import SIZES, draw_routes
 from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
-from hadskip_export.exporters.additions import add_engine
 from hadskip_export.runtime import Predictor
 
 THREADS, CALLS, TRIALS, TOKENS, LAYERS_RUN = 8, 64, 5, 64, 6
@@ -28,11 +27,9 @@ THREADS, CALLS, TRIALS, TOKENS, LAYERS_RUN = 8, 64, 5, 64, 6
 def main(name: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) / "bundle"
-        write_random_bundle(bundle, SIZES["bert-base"])
-        if name != "ort-fp32":
-            engine, _, precision = name.rpartition("-")
-            add_engine(bundle, engine, precision)
-        with Predictor.load(bundle, engine=name) as predictor:
+        engine, _, precision = name.rpartition("-")
+        write_random_bundle(bundle, SIZES["bert-base"], engine, precision)
+        with Predictor.load(bundle) as predictor:
             layers = predictor.bundle.manifest.model.layers
             routes = draw_routes(CALLS, layers, LAYERS_RUN, "mixed", np.random.default_rng(0))
             encoded = predictor.tokenizer.encode([text_of(TOKENS)])

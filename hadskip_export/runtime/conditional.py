@@ -17,9 +17,9 @@ class Conditional:
     """A chain that leaves single inputs to a graph.
 
     Args:
-        graph: takes what the chain's embeddings take, the attention_mask, the threshold of each gate float32 [1, L] and
-            the most layers to run int64 [1]; gives logits [1, classes] and the layers that ran, float32 [1, L] of 0
-            and 1.
+        graph: for one input, which has no padding. It takes what the chain's embeddings take, the attention_mask, the
+            threshold of each gate float32 [1, L] and the most layers to run int64 [1]; gives logits [1, classes] and
+            the layers that ran, float32 [1, L] of 0 and 1.
     """
 
     chain: Chain
