@@ -87,7 +87,8 @@ def join_conditional(pieces: Mapping[str, Path], model: ModelInfo, out: Path, bf
         helper.make_tensor_value_info(RAN, kinds.FLOAT, [1, model.layers]),
     ]
     graph = helper.make_graph(nodes, "conditional", inputs, outputs, [*weights, *head_weights])
-    save(helper.make_model(graph, opset_imports=embeddings.opset_import, ir_version=embeddings.ir_version), out)
+    joined = helper.make_model(graph, opset_imports=embeddings.opset_import, ir_version=embeddings.ir_version)
+    save(joined, out, beside=True)
 
 
 def without_products(gate: Any) -> Any:

@@ -166,10 +166,13 @@ def inlined(
     return list(graph.node), list(graph.initializer), rename(graph.output[0].name)
 
 
-def save(model: Any, out: Path) -> None:
-    """Writes an ONNX file, with its weights beside it where they would not fit in it."""
+def save(model: Any, out: Path, beside: bool = False) -> None:
+    """Writes an ONNX file, with its weights beside it if told so or where they would not fit in it.
+
+    Engines map what lies beside: of weights inside a file that are used in branches they keep a copy more.
+    """
     onnx: Any = optional_import("onnx", "build")
-    beside = _weights_size(model.graph) > EXTERNAL_DATA_ABOVE
+    beside = beside or _weights_size(model.graph) > EXTERNAL_DATA_ABOVE
     onnx.save(model, out, save_as_external_data=beside, location=f"{out.name}.data")
 
 
