@@ -45,7 +45,7 @@ def main(model: str, tokens: int, layers: int, blocks: int, names: tuple[str, ..
             predictors = {}
             for gates in engine_class(engine).layouts(precision):
                 bundle = Path(temporary) / gates / "bundle"
-                write_random_bundle(bundle, SIZES[model], engine, precision, gates)
+                write_random_bundle(bundle, SIZES[model], engine, precision, gates, single="chain")
                 predictors[gates] = Predictor.load(bundle)
             found: dict[str, list[float]] = {gates: [] for gates in predictors}
             for _ in range(blocks):

@@ -1,6 +1,7 @@
-"""Memory of the chain of engines beside full BERT in the same engine, after a batch of 32 x 512 tokens.
+"""Memory of a Predictor beside full BERT in the same engine, after a batch of 32 x 512 tokens.
 
-BERT-base size, random weights, every gate open: all twelve layers run, the most the chain can need.
+BERT-base size, random weights, every gate open: all twelve layers run, the most the chain can need. What runs inputs
+that come alone is loaded too, and warm.
 
     python benchmarks/memory.py                                    # every engine and precision that runs here
     python benchmarks/memory.py --tokens 128 ort-fp32 openvino-bf16
@@ -36,7 +37,7 @@ def engines_here() -> list[str]:
 
 @click.command()
 @click.option("--tokens", default=512, show_default=True)
-@click.option("--single", help="See `build`; the engine's own way if left out.")
+@click.option("--single", type=click.Choice(["chain", "graph"]), help="See `build`; the engine's own way if left out.")
 @click.option("--measure", nargs=3, hidden=True, help="BUNDLE ENGINE ROUTER: measure in this process.")
 @click.argument("names", nargs=-1)
 def main(tokens: int, single: Single | None, measure: tuple[str, str, str] | None, names: tuple[str, ...]) -> None:
@@ -46,15 +47,11 @@ def main(tokens: int, single: Single | None, measure: tuple[str, str, str] | Non
     # Not above: they bring torch, which a process that serves does not hold.
     from hadskip_export.benchmark.estimate import SIZES
     from hadskip_export.benchmark.random_bundle import write_random_bundle
-    from hadskip_export.exporters.additions import add_engine
 
-    with tempfile.TemporaryDirectory() as temporary:
-        bundle = Path(temporary) / "bundle"
-        write_random_bundle(bundle, SIZES["bert-base"])
-        for name in names or engines_here():
-            if name != "ort-fp32":
-                engine, _, precision = name.rpartition("-")
-                add_engine(bundle, engine, precision, single=single)
+    for name in names or engines_here():
+        with tempfile.TemporaryDirectory() as temporary:
+            bundle, (engine, _, precision) = Path(temporary) / "bundle", name.rpartition("-")
+            write_random_bundle(bundle, SIZES["bert-base"], engine, precision, single=single)
             resident = {}
             for router in ("gates", "full"):
                 command = [sys.executable, __file__, "--tokens", str(tokens), "--measure", str(bundle), name, router]

@@ -18,17 +18,19 @@ import numpy as np
 from hadskip_export.benchmark.estimate import SIZES, draw_routes
 from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
 from hadskip_export.runtime import Predictor
+from hadskip_export.runtime.engines import Single
 
 THREADS, CALLS, TRIALS, TOKENS, LAYERS_RUN = 8, 64, 5, 64, 6
 
 
 @click.command()
+@click.option("--single", type=click.Choice(["chain", "graph"]), help="See `build`; the engine's own way if left out.")
 @click.argument("name", default="ort-fp32")
-def main(name: str) -> None:
+def main(single: Single | None, name: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) / "bundle"
         engine, _, precision = name.rpartition("-")
-        write_random_bundle(bundle, SIZES["bert-base"], engine, precision)
+        write_random_bundle(bundle, SIZES["bert-base"], engine, precision, single=single)
         with Predictor.load(bundle) as predictor:
             layers = predictor.bundle.manifest.model.layers
             routes = draw_routes(CALLS, layers, LAYERS_RUN, "mixed", np.random.default_rng(0))

@@ -172,7 +172,7 @@ def _measure(engines: list[str]) -> dict[str, float]:
             for precision in engine_class(engine).precisions:
                 name = f"{engine}-{precision}"
                 try:
-                    report = write_random_bundle(folder / name / "bundle", config, engine, precision)
+                    report = write_random_bundle(folder / name / "bundle", config, engine, precision, single="chain")
                 except EngineError as error:  # this chip has no bf16, for instance
                     say(f"{name}: {error}; left out")
                     continue

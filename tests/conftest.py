@@ -10,7 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hadskip_export.diagnosis import features
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+BF16 = bool((features() or {}).get("BF16"))
+needs_bf16 = pytest.mark.skipif(not BF16, reason="this chip computes no bf16")
 
 WORDS = [
     "good",

@@ -65,6 +65,7 @@ def estimate(
         batch: inputs per call; a row for each.
         routing: `same`: all inputs run the same layers, evenly spread; `mixed`: each its own, drawn at random. Left
             out: `same` at batch 1, where the two cost the same, and both above.
+        gates: their layout in the chain, which then runs single inputs too unless `single` says otherwise.
         single: how an input that comes alone is run, `chain` or `graph`; the engine's own way if left out.
         against: the engine of full BERT, as `ort-fp32`; the same as the layers' if left out. With another one there is
             no efficiency: what the engine gains and what skipping gains are one figure.
@@ -110,13 +111,14 @@ def estimate(
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) / "bundle"
         say(f"exporting random pieces of {config.num_layers} layers of {config.hidden_size}")
-        report = write_random_bundle(bundle, config, engine, precision, gates, single)
+        way = "chain" if gates is not None and single is None else single
+        report = write_random_bundle(bundle, config, engine, precision, gates, way)
         if report.parity != "passed":
             raise EngineError(
                 f"{engine}-{precision} gives wrong answers on this machine, first at {report.first_bad_piece}: its"
                 " speed is worth nothing"
             )
-        added = None if other is None else add_engine(bundle, *other)
+        added = None if other is None else add_engine(bundle, *other, single="chain")
         if added is not None and added.parity != "passed":
             raise EngineError(f"--against {against}: gives wrong answers on this machine; its speed is worth nothing")
         opened = read_bundle(bundle)
@@ -177,7 +179,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         f"{first['engine']}-{first['precision']}, random weights,"
         f" {first['layers_run']:g} of {first['layers']} layers run, all gates computed; full BERT in"
-        f" {first['full_engine']}",
+        f" {first['full_engine']}; batches through the chain, single inputs through the {first['single']}",
         f"{'tokens':>6} {'batch':>5} {'layers':>6} {'full p50':>10} {'skip p50':>10} {'skip p99':>10}  "
         f"{'speedup':<20} {'ideal':>5} {'efficiency':>10}",
     ]

@@ -32,6 +32,7 @@ class Figures:
         speedup, speedup_low, speedup_high: full BERT's time over the Predictor's, and its 95 % interval.
         ideal: the speedup if gates, routing and copies cost nothing; `efficiency = speedup / ideal`. None where full
             BERT is in another engine.
+        single: what runs an input that comes alone, see `EngineInfo`.
         full_engine: full BERT's.
         full_setting: the thread setting at which full BERT was faster; that is what it is timed at.
         warnings: why not to trust the figures; empty is good.
@@ -60,6 +61,7 @@ class Figures:
     p99: float
     full_p90_ms: float
     full_p99_ms: float
+    single: str
     full_engine: str
     full_setting: str
     warnings: list[str]
@@ -159,6 +161,7 @@ class Contest:
             p99=p99,
             full_p90_ms=full_p90,
             full_p99_ms=full_p99,
+            single=self._info.single,
             full_engine=self._full_info.name,
             full_setting=setting,
             warnings=distrust(ratio, found.idle_share, busy),

@@ -1,6 +1,6 @@
 """ONNX pieces joined into larger graphs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from hadskip_export.runtime.bundle import gate_name, layer_name
 from hadskip_export.runtime.onnx_files import EXTERNAL_DATA_ABOVE
 
 HIDDEN_STATES = "hidden_states"
+SMALL = 1024  # bytes; a weight below stays inside its file
 
 
 def fuse(layer: Path, gates: Path, first: int, out: Path) -> None:
@@ -113,7 +114,7 @@ def join_route(pieces: Mapping[str, Path], num_layers: int, route: Route, out: P
     save(helper.make_model(graph, opset_imports=embeddings.opset_import, ir_version=embeddings.ir_version), out)
 
 
-def skippable(piece: Any, layer: str, state: str, run: str, bf16: bool = False) -> tuple[list[Any], str]:
+def skippable(piece: Any, layer: str, state: str, run: str, narrow: bool = False) -> tuple[list[Any], str]:
     """A layer as an `If`, for one input: (nodes, name of the state after it).
 
     Where the layer does not run the branch gives next to nothing, and the state is taken again behind the `If`: engines
@@ -121,14 +122,14 @@ def skippable(piece: Any, layer: str, state: str, run: str, bf16: bool = False) 
 
     Args:
         run: name of what decides, bool of one element.
-        bf16: states are bfloat16 and the layer float32.
+        narrow: states are bfloat16 and the layer float32.
     """
     onnx: Any = optional_import("onnx", "build")
     helper, kinds = onnx.helper, onnx.TensorProto
-    kind = kinds.BFLOAT16 if bf16 else piece.graph.output[0].type.tensor_type.elem_type
-    given = f"{layer}/state" if bf16 else state
+    kind = kinds.BFLOAT16 if narrow else piece.graph.output[0].type.tensor_type.elem_type
+    given = f"{layer}/state" if narrow else state
     inside, weights, output = inlined(piece, layer, {HIDDEN_STATES: given})
-    if bf16:
+    if narrow:
         inside.insert(0, helper.make_node("Cast", [state], [given], f"{layer}/widen", to=kinds.FLOAT))
         inside.append(helper.make_node("Cast", [output], [f"{layer}/narrow"], f"{layer}/narrow", to=kind))
         output = f"{layer}/narrow"
@@ -137,8 +138,8 @@ def skippable(piece: Any, layer: str, state: str, run: str, bf16: bool = False) 
     skip = helper.make_graph([helper.make_node("Constant", [], [none.name], value=nothing)], "skip", [], [none])
     then = helper.make_graph(inside, layer, [], [new], weights)
     return [
-        helper.make_node("If", [run], [f"{layer}/new"], f"{layer}?", then_branch=then, else_branch=skip),
-        helper.make_node("Where", [run, f"{layer}/new", state], [f"{layer}/out"], f"{layer}!"),
+        helper.make_node("If", [run], [f"{layer}/new"], f"{layer}/if", then_branch=then, else_branch=skip),
+        helper.make_node("Where", [run, f"{layer}/new", state], [f"{layer}/out"], f"{layer}/taken"),
     ], f"{layer}/out"
 
 
@@ -172,11 +173,19 @@ def save(model: Any, out: Path, beside: bool = False) -> None:
     Engines map what lies beside: of weights inside a file that are used in branches they keep a copy more.
     """
     onnx: Any = optional_import("onnx", "build")
-    beside = beside or _weights_size(model.graph) > EXTERNAL_DATA_ABOVE
-    onnx.save(model, out, save_as_external_data=beside, location=f"{out.name}.data")
+    weights = list(_weights(model.graph))
+    # The model's own `ByteSize` fails where it is more than 2 GiB.
+    if beside or sum(len(weight.raw_data) for weight in weights) > EXTERNAL_DATA_ABOVE:
+        for weight in weights:  # `onnx.save` would look for what it is to write in the current directory
+            if len(weight.raw_data) >= SMALL:
+                onnx.external_data_helper.set_external_data(weight, f"{out.name}.data")
+    onnx.save(model, out)
 
 
-def _weights_size(graph: Any) -> int:
-    """Bytes of all weights, those in branches too. The model's own `ByteSize` fails where they are more than 2 GiB."""
-    branches = (attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g"))
-    return sum(len(tensor.raw_data) for tensor in graph.initializer) + sum(map(_weights_size, branches))
+def _weights(graph: Any) -> Iterator[Any]:
+    """The initializers of a graph and of its branches."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _weights(attribute.g)

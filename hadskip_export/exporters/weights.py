@@ -73,12 +73,15 @@ def _found(graph: Any, piece: str, num_layers: int, onnx: Any) -> Iterator[tuple
 def linear_maps(graph: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Weight [out, in] and bias [out] of each linear map of a piece, in the order in which it computes them. A bias of
     zeros may have been left out by the exporter."""
-    arrays: Any = optional_import("onnx", "build").numpy_helper
-    weights = {tensor.name: arrays.to_array(tensor) for tensor in graph.initializer}
+    onnx: Any = optional_import("onnx", "build")
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     added = {name: node for node in graph.node if node.op_type == "Add" for name in node.input}
     for node in graph.node:
         if node.op_type == "Gemm":
-            weight = weights[node.input[1]]
+            told = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+            if any(told.get(factor, 1.0) != 1.0 for factor in ("alpha", "beta")):
+                raise EngineError(f"{node.name}: a linear map with a factor, which torch's exporter does not make")
+            weight = weights[node.input[1]] if told.get("transB") else weights[node.input[1]].T
             yield weight, weights[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight), np.float32)
         elif node.op_type == "MatMul" and node.input[1] in weights:
             addends = added[node.output[0]].input if node.output[0] in added else ()

@@ -16,21 +16,19 @@ import pytest
 from onnx import numpy_helper
 
 from hadskip_export import build, validate
-from hadskip_export.diagnosis import features
 from hadskip_export.errors import BundleError, EngineError
 from hadskip_export.exporters import additions as adding
 from hadskip_export.exporters import parity
 from hadskip_export.exporters.quantise import quantise_weights
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime import bundle as bundles
-from tests.conftest import sentences
+from tests.conftest import BF16, needs_bf16, sentences
 from tests.runtime.editing import copy_of
 
 TEXTS = [text for text, _ in sentences(60, 5)]
 LAYERS = [*(f"layer_0{number}" for number in range(1, 5)), "full"]
 ADDED = [("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"), ("ort", "int8")]
-BF16 = bool((features() or {}).get("BF16"))
-IN_BF16 = pytest.param("openvino-bf16", marks=pytest.mark.skipif(not BF16, reason="a chip without bf16 refuses it"))
+IN_BF16 = pytest.param("openvino-bf16", marks=needs_bf16)
 MOVED = 5e-4  # of a probability; below it an answer has stayed
 # An input alone is run by another engine there, whose states are bf16.
 ALONE = {"openvino-bf16": 5e-3}
@@ -114,6 +112,14 @@ def test_an_answer_does_not_depend_on_who_shares_the_batch(full_house: Path, eng
     same, moved = moved_by_batch_mates(full_house, engine)
     assert same == len(TEXTS)
     assert moved < (1e-5 if engine.endswith("fp32") else ALONE.get(engine, MOVED))
+
+
+@pytest.mark.parametrize("engine", ["openvino-fp32", IN_BF16, "openvino-int8"])
+def test_through_the_chain_not_even_below_fp32(mine: Path, engine: str):
+    name, _, precision = engine.rpartition("-")
+    build(mine, engine=name, precision=precision, single="chain")
+    same, moved = moved_by_batch_mates(mine, engine)
+    assert same == len(TEXTS) and moved < 1e-6
 
 
 def test_onnxruntime_s_int8_depends_on_it(full_house: Path):

@@ -19,11 +19,11 @@ from hadskip_export.exporters.joining import join_route
 from hadskip_export.exporters.parity import compare
 from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.engines.ort import OrtEngine
 from hadskip_export.runtime.tokenization import pad
-from tests.conftest import GUESS, sentences
+from tests.conftest import GUESS, needs_bf16, sentences
 from tests.exporters.test_joining import run
 from tests.runtime.editing import change_manifest, copy_of, reseal
-from tests.runtime.engines.test_openvino import needs_bf16
 
 TEXTS = [text for text, _ in sentences(30, 11)]
 
@@ -253,6 +253,28 @@ def test_in_fp16_the_file_is_one_that_engines_take(guessing_bundle: Path, tmp_pa
         route = np.where(np.isin(range(1, 5), GUESS), -np.inf, np.inf)
         feed |= {"gate_thresholds": route[None].astype(np.float32), "max_layers": np.array([4])}
     np.testing.assert_allclose(run(file, feed)[0], expected, atol=2e-2)
+
+
+def test_what_lies_in_the_current_directory_is_not_in_the_way(guessing_bundle: Path, tmp_path: Path, monkeypatch):
+    """The graph's weights lie beside it, in a file of this name."""
+    (tmp_path / "graph.onnx.data").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    build(mine := copy_of(guessing_bundle, tmp_path / "bundle"), engine="openvino", single="graph")
+    assert (tmp_path / "graph.onnx.data").read_text() == "mine"
+    assert "engines/openvino-fp32/graph.onnx.data" in read_bundle(mine).manifest.files
+
+
+def test_warm_is_every_layer_of_the_graph(graph_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """An engine prepares a branch when it first runs it."""
+    load, ran = OrtEngine.load, []
+
+    def recording(engine: OrtEngine, piece: str):
+        loaded = load(engine, piece)
+        return (lambda *inputs: ran.append(loaded(*inputs)) or ran[-1]) if piece == "graph" else loaded
+
+    monkeypatch.setattr(OrtEngine, "load", recording)
+    Predictor.load(graph_bundle)
+    assert np.array(ran[0][1]).all() and len(ran) == 1
 
 
 def test_a_guess_that_cannot_be_right_is_not_made(guessing_bundle: Path):

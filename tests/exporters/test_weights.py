@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hadskip_export.errors import EngineError
-from hadskip_export.exporters.weights import pack
+from hadskip_export.exporters.weights import linear_maps, pack
 from hadskip_export.runtime import read_bundle
 
 
@@ -56,6 +58,30 @@ def test_of_a_fixed_route_there_are_its_layers_and_no_gates(static_bundle: Path,
     found = load_file(packed(static_bundle, tmp_path / "weights.safetensors"))
     pieces = {name.partition(".")[0] for name in found}
     assert pieces == {"embeddings", "layer_01", "layer_03", "head", "full"}
+
+
+def linear(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.GraphProto:
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    return onnx.helper.make_graph(list(nodes), "linear", [], [], tensors)
+
+
+def test_a_linear_map_is_found_however_it_is_written():
+    """[2 out, 3 in], biases of zeros left out or not."""
+    node, weight, bias = onnx.helper.make_node, np.arange(6, dtype=np.float32).reshape(2, 3), np.float32([7, 8])
+    product, with_bias = node("MatMul", ["x", "w"], ["p"]), {"w": weight.T, "b": bias}
+    for graph, expected_bias in [
+        (linear(node("Gemm", ["x", "w", "b"], ["y"], transB=1), w=weight, b=bias), bias),
+        (linear(node("Gemm", ["x", "w", "b"], ["y"]), **with_bias), bias),
+        (linear(node("Gemm", ["x", "w"], ["y"]), w=weight.T), 0),
+        (linear(product, w=weight.T), 0),
+        (linear(product, node("Add", ["p", "b"], ["y"]), **with_bias), bias),
+        (linear(product, node("Add", ["b", "p"], ["y"]), **with_bias), bias),
+    ]:
+        ((found, found_bias),) = linear_maps(graph)
+        np.testing.assert_array_equal(found, weight)
+        np.testing.assert_array_equal(found_bias, np.zeros(2) + expected_bias)
+    with pytest.raises(EngineError, match="a linear map with a factor"):
+        list(linear_maps(linear(node("Gemm", ["x", "w"], ["y"], alpha=0.5), w=weight.T)))
 
 
 def test_a_file_that_is_no_piece_is_named(tmp_path: Path):

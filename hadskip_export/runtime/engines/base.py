@@ -22,7 +22,8 @@ _REDUCED = ("layer", "full", "guess", "graph")
 
 def is_reduced(piece: str) -> bool:
     """Whether an engine below fp32 computes this piece below it. Gates decide near a threshold, embeddings are looked
-    up, the head costs nothing: these stay fp32 at every precision."""
+    up, the head costs nothing: pieces of these stay fp32 at every precision. (One engine of all of them is
+    computed at its own; exporters/conditional.py says how its gates still decide in fp32.)"""
     return piece.startswith(_REDUCED)
 
 

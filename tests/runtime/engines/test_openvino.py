@@ -8,15 +8,13 @@ import numpy as np
 import openvino
 import pytest
 
-from hadskip_export.diagnosis import features
 from hadskip_export.errors import EngineError
 from hadskip_export.exporters.conditional import join_conditional
 from hadskip_export.runtime import read_bundle
 from hadskip_export.runtime.engines import EngineOptions
 from hadskip_export.runtime.engines import openvino as engine_module
 from hadskip_export.runtime.engines.openvino import OpenVinoEngine
-
-needs_bf16 = pytest.mark.skipif(not (features() or {}).get("BF16"), reason="this chip computes no bf16")
+from tests.conftest import needs_bf16
 
 
 def engine(bundle: Path, precision: str = "fp32", **options) -> OpenVinoEngine:
