@@ -189,7 +189,8 @@ def test_measuring_times_a_layer_of_every_engine_that_gives_right_answers(
     """The bundle is another one, and already built; what is measured is real."""
     written: list[tuple] = []
 
-    def write(out: Path, config, engine: str, precision: str):
+    def write(out: Path, config, engine: str, precision: str, single: str):
+        assert single == "chain"
         written.append((config.num_layers, config.hidden_size, engine, precision))
         shutil.copytree(bundle, out)
         if precision == "bf16":
