@@ -50,7 +50,8 @@ def main(tokens: int, single: Single | None, measure: tuple[str, str, str] | Non
 
     for name in names or engines_here():
         with tempfile.TemporaryDirectory() as temporary:
-            bundle, (engine, _, precision) = Path(temporary) / "bundle", name.rpartition("-")
+            bundle = Path(temporary) / "bundle"
+            engine, _, precision = name.rpartition("-")
             write_random_bundle(bundle, SIZES["bert-base"], engine, precision, single=single)
             resident = {}
             for router in ("gates", "full"):

@@ -243,7 +243,7 @@ def bench(json_file: Path | None, against: str, **options: Any) -> None:
 @click.option(
     "--single",
     type=click.Choice([way for way in get_args(Single) if way != "guess"]),
-    help="How inputs that come alone run, see build; the engine's own way if left out.",
+    help="How inputs that come alone run, see build. Left out: the chain with --gates, else the engine's own way.",
 )
 @click.option("--against", help="Full BERT's engine, as ort-fp32, where it is to be another one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the routes.")

@@ -6,11 +6,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
-from hadskip_export.exporters.compile import check_measurable
+from hadskip_export.exporters.compile import check_measurable, resolve_single
 from hadskip_export.exporters.from_run import Source, write_bundle
 from hadskip_export.exporters.parity import ParityReport
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.runtime.bundle import RouterInfo
 from hadskip_export.runtime.engines import GateLayout, Single, engine_class
 from hadskip_export.runtime.tokenization import Text
 
@@ -38,11 +39,12 @@ def write_random_bundle(
     and label are far from a tie.
 
     Raises:
+        BundleError: there is nothing to guess.
         EngineError: see `check_measurable`.
     """
     check_measurable(engine, precision, gates, single)
-    kind = engine_class(engine)
-    alike = kind.reads != "onnx" or (single or kind.singles(precision)[0]) == "chain"
+    how, _ = resolve_single(single, engine, precision, RouterInfo("gates", 0.0, config.num_layers), None)
+    alike = engine_class(engine).reads != "onnx" or how == "chain"
     torch.manual_seed(0)
     with torch.no_grad():
         full = Classifier(config).init_weights()

@@ -14,7 +14,7 @@ import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.exporters.joining import HIDDEN_STATES, inlined, save, skippable
-from hadskip_export.exporters.weights import linear_maps
+from hadskip_export.exporters.weights import arrays_of, linear_maps
 from hadskip_export.runtime.bundle import ModelInfo, gate_name, layer_name
 
 MASK, THRESHOLDS, MOST, RAN = "attention_mask", "gate_thresholds", "max_layers", "layers_ran"
@@ -95,7 +95,7 @@ def without_products(gate: Any) -> Any:
     """The piece of one gate (`modeling.gated.Gate`) without matrix products, for one input that has no padding."""
     onnx: Any = optional_import("onnx", "build")
     node, arrays = onnx.helper.make_node, onnx.numpy_helper
-    (hidden, hidden_bias), (weight, bias) = linear_maps(gate.graph)  # [w, H], [w], [1, w], [1]
+    (hidden, hidden_bias), (weight, bias) = linear_maps(gate.graph, arrays_of(gate.graph))  # [w, H], [w], [1, w], [1]
     (norm,) = (one for one in gate.graph.node if one.op_type == "LayerNormalization")
     weights = {
         "hidden": hidden[None],

@@ -40,7 +40,7 @@ def pack(pieces: Mapping[str, Path], num_layers: int, guess: Route | None, out: 
     for piece, file in pieces.items():
         try:
             graph = onnx.load(file).graph
-            weights |= {f"{piece}.{name}": array for name, array in _found(graph, piece, num_layers, onnx)}
+            weights |= {f"{piece}.{name}": array for name, array in _found(graph, piece, num_layers)}
             if piece.startswith("layer"):
                 said |= _shape(graph, onnx.numpy_helper)
         except Exception as error:  # protobuf's and onnx's own exceptions have no common base
@@ -48,15 +48,15 @@ def pack(pieces: Mapping[str, Path], num_layers: int, guess: Route | None, out: 
     safetensors.save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, out, metadata=said)
 
 
-def _found(graph: Any, piece: str, num_layers: int, onnx: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _found(graph: Any, piece: str, num_layers: int) -> Iterator[tuple[str, np.ndarray]]:
     """The weights of a piece by the names that they bear in the file."""
     layers = [f"layer_{number:02d}." for number in range(1, num_layers + 1)]
     parts = ["embeddings.", *layers, "head."] if piece == "full" else [""]
     kinds = [next(kind for kind in LINEAR if (part or piece).startswith(kind)) for part in parts]
     named = list(zip(parts, kinds, strict=True))
-    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = arrays_of(graph)
     linear = [part + name for part, kind in named for name in LINEAR[kind]]
-    for name, (weight, bias) in zip(linear, linear_maps(graph), strict=True):
+    for name, (weight, bias) in zip(linear, linear_maps(graph, weights), strict=True):
         yield f"{name}.weight", weight
         yield f"{name}.bias", bias
     nodes = [node for node in graph.node if node.op_type == "LayerNormalization" and len(node.input) == 3]
@@ -70,11 +70,16 @@ def _found(graph: Any, piece: str, num_layers: int, onnx: Any) -> Iterator[tuple
             yield f"{prefix}{TABLES.get(node.input[1], 'position')}.weight", weights[node.input[0]]
 
 
-def linear_maps(graph: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def arrays_of(graph: Any) -> dict[str, np.ndarray]:
+    """The weights of a piece by their names in its graph."""
+    arrays: Any = optional_import("onnx", "build").numpy_helper
+    return {tensor.name: arrays.to_array(tensor) for tensor in graph.initializer}
+
+
+def linear_maps(graph: Any, weights: Mapping[str, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Weight [out, in] and bias [out] of each linear map of a piece, in the order in which it computes them. A bias of
     zeros may have been left out by the exporter."""
     onnx: Any = optional_import("onnx", "build")
-    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     added = {name: node for node in graph.node if node.op_type == "Add" for name in node.input}
     for node in graph.node:
         if node.op_type == "Gemm":

@@ -112,11 +112,8 @@ class Predictor:
         if warm_up:
             ids = [0] * min(WARM_UP_TOKENS, model.max_length)
             one, every_gate_open = Encoded(ids, ids, False), None if manifest.router.kind == "static" else -math.inf
-            if self.single is not None:  # a guess is made only where it can be right
-                threshold = every_gate_open if info.guess is None else manifest.router.threshold
-                self.run([one], gate_threshold=threshold, max_layers=model.layers)
-            rows = 1 if self.single is None else 2  # two are always run by the chain
-            self.run([one] * rows, gate_threshold=every_gate_open, max_layers=model.layers)
+            for rows in [1] if self.single is None else [1, 2]:  # two are always run by the chain
+                self.run([one] * rows, gate_threshold=every_gate_open, max_layers=model.layers)
 
     @classmethod
     def load(

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hadskip_export.errors import EngineError
-from hadskip_export.exporters.weights import linear_maps, pack
+from hadskip_export.exporters.weights import arrays_of, linear_maps, pack
 from hadskip_export.runtime import read_bundle
 
 
@@ -77,11 +77,12 @@ def test_a_linear_map_is_found_however_it_is_written():
         (linear(product, node("Add", ["p", "b"], ["y"]), **with_bias), bias),
         (linear(product, node("Add", ["b", "p"], ["y"]), **with_bias), bias),
     ]:
-        ((found, found_bias),) = linear_maps(graph)
+        ((found, found_bias),) = linear_maps(graph, arrays_of(graph))
         np.testing.assert_array_equal(found, weight)
         np.testing.assert_array_equal(found_bias, np.zeros(2) + expected_bias)
+    graph = linear(node("Gemm", ["x", "w"], ["y"], alpha=0.5), w=weight.T)
     with pytest.raises(EngineError, match="a linear map with a factor"):
-        list(linear_maps(linear(node("Gemm", ["x", "w"], ["y"], alpha=0.5), w=weight.T)))
+        list(linear_maps(graph, arrays_of(graph)))
 
 
 def test_a_file_that_is_no_piece_is_named(tmp_path: Path):
