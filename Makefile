@@ -22,7 +22,7 @@ demo: $(STAMP)
 	$(BIN)/hadskip-export demo --out $(DEMO_OUT) $(DEMO_FLAGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -m "not gpu"
+	$(BIN)/python -m pytest tests -m "not gpu and not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -43,14 +43,14 @@ trt: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[trt-rtx]"
 	$(BIN)/python -m pytest tests/exporters/test_tensorrt.py tests/runtime/engines/test_tensorrt.py
 
-# What of CUDA graphs needs no GPU: NVIDIA's compiler takes the kernel, the bindings take its arguments.
+# What of the CUDA kernels needs no GPU: they compute the right thing as C++, and NVIDIA's compiler takes them.
 cuda: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt cuda-bindings nvidia-cuda-nvrtc
-	$(BIN)/python -m pytest tests/runtime/engines/test_torch_cuda_graphs.py
+	$(BIN)/python -m pytest tests/runtime/engines/test_torch_cuda_kernels.py -m "not gpu"
 
 # On a machine with a GPU, by the Python that has a torch with CUDA.
 gpu:
-	$(PYTHON) -m pytest tests -m gpu
+	$(PYTHON) -m pytest tests/runtime/engines -m gpu
 
 bench-gpu:
 	$(PYTHON) benchmarks/gpu.py

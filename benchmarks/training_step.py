@@ -69,7 +69,7 @@ def main(threads: int, tokens: int, model: str | None, precision: str, device: s
     def student() -> GatedClassifier:
         return GatedClassifier(copy.deepcopy(classifier), 64, 1.0).to(device)
 
-    keeps, forgets = Teacher(copy.deepcopy(classifier), data), ForgetfulTeacher(copy.deepcopy(classifier), data)
+    keeps, forgets = (kind(copy.deepcopy(classifier), data, device) for kind in (Teacher, ForgetfulTeacher))
     keeps.logits()
     first, second, third, fourth = (student() for _ in range(4))
     systems: dict[str, Callable[[], object]] = {

@@ -121,7 +121,7 @@ def compile_engine(
     try:
         if kind.reads == "weights":
             packed = f"{folder}/weights.safetensors"
-            pack({piece: bundle / file for piece, file in pieces.items()}, model.layers, guess, bundle / packed)
+            pack({piece: bundle / file for piece, file in pieces.items()}, model.layers, bundle / packed)
             files = dict.fromkeys([*pieces, *([] if single == "chain" else [single])], packed)
         else:
             files = _make_form(bundle, folder, pieces, model, engine, precision)

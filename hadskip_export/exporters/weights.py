@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.routes import Route
 
 LINEAR = {
     "embeddings": (),
@@ -23,9 +22,9 @@ NORMS = {"embeddings": ("norm",), "layer": ("attention_norm", "output_norm"), "g
 TABLES = {"input_ids": "word", "token_type_ids": "segment"}  # the third one is looked up by position
 
 
-def pack(pieces: Mapping[str, Path], num_layers: int, guess: Route | None, out: Path) -> None:
+def pack(pieces: Mapping[str, Path], num_layers: int, out: Path) -> None:
     """Writes the weights of all pieces in fp32, `layer_01.up.weight` [out, in] and so on, full BERT's under `full.`.
-    The file's metadata are `num_layers`, `num_heads`, `eps`, `activation`, and the route of the piece `guess`.
+    The file's metadata are `num_layers`, `num_heads`, `eps` and `activation`.
 
     Args:
         pieces: ONNX file of each piece.
@@ -36,7 +35,7 @@ def pack(pieces: Mapping[str, Path], num_layers: int, guess: Route | None, out: 
     onnx: Any = optional_import("onnx", "build")
     safetensors: Any = optional_import("safetensors.numpy", "torch-cuda")
     weights: dict[str, np.ndarray] = {}
-    said = {"num_layers": str(num_layers), "guess": " ".join(map(str, guess or ()))}
+    said = {"num_layers": str(num_layers)}
     for piece, file in pieces.items():
         try:
             graph = onnx.load(file).graph

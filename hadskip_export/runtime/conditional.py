@@ -17,20 +17,21 @@ class Conditional:
     """A chain that leaves single inputs to a graph.
 
     Args:
-        graph: for one input, which has no padding. It takes what the chain's embeddings take, the attention_mask, the
-            threshold of each gate float32 [1, L] and the most layers to run int64 [1]; gives logits [1, classes] and
-            the layers that ran, float32 [1, L] of 0 and 1.
+        graph: takes what the chain's embeddings take, the attention_mask, of each row the threshold of each gate
+            float32 [b, L], and the most layers to run int64 [1]; gives logits [b, classes] and the layers that ran,
+            float32 [b, L] of 0 and 1.
+        batches: whether it takes batches; if not, a single input, which has no padding.
     """
 
     chain: Chain
     graph: Piece
+    batches: bool
 
     def run(self, batch: Batch, router: Router) -> tuple[np.ndarray, np.ndarray]:
         """As `Chain.run`."""
-        if len(batch) > 1:
+        if len(batch) > 1 and not self.batches:
             return self.chain.run(batch, router)
-        thresholds, most = router.terms(self.chain.num_layers)
+        thresholds, most = router.terms(len(batch), self.chain.num_layers)
         inputs = (getattr(batch, name) for name in self.chain.embedding_inputs)
-        terms = np.array([thresholds], np.float32), np.array([most], np.int64)
-        logits, ran = self.graph(*inputs, batch.attention_mask, *terms)
+        logits, ran = self.graph(*inputs, batch.attention_mask, thresholds, np.array([most], np.int64))
         return logits, ran > 0

@@ -316,7 +316,7 @@ class Predictor:
             if self.single is None:
                 return self.chain
             if self.engine_info.guess is None:
-                return Conditional(self.chain, self.single)
+                return Conditional(self.chain, self.single, self.engine.batches)
             return Speculation(self.chain, self.single, self.engine_info.guess)
 
     def _load_full(self) -> Piece:

@@ -1,9 +1,9 @@
 """Who runs which layer. From the gates' margins a router decides, layer by layer, which rows of a batch run it.
 
-In plain Python: right after an engine has run, one call of a NumPy function takes longer than all of this for a row.
+Layer by layer in plain Python: right after an engine has run, one call of a NumPy function takes longer than all of
+this for a row.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -20,8 +20,9 @@ class Router(Protocol):
         """
         ...
 
-    def terms(self, num_layers: int) -> tuple[list[float], int]:
-        """The same for a single row, in the terms of `Conditional`: the threshold of each gate, and the most layers."""
+    def terms(self, rows: int, num_layers: int) -> tuple[np.ndarray, int]:
+        """The same in the terms of `Conditional`: of each row the threshold of each gate, float32 [b, L], and the most
+        layers."""
         ...
 
 
@@ -35,8 +36,8 @@ class GateRouter:
     def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         return [value > self._threshold for value in margin]
 
-    def terms(self, num_layers: int) -> tuple[list[float], int]:
-        return [self._threshold] * num_layers, num_layers
+    def terms(self, rows: int, num_layers: int) -> tuple[np.ndarray, int]:
+        return np.full((rows, num_layers), self._threshold, np.float32), num_layers
 
 
 class StaticRouter:
@@ -52,8 +53,8 @@ class StaticRouter:
     def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         return [self._route[index]] * len(margin)
 
-    def terms(self, num_layers: int) -> tuple[list[float], int]:
-        return _thresholds(self._route), num_layers
+    def terms(self, rows: int, num_layers: int) -> tuple[np.ndarray, int]:
+        return _thresholds(np.tile(np.array(self._route), (rows, 1))), num_layers
 
 
 class ForcedRouter:
@@ -64,13 +65,13 @@ class ForcedRouter:
     """
 
     def __init__(self, routes: np.ndarray):
-        self._columns = routes.T.tolist()
+        self._routes, self._columns = routes, routes.T.tolist()
 
     def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         return self._columns[index]
 
-    def terms(self, num_layers: int) -> tuple[list[float], int]:
-        return _thresholds([run for (run,) in self._columns]), num_layers
+    def terms(self, rows: int, num_layers: int) -> tuple[np.ndarray, int]:
+        return _thresholds(self._routes), num_layers
 
 
 class CappedRouter:
@@ -84,11 +85,11 @@ class CappedRouter:
         rows = self._router.select(index, margin, routes)
         return [run and sum(ran) < self._max_layers for run, ran in zip(rows, zip(*routes, strict=True), strict=True)]
 
-    def terms(self, num_layers: int) -> tuple[list[float], int]:
-        thresholds, most = self._router.terms(num_layers)
+    def terms(self, rows: int, num_layers: int) -> tuple[np.ndarray, int]:
+        thresholds, most = self._router.terms(rows, num_layers)
         return thresholds, min(most, self._max_layers)
 
 
-def _thresholds(route: Sequence[bool]) -> list[float]:
+def _thresholds(routes: np.ndarray) -> np.ndarray:
     """Those that every margin, or none, is above, as long as margins are numbers."""
-    return [-math.inf if run else math.inf for run in route]
+    return np.where(routes, np.float32(-np.inf), np.float32(np.inf))

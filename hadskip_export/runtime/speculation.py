@@ -32,7 +32,7 @@ class Speculation:
 
     def run(self, batch: Batch, router: Router) -> tuple[np.ndarray, np.ndarray]:
         """As `Chain.run`."""
-        if len(batch) > 1 or router.terms(self.chain.num_layers)[1] < len(self.route):
+        if len(batch) > 1 or router.terms(1, self.chain.num_layers)[1] < len(self.route):
             return self.chain.run(batch, router)
         inputs = (getattr(batch, name) for name in self.chain.embedding_inputs)
         logits, margins, *states = self.guess(*inputs, batch.attention_mask)

@@ -14,9 +14,9 @@ from hadskip_export.exporters.weights import arrays_of, linear_maps, pack
 from hadskip_export.runtime import read_bundle
 
 
-def packed(bundle: Path, out: Path, guess=None) -> Path:
+def packed(bundle: Path, out: Path) -> Path:
     manifest = read_bundle(bundle).manifest
-    pack({piece: bundle / file for piece, file in manifest.pieces.items()}, manifest.model.layers, guess, out)
+    pack({piece: bundle / file for piece, file in manifest.pieces.items()}, manifest.model.layers, out)
     return out
 
 
@@ -33,7 +33,7 @@ def expected(classifier, prefix: str = "") -> dict[str, torch.Tensor]:
 
 
 def test_every_weight_is_found_by_its_place(bundle: Path, source, tmp_path: Path):
-    found = load_file(packed(bundle, tmp_path / "weights.safetensors", (2, 3)))
+    found = load_file(packed(bundle, tmp_path / "weights.safetensors"))
     wanted = expected(source.model.classifier) | expected(source.full, "full.")
     for index, gate in enumerate(source.model.gates, 1):
         logits = gate.logits
@@ -51,7 +51,7 @@ def test_every_weight_is_found_by_its_place(bundle: Path, source, tmp_path: Path
         said = file.metadata()
     config = source.model.classifier.config
     assert float(said.pop("eps")) == pytest.approx(config.layer_norm_eps)
-    assert said == {"num_layers": "4", "num_heads": "4", "activation": "gelu", "guess": "2 3"}
+    assert said == {"num_layers": "4", "num_heads": "4", "activation": "gelu"}
 
 
 def test_of_a_fixed_route_there_are_its_layers_and_no_gates(static_bundle: Path, tmp_path: Path):
@@ -88,5 +88,5 @@ def test_a_linear_map_is_found_however_it_is_written():
 def test_a_file_that_is_no_piece_is_named(tmp_path: Path):
     (tmp_path / "head.onnx").write_bytes(b"not a model")
     with pytest.raises(EngineError, match=r"head\.onnx: its weights cannot be told apart \(.+\)") as error:
-        pack({"head": tmp_path / "head.onnx"}, 4, None, tmp_path / "out.safetensors")
+        pack({"head": tmp_path / "head.onnx"}, 4, tmp_path / "out.safetensors")
     assert "\n" not in str(error.value) and not (tmp_path / "out.safetensors").exists()

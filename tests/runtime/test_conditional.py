@@ -37,7 +37,7 @@ def test_one_input_is_one_call_and_takes_the_routers_route(
     if capped:
         router = CappedRouter(router, most)
     chain = pieces.chain(salts, layout)
-    ours = Conditional(chain, graph(salts))
+    ours = Conditional(chain, graph(salts), batches=False)
     logits, routes = ours.run(batch, router)
     assert routes.dtype == bool
     assert ours.graph.rows == 1
@@ -50,7 +50,7 @@ def test_one_input_is_one_call_and_takes_the_routers_route(
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=5), salts, thresholds, st.integers(0, 1000))
 def test_several_inputs_go_through_the_chain(lengths, salts, threshold, seed):
     batch = pieces.ragged(lengths, seed)
-    ours = Conditional(pieces.chain(salts), graph(salts))
+    ours = Conditional(pieces.chain(salts), graph(salts), batches=False)
     answers = ours.run(batch, GateRouter(threshold))
     assert ours.graph.rows == 0
     for got, expected in zip(answers, pieces.one_at_a_time(batch, salts, threshold), strict=True):

@@ -77,11 +77,13 @@ class Engine(Protocol):
         precisions: those it can be built with.
         portable: whether what was built once runs with every version and on every chip.
         reads: what its files are: ONNX, a library's own plans, or one file of weights for all pieces.
+        batches: whether its piece `graph` takes batches, not only a single input.
     """
 
     precisions: ClassVar[tuple[str, ...]]
     portable: ClassVar[bool]
     reads: ClassVar[Literal["onnx", "plans", "weights"]]
+    batches: ClassVar[bool]
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions): ...
 
@@ -122,6 +124,7 @@ class OnThisProcessor:
     """An engine that runs on the processor it is built on, from files that are tied to nothing."""
 
     portable = True
+    batches = False
 
     @staticmethod
     def chip() -> str:

@@ -42,6 +42,7 @@ class _TensorRt:
     name: str
     precisions = ("fp32", "fp16")
     portable = False
+    batches = False
     reads = "plans"
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):

@@ -3,17 +3,23 @@ anywhere. What only a GPU has, CUDA graphs, is a plain loop here."""
 
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from hadskip_export.runtime.engines.cuda_memory import CudaDevice, DeviceMemory
 from hadskip_export.runtime.engines.ort_cuda import OrtCudaEngine
 from hadskip_export.runtime.engines.tensorrt import MOST_ROWS, TensorRtEngine
 from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
+from hadskip_export.runtime.engines.torch_cuda.lane import SENT_AHEAD, Lane
+from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, logits, margins
 
 HOST = f"{__name__}:OrtHostEngine"
 TORCH_HOST = f"{__name__}:TorchHostEngine"
@@ -54,24 +60,79 @@ class PlainLoop:
         step()  # as a recorder does, before a call's inputs are there
         return step
 
-    def conditional(self, start, layers: Sequence[Callable[[], None]], finish, on) -> Callable[[], None]:
-        def run() -> None:
-            start()
-            done = 0
-            for index, layer in enumerate(layers):
-                runs = bool(on.margins[0, index] > on.terms[index]) and done < on.terms[len(layers)]
-                on.ran[0, index] = runs
-                done += runs
-                if runs:
-                    layer()
-            finish()
+    def kernels(self, dtype: torch.dtype) -> "TorchKernels":
+        return TorchKernels()
 
-        return run
+    def beside(self):
+        return nullcontext()
+
+    def join(self) -> None: ...
+
+    def alone(self):
+        return self._order
 
     def in_order(self):
         return self._order
 
     def wait(self) -> None: ...
+
+    def at_rest(self) -> bool:
+        return True
+
+
+class TorchKernels:
+    """`Kernels` by the plainest means."""
+
+    def add_norm(self, part: Part, name: str, one: Tensor, other: Tensor) -> Tensor:
+        weight, bias = part.weights[f"{name}.weight"].float(), part.weights[f"{name}.bias"].float()
+        return F.layer_norm(one.float() + other.float(), weight.shape, weight, bias, part.eps).to(one.dtype)
+
+    def begin(self, part: Part, lane: Lane) -> None:
+        ids, types, mask = lane.sent_ids.to(lane.states.device)
+        lane.states.copy_(embeddings(part, ids, types))
+        lane.mask.copy_(mask)
+        lane.bias.copy_(attention_bias(mask, lane.bias.dtype))
+        lane.terms.copy_(lane.sent_terms)
+        lane.ran.zero_()
+        lane.at.fill_(-1)
+        lane.done.zero_()
+
+    def decide(self, part: Part, lane: Lane, layer: int, num_slots: int) -> None:
+        rows, num_layers = lane.ran.shape
+        lane.margins.copy_(margins(part, lane.states.float(), lane.mask.long()))
+        fires = lane.margins > lane.terms[:, :num_layers]
+
+        def following(row: int, at: int, left: float) -> int:
+            return next((index for index in range(at + 1, num_layers) if left > 0 and fires[row, index]), num_layers)
+
+        for row in range(rows):
+            left = float(lane.terms[row, num_layers]) - int(lane.done[row])
+            lane.next[row] = following(row, int(lane.at[row]), left)
+            lane.report[row] = lane.next[row]
+            lane.report[rows + row] = following(row, int(lane.next[row]), left - 1)
+        for slot in range(num_slots):
+            row = int(lane.slots[slot])
+            lane.writes[slot] = row >= 0 and int(lane.next[row]) == layer
+            if lane.writes[slot]:
+                lane.at[row], lane.ran[row, layer] = layer, 1
+                lane.done[row] += 1
+        lane.count += 1
+        lane.report[2 * rows] = lane.count[0]
+
+    def gather(self, lane: Lane, num_slots: int) -> tuple[Tensor, Tensor]:
+        listed = lane.sent_slots[int(lane.count) % SENT_AHEAD, :num_slots]
+        lane.slots[:num_slots] = listed.to(lane.slots.device)
+        rows = lane.slots[:num_slots].clamp(min=0)
+        return lane.states[rows], lane.bias[rows]
+
+    def reply(self, part: Part, states: Tensor, lane: Lane) -> None:
+        lane.answer.copy_(torch.cat([logits(part, states[:, :1].float()), lane.ran], dim=1))
+
+    def replace(self, part: Part, name: str, one: Tensor, other: Tensor, lane: Lane) -> None:
+        new = self.add_norm(part, name, one, other)
+        for slot in range(len(one)):
+            if lane.writes[slot]:
+                lane.states[int(lane.slots[slot])] = new[slot]
 
 
 class TensorRtHostEngine(OnHost, TensorRtEngine):

@@ -30,7 +30,7 @@ def engine_of(bundle: Path, name: str, **options) -> Engine:
     if engine_class(name).reads == "weights":
         packed = bundle.parent / "weights.safetensors"
         if not packed.is_file():
-            pack(files, 4, None, packed)
+            pack(files, 4, packed)
         files = dict.fromkeys(files, packed)
     return engine_class(name)(files, "fp32", EngineOptions(**options))
 

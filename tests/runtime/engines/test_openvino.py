@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import openvino
 import pytest
 
 from hadskip_export.errors import EngineError
@@ -15,6 +14,8 @@ from hadskip_export.runtime.engines import EngineOptions
 from hadskip_export.runtime.engines import openvino as engine_module
 from hadskip_export.runtime.engines.openvino import OpenVinoEngine
 from tests.conftest import needs_bf16
+
+openvino = pytest.importorskip("openvino")
 
 
 def engine(bundle: Path, precision: str = "fp32", **options) -> OpenVinoEngine:

@@ -18,14 +18,14 @@ from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.engines import ENGINES, EngineOptions
 from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
 from hadskip_export.runtime.engines.torch_cuda.model import DeviceTensor, round_rows
-from tests.conftest import GUESS, sentences
+from tests.conftest import sentences
 from tests.runtime.editing import copy_of
 from tests.runtime.engines.here import assert_same_answers
 from tests.runtime.engines.host import ON_HOST, PlainLoop, TorchHostEngine
 
 TEXTS = [text for text, _ in sentences(40, 17)]
 NO_GPU = TorchCudaEngine.why_not_here()
-WAYS = [(gates, single) for gates in ("lookahead", "separate") for single in ("graph", "guess", "chain")]
+WAYS = [(gates, single) for gates in ("lookahead", "separate") for single in ("graph", "chain")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +52,7 @@ def both(request: pytest.FixtureRequest, engine: str, guessing_bundle: Path, tmp
     mine = copy_of(guessing_bundle, tmp_path_factory.mktemp("torch"))
     assert build(mine, engine=engine, gates=gates, single=single).parity == "passed"
     info = read_bundle(mine).engine(engine)
-    assert (info.single, info.gates, info.guess) == (single, gates, GUESS if single == "guess" else None)
+    assert (info.single, info.gates, info.guess) == (single, gates, None)
     opened = read_bundle(guessing_bundle)
     (ort,) = opened.manifest.engines
     plain = replace(opened.manifest, engines=(replace(ort, single="chain", guess=None),))

@@ -1,5 +1,5 @@
-"""PyTorch on an NVIDIA GPU, without Python between the kernels: every piece is recorded once for each size of input,
-and an input that comes alone is one launch, whose gates decide on the device (`graphs`).
+"""PyTorch on an NVIDIA GPU: every piece is recorded once for each size of input, and the whole gated model runs layers
+ahead of what the host knows of its gates (`ahead`).
 
 The only part of the runtime that imports torch, in the files beside this one, once a bundle is loaded with it.
 """
@@ -23,6 +23,7 @@ class TorchCudaEngine:
 
     precisions = ("fp32", "fp16", "bf16")
     portable = True
+    batches = True
     reads = "weights"
     device = "cuda"
 
@@ -60,7 +61,7 @@ class TorchCudaEngine:
 
     @staticmethod
     def singles(precision: str) -> tuple[Single, ...]:
-        return "graph", "guess", "chain"
+        return "graph", "chain"
 
     @staticmethod
     def versions() -> dict[str, str]:

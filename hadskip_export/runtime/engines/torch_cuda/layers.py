@@ -7,10 +7,14 @@ fp32 whatever the layers are.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from hadskip_export.runtime.engines.torch_cuda.kernels import Kernels
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
@@ -55,17 +59,21 @@ def attention_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     return (1 - attention_mask[:, None, None, :]).to(dtype) * torch.finfo(dtype).min
 
 
-def layer(part: Part, hidden_states: Tensor, bias: Tensor) -> Tensor:
+def layer(part: Part, hidden_states: Tensor, bias: Tensor, kernels: "Kernels") -> Tensor:
     """hidden_states [b, s, H] and what `attention_bias` gives -> hidden_states, all in the layers' precision."""
+    return kernels.add_norm(part, "output_norm", *sublayers(part, hidden_states, bias, kernels))
+
+
+def sublayers(part: Part, hidden_states: Tensor, bias: Tensor, kernels: "Kernels") -> tuple[Tensor, Tensor]:
+    """What `layer` adds up and normalises last: what attention gave, and the feed-forward part of it."""
     b, s, H = hidden_states.shape  # noqa: N806 (the paper's letters)
     heads = part.linear("query_key_value", hidden_states).view(b, s, 3, part.num_heads, H // part.num_heads)
     query, key, value = heads.permute(2, 0, 3, 1, 4)
     scale = 1 / math.sqrt(H // part.num_heads)
     context = F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
     context = context.transpose(1, 2).reshape(b, s, H)
-    attended = part.norm("attention_norm", hidden_states + part.linear("attention_output", context))
-    fed_forward = part.linear("down", ACTIVATIONS[part.activation](part.linear("up", attended)))
-    return part.norm("output_norm", attended + fed_forward)
+    attended = kernels.add_norm(part, "attention_norm", hidden_states, part.linear("attention_output", context))
+    return attended, part.linear("down", ACTIVATIONS[part.activation](part.linear("up", attended)))
 
 
 def margins(part: Part, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """What the engine `torch-cuda` keeps on the device: weights, and for each size of input buffers and programs.
 
-A recorded program reads and writes fixed addresses, so sizes are rounded up to buckets, each with buffers of its own;
-what a call gave is copied out of them. One call at a time uses the device.
+A recorded program reads and writes fixed addresses, so sizes are rounded up: to lanes, where the whole model runs, and
+to buckets, where a piece of the chain does. One call at a time uses the device.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hadskip_export.errors import EngineError
-from hadskip_export.routes import Route
+from hadskip_export.runtime.engines.torch_cuda.kernels import Kernels
+from hadskip_export.runtime.engines.torch_cuda.lane import Lane
 from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, layer, logits, margins
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -24,32 +24,36 @@ LENGTH_STEP = 16  # tokens
 Program = Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Decisions:
-    """Where the gates of an input decide, on the device, float32: layer `i` runs if `margins[0, i] > terms[i]` and
-    fewer than `terms[L]` layers ran before it; then `ran[0, i]` is 1, else 0."""
-
-    margins: Tensor
-    terms: Tensor
-    ran: Tensor
-
-
 class Recorder(Protocol):
     """Makes programs of steps. Where a step reads and writes is fixed when it is recorded."""
 
     def record(self, step: Callable[[], None]) -> Program: ...
 
-    def conditional(self, start: Program, layers: Sequence[Program], finish: Program, on: Decisions) -> Program:
-        """One program of recorded ones: `start`, each of `layers` whose decision is to run, `finish`."""
+    def kernels(self, dtype: torch.dtype) -> Kernels:
+        """Those for layers of this dtype."""
+        ...
+
+    def beside(self) -> AbstractContextManager[None]:
+        """What a step starts within runs beside what it starts after, until `join`. It must make no tensors: their
+        memory would be given to the other side."""
+        ...
+
+    def join(self) -> None: ...
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """One thread at a time: buffers belong to all of them. Programs that are started within run in that order."""
         ...
 
     def in_order(self) -> AbstractContextManager[Any]:
-        """One thread at a time, and what is started within happens in that order, on whatever streams the threads are:
-        buffers belong to all of them."""
+        """The same for whatever torch is told to do, too."""
         ...
 
     def wait(self) -> None:
         """Until all that was started is done."""
+        ...
+
+    def at_rest(self) -> bool:
+        """Whether it is."""
         ...
 
 
@@ -90,13 +94,14 @@ class Model:
         self.recorder = recorder
         self._parts: dict[str, Part] = {}
         self._buckets: dict[tuple[int, int], Bucket] = {}
+        self._lanes: dict[tuple[int, int], Lane] = {}
         with safetensors.safe_open(file, "pt") as opened:
             said, self._names = opened.metadata(), list(opened.keys())
             self.max_positions, self.hidden_size = opened.get_slice("embeddings.position.weight").get_shape()
             self.num_classes = opened.get_slice("head.classifier.bias").get_shape()[0]
         self._shape = int(said["num_heads"]), float(said["eps"]), said["activation"]
-        self.guess: Route = tuple(map(int, said["guess"].split()))
         self.num_layers = int(said["num_layers"])
+        self.kernels = recorder.kernels(self.dtype)
 
     def part(self, piece: str) -> Part:
         """A piece's weights. Those of layers are in the model's precision, all others in fp32."""
@@ -118,45 +123,50 @@ class Model:
 
     def bucket(self, rows: int, length: int) -> "Bucket":
         """The smallest one that has room for so many rows and tokens."""
-        size = round_rows(rows), max(length, min(_round_up(length, LENGTH_STEP), self.max_positions))
+        size = self._rounded(rows, length)
         if size not in self._buckets:
             self._buckets[size] = Bucket(self, *size)
         return self._buckets[size]
 
+    def lane(self, rows: int, length: int) -> Lane:
+        """Likewise."""
+        size = self._rounded(rows, length)
+        if size not in self._lanes:
+            with self.recorder.in_order():
+                self._lanes[size] = Lane(self, *size)
+        return self._lanes[size]
+
+    def _rounded(self, rows: int, length: int) -> tuple[int, int]:
+        return round_rows(rows), max(length, min(_round_up(length, LENGTH_STEP), self.max_positions))
+
 
 class Bucket:
-    """Buffers for calls of at most so many rows and tokens, and the programs recorded on them. Rows and tokens beyond
-    those of a call are padding; the first token of a row counts as real, so that no row is without one."""
+    """Buffers for a piece of the chain at most so many rows and tokens large, and the programs recorded on them; what
+    a piece gave is copied out of them. Rows and tokens beyond those of a call are padding; the first token of a row
+    counts as real, so that no row is without one."""
 
     def __init__(self, model: Model, rows: int, length: int):
         self.model = model
-        self.programs: dict[str, Program] = {}
-        pinned = model.device == "cuda"  # the device fetches from there by itself
+        self._programs: dict[str, Program] = {}
 
         def on_device(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=model.device)
 
-        def on_host(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(size, dtype=dtype, device="cpu", pin_memory=pinned)
-
-        self.sent_ids, self.ids = (make(3, rows, length, dtype=torch.int64) for make in (on_host, on_device))
-        self.sent_terms, self.terms = (make(model.num_layers + 1) for make in (on_host, on_device))
-        self.mask = self.ids[2]
+        self.ids = on_device(2, rows, length, dtype=torch.int64)
+        self.mask = on_device(rows, length, dtype=torch.int64)
         self.bias = on_device(rows, 1, 1, length, dtype=model.dtype)
         self.hidden = on_device(rows, length, model.hidden_size)
-        self.kept = [torch.zeros_like(self.hidden) for _ in range(len(model.guess) + 1)] if model.guess else []
-        self.margins, self.ran = (on_device(rows, model.num_layers) for _ in range(2))
+        self.margins = on_device(rows, model.num_layers)
         self.logits = on_device(rows, model.num_classes)
-        self.answer = on_host(rows, model.num_classes + model.num_layers)
         self._mask_of: np.ndarray | None = None  # whose mask lies in the buffer
 
     def program(self, name: str, record: Callable[["Bucket"], Program]) -> Program:
         """The program of this name, recorded when it is first needed: before a call's inputs are put where it reads,
         for recording runs it."""
-        if name not in self.programs:
-            self.programs[name] = record(self)
+        if name not in self._programs:
+            self._programs[name] = record(self)
             self._mask_of = None
-        return self.programs[name]
+        return self._programs[name]
 
     # What a call brings
 
@@ -182,59 +192,23 @@ class Bucket:
             self.bias.copy_(attention_bias(self.mask, self.model.dtype))
             self._mask_of = mask  # and keeps it, so that no other array can be the same object
 
-    def send(self, ids: Sequence[np.ndarray], mask: np.ndarray, terms: np.ndarray | None = None) -> None:
-        """All of a call, for a program that fetches it. `terms`: see `Decisions`."""
-        rows, length = mask.shape
-        self.sent_ids.zero_()
-        self.sent_ids[2, :, 0] = 1
-        for place, array in zip(self.sent_ids, ids, strict=False):
-            place[:rows, :length] = _tensor(array, rows, length)
-        self.sent_ids[2, :rows, :length] = _tensor(mask, rows, length)
-        if terms is not None:
-            self.sent_terms.copy_(torch.from_numpy(terms))
-        self._mask_of = None
-
     # Steps: from buffers to buffers
-
-    def fetch(self) -> None:
-        self.ids.copy_(self.sent_ids, non_blocking=True)
-        self.terms.copy_(self.sent_terms, non_blocking=True)
-        self.bias.copy_(attention_bias(self.mask, self.model.dtype))
 
     def embed(self, part: Part) -> None:
         self.hidden.copy_(embeddings(part, self.ids[0], self.ids[1]))
 
-    def run_layers(self, *parts: Part) -> None:
-        """One after the other, in the model's precision; between pieces hidden_states are fp32, as everywhere."""
-        states = self.hidden.to(self.model.dtype)
-        for part in parts:
-            states = layer(part, states, self.bias)
-        self.hidden.copy_(states)
+    def run_layer(self, part: Part) -> None:
+        """In the model's precision; between pieces hidden_states are fp32, as everywhere."""
+        self.hidden.copy_(layer(part, self.hidden.to(self.model.dtype), self.bias, self.model.kernels))
 
-    def ask(self, part: Part, first: int = 0) -> None:
-        """The margins of gates from `first` on."""
+    def ask(self, part: Part) -> None:
         found = margins(part, self.hidden, self.mask)
-        self.margins[:, first : found.shape[1]] = found[:, first:]
+        self.margins[:, : found.shape[1]] = found
 
     def classify(self, part: Part) -> None:
         self.logits.copy_(logits(part, self.hidden))
 
-    def keep(self, place: int) -> None:
-        self.kept[place].copy_(self.hidden)
-
-    def reply_routes(self) -> None:
-        self.answer.copy_(torch.cat([self.logits, self.ran], dim=1), non_blocking=True)
-
-    def reply_margins(self) -> None:
-        self.answer.copy_(torch.cat([self.logits, self.margins], dim=1), non_blocking=True)
-
     # What a call takes
-
-    def replied(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Logits [b, classes] and what came beside them [b, L]."""
-        self.model.recorder.wait()
-        answer = self.answer[:rows].numpy().copy()
-        return answer[:, : self.model.num_classes], answer[:, self.model.num_classes :]
 
     def states(self, rows: int, length: int) -> DeviceTensor:
         return DeviceTensor(self.hidden[:rows, :length].clone(), self.model.recorder)

@@ -1,0 +1,123 @@
+"""Where a call lives on the device: what the host sends, states and decisions, what it is told; and the programs
+recorded on these buffers. A recorded program reads and writes fixed addresses, so there is a lane for each size."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hadskip_export.errors import EngineError
+
+if TYPE_CHECKING:
+    from hadskip_export.runtime.engines.torch_cuda.model import Model, Program
+
+SENT_AHEAD = 4  # lists of rows on their way to the device; never more than two programs are
+PARTS = 2  # of a margin, made apart
+POLLS = 2000  # before the host asks whether the device is still at work
+
+
+class Lane:
+    """Buffers for calls of at most so many rows and tokens. Rows and tokens beyond those of a call are padding: rows
+    that run no layer, whose first token counts as real, so that no row is without one.
+
+    Attributes:
+        states: hidden_states [rows, length, H] in the layers' precision.
+        at, done: of each row the last layer it ran, from 0, -1 before any, and how many.
+        slots: the rows that a program works on, -1 where there is none.
+        report: of each row the layer it runs next and the one after that if its margins stay as they are (L: none),
+            then how often it was written. In the host's memory, as is all that is `sent`, and `answer`.
+    """
+
+    def __init__(self, model: "Model", rows: int, length: int):
+        self._model = model
+        self._programs: dict[tuple[Any, ...], Program] = {}
+        num_layers, pinned = model.num_layers, model.device == "cuda"  # the device reads and writes there by itself
+
+        def on_device(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=model.device)
+
+        def on_host(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device="cpu", pin_memory=pinned)
+
+        self.sent_ids = on_host(3, rows, length, dtype=torch.int64)
+        self.sent_terms = on_host(rows, num_layers + 1)
+        self.ids = on_device(3, rows, length, dtype=torch.int64)
+        self.states = on_device(rows, length, model.hidden_size, dtype=model.dtype)
+        self.mask = on_device(rows, length)
+        self.bias = on_device(rows, 1, 1, length, dtype=model.dtype)
+        self.terms = on_device(rows, num_layers + 1)
+        self.pooled = on_device(rows, model.hidden_size)
+        self.parts = on_device(rows, num_layers, PARTS)
+        self.margins, self.ran = (on_device(rows, num_layers) for _ in range(2))
+        self.at, self.done, self.next, self.slots, self.writes = (on_device(rows, dtype=torch.int32) for _ in range(5))
+        self.count, self.arrived = (on_device(1, dtype=torch.int32) for _ in range(2))
+        self.sent_slots = on_host(SENT_AHEAD, rows, dtype=torch.int32)
+        self.report = on_host(2 * rows + 1, dtype=torch.int32)
+        self.units = on_device(rows, model.hidden_size)
+        self.answer = on_host(rows, model.num_classes + num_layers)
+        # The same memory, to which numpy writes in a tenth of the time.
+        self._ids, self._terms, self._slots = self.sent_ids.numpy(), self.sent_terms.numpy(), self.sent_slots.numpy()
+        self._told, self._answered = memoryview(self.report.numpy()), self.answer.numpy()
+        self._reports = 0
+
+    def send(self, ids: Sequence[np.ndarray], mask: np.ndarray, thresholds: np.ndarray | None, most: int) -> None:
+        """A call's inputs, int64 [b, s] each, and its rows' terms: thresholds float32 [b, L], and the most layers."""
+        rows, length = mask.shape
+        for array in (*ids, mask):
+            if array.dtype != np.int64 or array.shape != (rows, length):
+                raise ValueError(f"expected int64 [{rows}, {length}], got {array.dtype} {list(array.shape)}")
+        self._ids.fill(0)
+        self._ids[2, :, 0] = 1
+        for place, array in zip(self._ids, ids, strict=False):
+            place[:rows, :length] = array
+        self._ids[2, :rows, :length] = mask
+        if thresholds is not None:
+            self._terms[rows:, -1] = 0
+            self._terms[:rows, :-1] = thresholds
+            self._terms[:rows, -1] = most
+
+    def start(self, key: tuple[Any, ...], record: Callable[..., "Program"]) -> bool:
+        """Starts a program. If there was none there is one now, made by `record` of the lane and all but the first of
+        `key`, and False is returned: recording ran over whatever lay here, so that the call must begin anew."""
+        program = self._programs.get(key)
+        if program is None:
+            self._programs[key] = record(self, *key[1:])
+            return False
+        program()
+        return True
+
+    def list_rows(self, rows: Sequence[int]) -> None:
+        """For the program that is started next."""
+        listed = self._slots[self._reports % SENT_AHEAD]
+        listed[: len(rows)] = rows
+        listed[len(rows) :] = -1
+
+    def expect(self) -> None:
+        """Reports are counted from here on; the device is at rest."""
+        self._reports = self._told[-1]
+
+    def reported(self, rows: int) -> tuple[list[int], list[int]]:
+        """The next report: of each row its next layer, and the one after.
+
+        Raises:
+            EngineError: the device is done and has reported nothing.
+        """
+        self._reports += 1
+        told, wanted, polls = self._told, self._reports, 0
+        while told[-1] != wanted:
+            polls += 1
+            if polls % POLLS == 0:
+                if self._model.recorder.at_rest() and told[-1] != wanted:
+                    raise EngineError("the device reports nothing")
+                time.sleep(0)  # to whoever else wants to run
+        everyone = len(told) // 2
+        return told[:rows].tolist(), told[everyone : everyone + rows].tolist()
+
+    def answered(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [b, classes] and the layers that ran [b, L]."""
+        self._model.recorder.wait()
+        answer = self._answered[:rows].copy()
+        return answer[:, : self._model.num_classes], answer[:, self._model.num_classes :]

@@ -1,0 +1,184 @@
+"""The kernels: each step of a call against the plainest means, on a GPU, and without one in plain C++; and what of them
+a compiler can say. `make cuda` installs NVIDIA's."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hadskip_export.errors import EngineError
+from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
+from hadskip_export.runtime.engines.torch_cuda.kernels import NAMES, CudaKernels, checked, compiled, packed_arguments
+from hadskip_export.runtime.engines.torch_cuda.lane import Lane
+from hadskip_export.runtime.engines.torch_cuda.layers import Part
+from tests.runtime.engines.cuda_on_host import COMPILER, DECLARED, HostCudaKernels
+from tests.runtime.engines.host import TorchKernels
+
+NO_GPU = TorchCudaEngine.why_not_here()
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))]
+ON_HOST = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="there is no g++")]
+DTYPES = list(NAMES)
+# rows, tokens, columns, units of a gate; larger ones where many threads take no turns
+SMALL = [(1, 16, 32, 4), (1, 7, 320, 40), (3, 20, 96, 7), (9, 3, 136, 36)]
+LARGE = [(1, 128, 768, 64), (1, 300, 4096, 5), (40, 24, 1056, 64), (32, 128, 768, 64), (2, 300, 4096, 5)]
+SIZES = [
+    *(pytest.param("cpu", size, marks=ON_HOST, id=f"cpu-{size}") for size in SMALL),
+    *(pytest.param("cuda", size, marks=ON_GPU, id=f"cuda-{size}") for size in SMALL + LARGE),
+]
+IN_C = {torch.float32: "float", torch.float16: "T", torch.int32: "int", torch.int64: "long long"}
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=NAMES.get)
+def kernels_by_device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    made = {}
+
+    def kernels_of(device: str):
+        if device not in made:
+            folder = tmp_path_factory.mktemp("kernels")
+            made[device] = HostCudaKernels(request.param, folder) if device == "cpu" else CudaKernels(request.param)
+        return request.param, made[device]
+
+    return kernels_of
+
+
+@pytest.mark.parametrize(("device", "size"), SIZES)
+def test_each_step_of_a_call_is_what_the_plainest_means_make_of_it(kernels_by_device, device: str, size):
+    dtype, kernels = kernels_by_device(device)
+    rows, length, hidden_size, width = size
+    random = np.random.default_rng(rows)
+
+    def drawn(*shape: int, of: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.from_numpy(random.normal(size=shape).astype(np.float32)).to(device, of)
+
+    def part(of: torch.dtype = torch.float32, **shapes: tuple[int, ...]) -> Part:
+        return Part({name.replace("_", "."): drawn(*shape, of=of) for name, shape in shapes.items()}, 4, 1e-12, "gelu")
+
+    model = SimpleNamespace(num_layers=5, num_classes=3, hidden_size=hidden_size, dtype=dtype, device=device)
+    ours, plain = (Lane(model, rows, length) for _ in range(2))
+    systems = [(kernels, ours), (TorchKernels(), plain)]
+    tables = {"word": 9, "position": length, "segment": 2}
+    norm = {"norm_weight": (hidden_size,), "norm_bias": (hidden_size,)}
+    words = part(**{f"{name}_weight": (count, hidden_size) for name, count in tables.items()}, **norm)
+    low = part(of=dtype, **norm)
+    gates = part(hidden_weight=(5 * width, hidden_size), hidden_bias=(5 * width,), margins_bias=(5,))
+    gates.weights["hidden.weight"].div_(hidden_size**0.5)
+    gates.weights["margins.weight"] = torch.block_diag(*drawn(5, 1, width))
+    head = part(
+        pooler_weight=(hidden_size, hidden_size),
+        pooler_bias=(hidden_size,),
+        classifier_weight=(3, hidden_size),
+        classifier_bias=(3,),
+    )
+    for name in ("pooler", "classifier"):
+        head.weights[f"{name}.weight"].div_(hidden_size**0.5)
+    ids, types = random.integers(9, size=(rows, length)), random.integers(2, size=(rows, length))
+    mask = (np.arange(length) < random.integers(1, length + 1, (rows, 1))).astype(np.int64)
+    close = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 0.1}[dtype]
+
+    def assert_same(*names: str, atol: float = 0) -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        for name in names:
+            got, expected = getattr(ours, name).float(), getattr(plain, name).float()
+            assert bool(got.isfinite().all()), name
+            torch.testing.assert_close(got, expected, atol=atol, rtol=0, msg=lambda said, name=name: f"{name}: {said}")
+
+    for system, lane in systems:
+        lane.send([ids, types], mask, np.zeros((rows, 5), np.float32), 3)
+        system.begin(words, lane)
+    assert_same("states", atol=close)
+    assert_same("mask", "bias", "terms", "ran", "at", "done")
+    ran = 0
+    for layer in (-1, 0, 1, 1, 2, 4, 5):
+        states, thresholds = drawn(rows, length, hidden_size, of=dtype), drawn(rows, 5) - 1
+        listed = random.permutation(rows)[: 0 if layer == 5 else max(1, rows // 2)]
+        gathered = []
+        for system, lane in systems:
+            lane.states.copy_(states)
+            lane.terms[:, :5] = thresholds
+            lane.expect()
+            if len(listed):
+                lane.list_rows(listed)
+                gathered.append(system.gather(lane, len(listed)))
+            system.decide(gates, lane, layer, len(listed))
+        assert_same("margins", atol=1e-4)
+        assert_same("slots", "ran", "at", "done", "next", "writes", "report")
+        if len(listed):
+            for got, expected in zip(*gathered, strict=True):
+                torch.testing.assert_close(got, expected, atol=0, rtol=0)
+            one, other = (drawn(len(listed), length, hidden_size, of=dtype) for _ in range(2))
+            sums = [system.add_norm(low, "norm", one, other) for system, _ in systems]
+            torch.testing.assert_close(*sums, atol=close, rtol=0.02)
+            for system, lane in systems:
+                system.replace(low, "norm", one, other, lane)
+            ran += int(ours.writes[: len(listed)].sum())
+            assert_same("states", atol=5 * close)
+        for system, lane in systems:
+            system.reply(head, states, lane)
+        assert_same("answer", atol=1e-4)
+    assert int(ours.report[-1]) == 7 and int(ours.ran.sum()) == ran
+    assert rows == 1 or ran
+
+
+# NVIDIA's compiler
+
+
+@pytest.fixture
+def nvrtc():
+    return pytest.importorskip("cuda.bindings.nvrtc")
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90", "sm_120"])
+@pytest.mark.parametrize("dtype", NAMES.values())
+def test_they_compile_for_every_chip_since_turing(nvrtc, architecture: str, dtype: str):
+    code = compiled(architecture, dtype)
+    assert code[:4] == b"\x7fELF" and all(name.encode() in code for name in DECLARED)
+
+
+def test_an_architecture_that_the_compiler_does_not_know_is_an_engine_error(nvrtc):
+    with pytest.raises(EngineError, match="CUDA: NVRTC_ERROR_INVALID_OPTION"):
+        compiled("sm_1", "float")
+
+
+def test_a_status_that_is_an_error_is_one(nvrtc):
+    driver = pytest.importorskip("cuda.bindings.driver")
+    assert checked((nvrtc.nvrtcResult.NVRTC_SUCCESS, 5)) == (5,)
+    with pytest.raises(EngineError, match=r"CUDA: CUDA_ERROR_NOT_SUPPORTED; "):
+        checked((driver.CUresult.CUDA_ERROR_NOT_SUPPORTED, None))
+
+
+def test_arguments_are_what_the_kernels_declare(monkeypatch: pytest.MonkeyPatch):
+    """In number, order and type, tensors by their dtype: nothing else would notice a wrong one."""
+    launched = {}
+
+    def launch(self, name, grid, threads, *arguments, shared=0):
+        launched[name] = arguments
+
+    monkeypatch.setattr(CudaKernels, "_launch", launch)
+    monkeypatch.setattr(CudaKernels, "_lowest", -65504.0, raising=False)
+    kernels = object.__new__(CudaKernels)
+    model = SimpleNamespace(num_layers=5, num_classes=3, hidden_size=64, dtype=torch.float16, device="cpu")
+    lane = Lane(model, 2, 16)
+    names = ["word", "position", "segment", "norm", "hidden", "margins", "pooler", "classifier"]
+    shapes = {"weight": (5, 64), "bias": (5,)}
+    weights = {f"{name}.{kind}": torch.zeros(shape) for name in names for kind, shape in shapes.items()}
+    low = {name: weight.half() for name, weight in weights.items()}
+    kernels.begin(Part(weights, 4, 1e-12, "gelu"), lane)
+    kernels.gather(lane, 2)
+    kernels.decide(Part(weights, 4, 1e-12, "gelu"), lane, 1, 2)
+    kernels.decide(Part(weights, 4, 1e-12, "gelu"), Lane(model, 1, 16), 1, 1)
+    kernels.replace(Part(low, 4, 1e-12, "gelu"), "norm", lane.states, lane.states, lane)
+    kernels.reply(Part(weights, 4, 1e-12, "gelu"), lane.states, lane)
+    assert launched.keys() == DECLARED.keys()
+    for name, arguments in launched.items():
+        found = [f"{IN_C[one.dtype]}*" if isinstance(one, torch.Tensor) else type(one).__name__ for one in arguments]
+        declared = [re.sub(r"\b(const|volatile) ", "", one).rpartition(" ")[0] for one in DECLARED[name]]
+        assert found == declared, name
+
+
+def test_pointers_are_addresses():
+    tensor = torch.zeros(3)
+    values, _ = packed_arguments((tensor, 2, 0.5, None))
+    assert values == (tensor.data_ptr(), 2, 0.5, 0)
