@@ -180,7 +180,7 @@ def main(
 
 def ideal_speedup(graph: Predictor, one: list[Encoded], layers: int, calls: int, on_gpu: bool) -> float:
     """What the layers left out would save if nothing else cost anything: a layer's time is the slope of calls with few,
-    some and all layers, all of them one launch; what is outside the layers is the rest."""
+    some and all layers; what is outside the layers is the rest."""
     total = graph.bundle.manifest.model.layers
     counts = sorted({max(1, total // 6), total // 2, total})
     routes = {count: (np.arange(total) < count)[None] for count in counts}

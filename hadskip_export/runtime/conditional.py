@@ -1,5 +1,5 @@
-"""The whole gated model as one engine, whose own `If` skips the layers: an input that comes alone is one call, with no
-Python between its layers. It decides as the chain does, through which batches still go.
+"""The whole gated model as one engine, which skips layers by itself: an input that comes alone is one call. It decides
+as the chain does, through which batches still go unless the engine takes them too.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from hadskip_export.runtime.tokenization import Batch
 
 @dataclass(frozen=True)
 class Conditional:
-    """A chain that leaves single inputs to a graph.
+    """A chain that leaves what it can to a graph.
 
     Args:
         graph: takes what the chain's embeddings take, the attention_mask, of each row the threshold of each gate

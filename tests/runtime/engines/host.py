@@ -1,10 +1,10 @@
 """The engines for a GPU, whose device is the host: the same bindings, buffers, uploads and programs, which run
-anywhere. What only a GPU has, CUDA graphs, is a plain loop here."""
+anywhere. What only a GPU has, CUDA graphs, are plain functions here."""
 
 import ctypes
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ from hadskip_export.runtime.engines.cuda_memory import CudaDevice, DeviceMemory
 from hadskip_export.runtime.engines.ort_cuda import OrtCudaEngine
 from hadskip_export.runtime.engines.tensorrt import MOST_ROWS, TensorRtEngine
 from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
-from hadskip_export.runtime.engines.torch_cuda.lane import SENT_AHEAD, Lane
+from hadskip_export.runtime.engines.torch_cuda.lane import Lane
 from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, logits, margins
 
 HOST = f"{__name__}:OrtHostEngine"
@@ -55,24 +55,30 @@ class PlainLoop:
 
     def __init__(self):
         self._order = threading.RLock()
+        self._apart = False  # whether something was started beside, and not waited for
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         step()  # as a recorder does, before a call's inputs are there
+        assert not self._apart
         return step
 
     def kernels(self, dtype: torch.dtype) -> "TorchKernels":
         return TorchKernels()
 
     def beside(self):
+        self._apart = True
         return nullcontext()
 
-    def join(self) -> None: ...
+    def join(self) -> None:
+        self._apart = False
 
     def alone(self):
         return self._order
 
+    @contextmanager
     def in_order(self):
-        return self._order
+        with self._order, torch.inference_mode(False):
+            yield
 
     def wait(self) -> None: ...
 
@@ -96,6 +102,7 @@ class TorchKernels:
         lane.ran.zero_()
         lane.at.fill_(-1)
         lane.done.zero_()
+        lane.count.zero_()
 
     def decide(self, part: Part, lane: Lane, layer: int, num_slots: int) -> None:
         rows, num_layers = lane.ran.shape
@@ -120,8 +127,7 @@ class TorchKernels:
         lane.report[2 * rows] = lane.count[0]
 
     def gather(self, lane: Lane, num_slots: int) -> tuple[Tensor, Tensor]:
-        listed = lane.sent_slots[int(lane.count) % SENT_AHEAD, :num_slots]
-        lane.slots[:num_slots] = listed.to(lane.slots.device)
+        lane.slots[:num_slots].copy_(lane.sent_slots[:num_slots])
         rows = lane.slots[:num_slots].clamp(min=0)
         return lane.states[rows], lane.bias[rows]
 

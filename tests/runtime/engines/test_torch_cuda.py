@@ -190,6 +190,24 @@ def test_what_cannot_run_here_is_built_and_says_so(
         assert predictor("a good film").label
 
 
+def test_buffers_outlive_the_mode_they_were_made_in(engine: str, bundle: Path, tmp_path: Path):
+    mine = copy_of(bundle, tmp_path)
+    build(mine, engine=engine)
+    with torch.inference_mode():
+        predictor = Predictor.load(mine, engine=engine)
+        expected = predictor(TEXTS[:3])
+    with predictor:
+        assert predictor(TEXTS[:3]) == expected
+        assert len(predictor(TEXTS, batch_size=5)) == len(TEXTS)
+
+
+def test_a_length_that_the_model_does_not_take_is_refused(both):
+    full = both[0].engine.load("full")
+    arrays = [np.ones((1, 400), np.int64)] * 3
+    with pytest.raises(EngineError, match=r"full: 400 tokens; the model takes \d+"):
+        full(*arrays)
+
+
 def test_a_fixed_route_needs_no_graph(static_bundle: Path, tmp_path: Path):
     mine = copy_of(static_bundle, tmp_path)
     assert build(mine, engine="torch-host").parity == "passed"

@@ -2,6 +2,7 @@
 a compiler can say. `make cuda` installs NVIDIA's."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 import torch
 
 from hadskip_export.errors import EngineError
+from hadskip_export.exporters.weights import pack
 from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
+from hadskip_export.runtime.engines.torch_cuda.ahead import Ahead, Full
 from hadskip_export.runtime.engines.torch_cuda.kernels import NAMES, CudaKernels, checked, compiled, packed_arguments
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane
 from hadskip_export.runtime.engines.torch_cuda.layers import Part
+from hadskip_export.runtime.engines.torch_cuda.model import Model
 from tests.runtime.engines.cuda_on_host import COMPILER, DECLARED, HostCudaKernels
-from tests.runtime.engines.host import TorchKernels
+from tests.runtime.engines.host import PlainLoop, TorchKernels
 
 NO_GPU = TorchCudaEngine.why_not_here()
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))]
@@ -56,6 +60,7 @@ def test_each_step_of_a_call_is_what_the_plainest_means_make_of_it(kernels_by_de
         return Part({name.replace("_", "."): drawn(*shape, of=of) for name, shape in shapes.items()}, 4, 1e-12, "gelu")
 
     model = SimpleNamespace(num_layers=5, num_classes=3, hidden_size=hidden_size, dtype=dtype, device=device)
+    model.recorder = PlainLoop()
     ours, plain = (Lane(model, rows, length) for _ in range(2))
     systems = [(kernels, ours), (TorchKernels(), plain)]
     tables = {"word": 9, "position": length, "segment": 2}
@@ -87,22 +92,24 @@ def test_each_step_of_a_call_is_what_the_plainest_means_make_of_it(kernels_by_de
 
     for system, lane in systems:
         lane.send([ids, types], mask, np.zeros((rows, 5), np.float32), 3)
+        lane.expect()
         system.begin(words, lane)
     assert_same("states", atol=close)
-    assert_same("mask", "bias", "terms", "ran", "at", "done")
+    assert_same("mask", "bias", "terms", "ran", "at", "done", "count")
     ran = 0
     for layer in (-1, 0, 1, 1, 2, 4, 5):
         states, thresholds = drawn(rows, length, hidden_size, of=dtype), drawn(rows, 5) - 1
+        thresholds[:, 0] -= 20  # so that some row surely runs it
         listed = random.permutation(rows)[: 0 if layer == 5 else max(1, rows // 2)]
         gathered = []
         for system, lane in systems:
             lane.states.copy_(states)
             lane.terms[:, :5] = thresholds
-            lane.expect()
             if len(listed):
                 lane.list_rows(listed)
                 gathered.append(system.gather(lane, len(listed)))
             system.decide(gates, lane, layer, len(listed))
+        assert ours.reported(rows) == plain.reported(rows)
         assert_same("margins", atol=1e-4)
         assert_same("slots", "ran", "at", "done", "next", "writes", "report")
         if len(listed):
@@ -118,8 +125,29 @@ def test_each_step_of_a_call_is_what_the_plainest_means_make_of_it(kernels_by_de
         for system, lane in systems:
             system.reply(head, states, lane)
         assert_same("answer", atol=1e-4)
-    assert int(ours.report[-1]) == 7 and int(ours.ran.sum()) == ran
-    assert rows == 1 or ran
+    assert int(ours.report[-1]) == 7 and int(ours.ran.sum()) == ran > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+def test_running_ahead_on_them_gives_what_it_gives_on_the_plainest_means(bundle: Path, tmp_path: Path):
+    class OnKernels(PlainLoop):
+        def kernels(self, dtype: torch.dtype) -> CudaKernels:
+            return HostCudaKernels(dtype, tmp_path)
+
+    pack({file.stem: file for file in (bundle / "pieces").iterdir()}, 4, tmp_path / "weights.safetensors")
+    models = [Model(tmp_path / "weights.safetensors", "fp32", "cpu", made()) for made in (OnKernels, PlainLoop)]
+    pieces = [(Ahead(model, "graph"), Full(model, "full")) for model in models]
+    random = np.random.default_rng(0)
+    for rows, most in ((1, 4), (5, 4), (1, 1), (3, 2)):
+        ids, types = random.integers(1, 20, (rows, 9)), random.integers(2, size=(rows, 9))
+        mask = (np.arange(9) < random.integers(1, 10, (rows, 1))).astype(np.int64)
+        thresholds = random.normal(size=(rows, 4)).astype(np.float32)
+        thresholds[0, 1] = -np.inf
+        answers = [ahead(ids, types, mask, thresholds, np.array([most])) for ahead, _ in pieces]
+        np.testing.assert_array_equal(answers[0][1], answers[1][1])
+        np.testing.assert_allclose(answers[0][0], answers[1][0], atol=1e-5)
+        np.testing.assert_allclose(*(full(ids, mask, types) for _, full in pieces), atol=1e-5)
 
 
 # NVIDIA's compiler

@@ -55,9 +55,8 @@ class Ahead:
                 listed = [row for row, one in enumerate(planned) if one == now]
                 slots = round_rows(len(listed))
                 lane.list_rows(listed)
-            if not (
-                lane.start(("layer", now, slots), self._layer) if now < last else lane.start(("finish",), self._finish)
-            ):
+            key, record = (("layer", now, slots), self._layer) if now < last else (("finish",), self._finish)
+            if not lane.start(key, record):
                 return False
             found, after = lane.reported(rows)
             if first is None:

@@ -98,7 +98,7 @@ class CudaGraphs:
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
-        with _ORDER, torch.cuda.stream(own_stream()):
+        with _ORDER, torch.cuda.stream(own_stream()), torch.inference_mode(False):  # buffers outlive the caller's mode
             yield
 
     def wait(self) -> None:

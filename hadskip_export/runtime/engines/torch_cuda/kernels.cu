@@ -96,7 +96,8 @@ extern "C" __global__ void add_norm(const T* a, const T* b, const T* weight, con
 extern "C" __global__ void begin(const long long* ids, const float* sent_terms, const float* word,
                                  const float* position, const float* segment, const float* weight, const float* bias,
                                  T* states, float* mask, T* attention_bias, float* terms, float* ran, int* at,
-                                 int* done, int rows, int length, int H, int num_layers, float eps, float lowest) {
+                                 int* done, int* count, int rows, int length, int H, int num_layers, float eps,
+                                 float lowest) {
     const int token = blockIdx.x % length, row = blockIdx.x / length;
     __shared__ long long id, type;
     if (threadIdx.x == 0) {
@@ -110,7 +111,7 @@ extern "C" __global__ void begin(const long long* ids, const float* sent_terms, 
         for (int i = threadIdx.x; i <= num_layers; i += blockDim.x)
             terms[row * (num_layers + 1) + i] = sent_terms[row * (num_layers + 1) + i];
         for (int i = threadIdx.x; i < num_layers; i += blockDim.x) ran[row * num_layers + i] = 0;
-        if (threadIdx.x == 0) at[row] = -1, done[row] = 0;
+        if (threadIdx.x == 0) at[row] = -1, done[row] = 0, *count = 0;
     }
     __syncthreads();
     float4 x[MOST];
@@ -326,12 +327,6 @@ decide_alone(const T* states, const float* mask, const float* hidden_weight, con
     if (last)
         decide_rows(parts, margin_bias, margins, terms, ran, at, done, next, slots, writes, count, report, layer, num_slots,
                     1, num_gates);
-}
-
-// One block: the rows that the host has listed, by the number of reports it has seen.
-extern "C" __global__ void receive(const int* sent_slots, const int* count, int* slots, int num_slots, int rows) {
-    const int* sent = sent_slots + *count % SENT_AHEAD * rows;
-    for (int slot = threadIdx.x; slot < num_slots; slot += blockDim.x) slots[slot] = sent[slot];
 }
 
 // A block for each token of each slot.

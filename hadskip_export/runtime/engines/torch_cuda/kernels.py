@@ -15,17 +15,17 @@ from torch import Tensor
 
 from hadskip_export.errors import EngineError, optional_import
 from hadskip_export.runtime.engines import nvidia
-from hadskip_export.runtime.engines.torch_cuda.lane import PARTS, SENT_AHEAD, Lane
+from hadskip_export.runtime.engines.torch_cuda.lane import PARTS, Lane
 from hadskip_export.runtime.engines.torch_cuda.layers import Part
 
 ROWS_PER_BLOCK, UNITS_PER_WARP = 8, 4  # weights are read once for so many rows, and rows once for so many units
 SHARED_BYTES = 47 * 1024
+MOST_COLUMNS = SHARED_BYTES // 4
 MOST_ALONE = 4096  # columns of a row that a block can pool
 NUMBERS = {
     "ROWS_PER_BLOCK": ROWS_PER_BLOCK,
     "UNITS_PER_WARP": UNITS_PER_WARP,
     "PARTS": PARTS,
-    "SENT_AHEAD": SENT_AHEAD,
 }
 NAMES = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat"}
 SOURCE = Path(__file__).with_suffix(".cu")
@@ -48,7 +48,7 @@ class Kernels(Protocol):
         ...
 
     def gather(self, lane: Lane, num_slots: int) -> tuple[Tensor, Tensor]:
-        """The rows that the host listed to `slots`, and their states and attention's bias, in this order."""
+        """The rows that the host listed to `slots`; their states, and attention's bias for them, in this order."""
         ...
 
     def replace(self, part: Part, name: str, one: Tensor, other: Tensor, lane: Lane) -> None:
@@ -61,7 +61,7 @@ class Kernels(Protocol):
 
 
 class CudaKernels:
-    """`Kernels` for layers of this dtype, compiled for the device at hand; never unloaded.
+    """`Kernels` for layers of this dtype, compiled for the device at hand.
 
     Raises:
         EngineError: `cuda-bindings` or NVIDIA's run-time compiler is not installed.
@@ -69,9 +69,7 @@ class CudaKernels:
 
     def __init__(self, dtype: torch.dtype):
         self._driver: Any = optional_import("cuda.bindings.driver", "torch-cuda")
-        major, minor = torch.cuda.get_device_capability()
-        torch.cuda.current_stream()  # a context, before anything is loaded
-        (self._module,) = checked(self._driver.cuModuleLoadData(compiled(f"sm_{major}{minor}", NAMES[dtype])))
+        self._module = _loaded(NAMES[dtype])
         self._lowest = torch.finfo(dtype).min
 
     def add_norm(self, part: Part, name: str, one: Tensor, other: Tensor) -> Tensor:
@@ -102,7 +100,7 @@ class CudaKernels:
         names = "word.weight", "position.weight", "segment.weight", "norm.weight", "norm.bias"
         ids = lane.sent_ids if rows == 1 else lane.ids.copy_(lane.sent_ids, non_blocking=True)  # few are read in place
         sent = ids, lane.sent_terms, *(part.weights[name] for name in names)
-        made = lane.states, lane.mask, lane.bias, lane.terms, lane.ran, lane.at, lane.done
+        made = lane.states, lane.mask, lane.bias, lane.terms, lane.ran, lane.at, lane.done, lane.count
         sizes = rows, length, H, lane.ran.shape[1]
         self._launch("begin", (rows * length, 1), threads_for(H), *sent, *made, *sizes, part.eps, self._lowest)
 
@@ -124,9 +122,9 @@ class CudaKernels:
         self._launch("decide", (1, 1), 256, lane.parts, *decided, rows, num_gates)
 
     def gather(self, lane: Lane, num_slots: int) -> tuple[Tensor, Tensor]:
-        rows, length, H = lane.states.shape  # noqa: N806
+        _, length, H = lane.states.shape  # noqa: N806
         listed = lane.states.new_empty(num_slots, length, H), lane.bias.new_empty(num_slots, 1, 1, length)
-        self._launch("receive", (1, 1), 256, lane.sent_slots, lane.count, lane.slots, num_slots, rows)
+        lane.slots[:num_slots].copy_(lane.sent_slots[:num_slots], non_blocking=True)
         arrays = lane.slots, lane.states, lane.bias, *listed
         self._launch("gather", (num_slots * length, 1), threads_for(H), *arrays, length, H)
         return listed
@@ -150,6 +148,16 @@ class CudaKernels:
         stream = torch.cuda.current_stream().cuda_stream
         packed = packed_arguments(arguments)
         checked(self._driver.cuLaunchKernel(kernel, *grid, 1, threads, 1, 1, shared, stream, packed, 0))
+
+
+@cache
+def _loaded(dtype: str) -> Any:
+    """The kernels' module; once for the process, never unloaded."""
+    driver: Any = optional_import("cuda.bindings.driver", "torch-cuda")
+    major, minor = torch.cuda.get_device_capability()
+    torch.cuda.current_stream()  # a context, before anything is loaded
+    (module,) = checked(driver.cuModuleLoadData(compiled(f"sm_{major}{minor}", dtype)))
+    return module
 
 
 def threads_for(hidden_size: int) -> int:

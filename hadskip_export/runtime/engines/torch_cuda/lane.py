@@ -14,7 +14,6 @@ from hadskip_export.errors import EngineError
 if TYPE_CHECKING:
     from hadskip_export.runtime.engines.torch_cuda.model import Model, Program
 
-SENT_AHEAD = 4  # lists of rows on their way to the device; never more than two programs are
 PARTS = 2  # of a margin, made apart
 POLLS = 2000  # before the host asks whether the device is still at work
 
@@ -28,7 +27,7 @@ class Lane:
         at, done: of each row the last layer it ran, from 0, -1 before any, and how many.
         slots: the rows that a program works on, -1 where there is none.
         report: of each row the layer it runs next and the one after that if its margins stay as they are (L: none),
-            then how often it was written. In the host's memory, as is all that is `sent`, and `answer`.
+            then how often it was written in this call. In the host's memory, as is all that is `sent`, and `answer`.
     """
 
     def __init__(self, model: "Model", rows: int, length: int):
@@ -54,7 +53,7 @@ class Lane:
         self.margins, self.ran = (on_device(rows, num_layers) for _ in range(2))
         self.at, self.done, self.next, self.slots, self.writes = (on_device(rows, dtype=torch.int32) for _ in range(5))
         self.count, self.arrived = (on_device(1, dtype=torch.int32) for _ in range(2))
-        self.sent_slots = on_host(SENT_AHEAD, rows, dtype=torch.int32)
+        self.sent_slots = on_host(rows, dtype=torch.int32)
         self.report = on_host(2 * rows + 1, dtype=torch.int32)
         self.units = on_device(rows, model.hidden_size)
         self.answer = on_host(rows, model.num_classes + num_layers)
@@ -69,6 +68,7 @@ class Lane:
         for array in (*ids, mask):
             if array.dtype != np.int64 or array.shape != (rows, length):
                 raise ValueError(f"expected int64 [{rows}, {length}], got {array.dtype} {list(array.shape)}")
+        self._model.recorder.wait()  # a call before this one may have been interrupted
         self._ids.fill(0)
         self._ids[2, :, 0] = 1
         for place, array in zip(self._ids, ids, strict=False):
@@ -90,14 +90,13 @@ class Lane:
         return True
 
     def list_rows(self, rows: Sequence[int]) -> None:
-        """For the program that is started next."""
-        listed = self._slots[self._reports % SENT_AHEAD]
-        listed[: len(rows)] = rows
-        listed[len(rows) :] = -1
+        """For the program that is started next. Whatever was started before has read its own list: it has reported."""
+        self._slots[: len(rows)] = rows
+        self._slots[len(rows) :] = -1
 
     def expect(self) -> None:
-        """Reports are counted from here on; the device is at rest."""
-        self._reports = self._told[-1]
+        """Reports are counted from 0, as `begin` does too; the device is at rest."""
+        self._told[-1] = self._reports = 0
 
     def reported(self, rows: int) -> tuple[list[int], list[int]]:
         """The next report: of each row its next layer, and the one after.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hadskip_export.errors import EngineError
-from hadskip_export.runtime.engines.torch_cuda.kernels import Kernels
+from hadskip_export.runtime.engines.torch_cuda.kernels import MOST_COLUMNS, Kernels
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane
 from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, layer, logits, margins
 
@@ -101,6 +101,8 @@ class Model:
             self.num_classes = opened.get_slice("head.classifier.bias").get_shape()[0]
         self._shape = int(said["num_heads"]), float(said["eps"]), said["activation"]
         self.num_layers = int(said["num_layers"])
+        if self.hidden_size % 4 or self.hidden_size > MOST_COLUMNS:
+            raise EngineError(f"{file}: hidden size {self.hidden_size}, expected a multiple of 4 up to {MOST_COLUMNS}")
         self.kernels = recorder.kernels(self.dtype)
 
     def part(self, piece: str) -> Part:
@@ -137,6 +139,8 @@ class Model:
         return self._lanes[size]
 
     def _rounded(self, rows: int, length: int) -> tuple[int, int]:
+        if length > self.max_positions:
+            raise ValueError(f"{length} tokens; the model takes {self.max_positions}")
         return round_rows(rows), max(length, min(_round_up(length, LENGTH_STEP), self.max_positions))
 
 

@@ -1,5 +1,5 @@
-"""The pieces of the chain for the engine `torch-cuda`: which inputs each puts into a bucket, which step it records
-there, and what it takes out."""
+"""The pieces of the engine `torch-cuda`, and of those of the chain which inputs each puts into a bucket, which step it
+records there, and what it takes out."""
 
 from collections.abc import Callable
 from functools import partial
