@@ -13,6 +13,7 @@ import pytest
 from hadskip_export.diagnosis import features
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # or a test of a hub that cannot be reached waits until that is sure
 
 BF16 = bool((features() or {}).get("BF16"))
 needs_bf16 = pytest.mark.skipif(not BF16, reason="this chip computes no bf16")

@@ -179,9 +179,10 @@ def _write_pieces(source: Source, folder: Path) -> dict[str, str]:
     pieces = list(cut(source.model, source.full))
     hidden_size = source.model.classifier.config.hidden_size
     files, written = {}, {}
+    traced: dict[tuple[Any, ...], Any] = {}
     for piece in track(pieces, len(pieces), "export"):
         if piece.module not in written:
             written[piece.module] = f"pieces/{piece.name}.onnx"
-            export(piece, hidden_size, folder / written[piece.module])
+            export(piece, hidden_size, folder / written[piece.module], traced)
         files[piece.name] = written[piece.module]
     return files

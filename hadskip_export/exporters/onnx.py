@@ -1,23 +1,30 @@
 """One piece -> one ONNX file."""
 
 from pathlib import Path
+from typing import Any
 
+import onnx_ir as ir
 import torch
 
 from hadskip_export.errors import EngineError, first_line
-from hadskip_export.exporters.pieces import Piece
+from hadskip_export.exporters.pieces import GatePiece, LayerPiece, Piece
 from hadskip_export.exporters.silence import silenced
 from hadskip_export.runtime.onnx_files import EXTERNAL_DATA_ABOVE
 
 OPSET = 20  # the first with Gelu as an operator of its own
 
 
-def export(piece: Piece, hidden_size: int, file: Path) -> None:
+def export(piece: Piece, hidden_size: int, file: Path, traced: dict[tuple[Any, ...], Any] | None = None) -> None:
     """Writes `piece` to `file` with dynamic batch and length; weights beside it only where they would not fit in it.
+
+    Args:
+        traced: what torch has traced of this model's pieces so far, to be filled in: a layer differs from the next one,
+            and a gate, in its weights alone, and tracing is nearly all of an export's time.
 
     Raises:
         EngineError: torch cannot export it.
     """
+    traced = {} if traced is None else traced
     batch, length = 2, 7  # neither is 0 or 1, which the exporter would take for constants
     example = {
         name: torch.randn(batch, length, hidden_size)
@@ -26,22 +33,33 @@ def export(piece: Piece, hidden_size: int, file: Path) -> None:
         for name in piece.inputs
     }
     dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    size = sum(weight.numel() * weight.element_size() for weight in piece.module.state_dict().values())
+    weights = piece.module.state_dict()
+    size = sum(weight.numel() * weight.element_size() for weight in weights.values())
+    kind = type(piece.module), tuple((name, weight.shape) for name, weight in weights.items())
     with silenced():
         try:
-            program = torch.onnx.export(
-                piece.module.eval(),
-                tuple(example.values()),
-                input_names=list(example),
-                output_names=[piece.output],
-                dynamic_shapes=tuple(dynamic for _ in example),
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
+            if kind not in traced:
+                traced[kind] = torch.onnx.export(
+                    piece.module.eval(),
+                    tuple(example.values()),
+                    input_names=list(example),
+                    output_names=[piece.output],
+                    dynamic_shapes=tuple(dynamic for _ in example),
+                    opset_version=OPSET,
+                    dynamo=True,
+                    verbose=False,
+                    optimize=False,
+                )
+            program = traced[kind]
             assert program is not None
+            program.apply_weights(weights)
+            as_traced = program.model
+            if isinstance(piece.module, LayerPiece | GatePiece):  # others of the kind may come: optimise a copy
+                program.model = ir.from_proto(ir.to_proto(as_traced))
+            program.optimize()
             _forget_origin(program.model)
             program.save(file, external_data=size > EXTERNAL_DATA_ABOVE)
+            program.model = as_traced
         except Exception as error:  # the exporter wraps whatever went wrong inside it
             raise EngineError(f"{piece.name}: torch cannot export it ({first_line(error)})") from error
 

@@ -298,11 +298,11 @@ def test_a_missing_engine_library_is_found_before_the_work(run_folder: Path, tmp
 def test_nothing_half_written_is_left_when_the_export_stops(run_folder: Path, tmp_path: Path, monkeypatch, error):
     exported = []
 
-    def export(piece, hidden_size, file):
+    def export(piece, *where):
         exported.append(piece.name)
         if len(exported) == 3:
             raise error
-        real_export(piece, hidden_size, file)
+        real_export(piece, *where)
 
     real_export = building.export
     monkeypatch.setattr(building, "export", export)

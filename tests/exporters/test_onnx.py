@@ -60,6 +60,32 @@ def test_a_bundle_has_these_pieces(bundle: Path, pieces):
     assert {file.name for file in (bundle / "pieces").iterdir()} == {f"{name}.onnx" for name in NAMES}
 
 
+@pytest.mark.parametrize("name", ["layer_03", "gate_02"])
+def test_a_piece_from_the_trace_of_another_is_the_one_of_its_own(pieces, tmp_path: Path, name: str):
+    """But for the names of values in between."""
+    traced = {}
+    for made in (f"{kind(name)}_01", name):
+        export(pieces[made], 32, tmp_path / f"{made}.onnx", traced)
+    assert len(traced) == 1
+    export(pieces[name], 32, tmp_path / "alone.onnx")
+    found, alone = (onnx.load(tmp_path / f"{made}.onnx").graph for made in (name, "alone"))
+    assert [node.op_type for node in found.node] == [node.op_type for node in alone.node]
+    for got, expected in zip(found.initializer, alone.initializer, strict=True):
+        assert got.raw_data == expected.raw_data
+    one, other = (described([*graph.input, *graph.output]) for graph in (found, alone))
+    assert one == other
+    random = np.random.default_rng(0)
+    inputs = {
+        "hidden_states": random.normal(size=(3, 5, 32)).astype(np.float32),
+        "attention_mask": np.ones((3, 5), int),
+    }
+    answers = [
+        onnxruntime.InferenceSession(tmp_path / f"{made}.onnx", providers=["CPUExecutionProvider"]).run(None, inputs)[0]
+        for made in (name, "alone")
+    ]
+    np.testing.assert_array_equal(*answers)
+
+
 def described(values) -> dict[str, tuple[str, list]]:
     """name -> (dtype, axes): a number for a fixed axis, a name for a dynamic one."""
     result = {}
