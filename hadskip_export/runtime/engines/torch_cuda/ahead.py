@@ -30,11 +30,12 @@ class Ahead:
         *ids, mask, thresholds, most = inputs
         try:
             with self._model.recorder.alone():
-                lane = self._model.lane(*mask.shape)
+                rows, length = mask.shape
+                lane = self._model.lane(1 << (rows - 1).bit_length(), length)  # layers are recorded anew in each lane
                 lane.send(ids, mask, thresholds, int(most[0]))
-                while not self._run(lane, len(mask)):
+                while not self._run(lane, rows):
                     pass
-                return lane.answered(len(mask))
+                return lane.answered(rows)
         except Exception as error:  # torch raises whatever went wrong inside it, and a caller may bring anything
             raise EngineError(f"{self._model.file}: {self._name}: {first_line(error)}") from error
 
