@@ -46,8 +46,8 @@ class OrtHostEngine(OnHost, OrtCudaEngine):
 class TorchHostEngine(OnHost, TorchCudaEngine):
     device = "cpu"
 
-    def _recorder(self):
-        return PlainLoop()
+    def _means(self):
+        return PlainLoop(), lambda dtype: TorchKernels()
 
 
 class PlainLoop:
@@ -61,9 +61,6 @@ class PlainLoop:
         step()  # as a recorder does, before a call's inputs are there
         assert not self._apart
         return step
-
-    def kernels(self, dtype: torch.dtype) -> "TorchKernels":
-        return TorchKernels()
 
     def beside(self):
         self._apart = True

@@ -3,7 +3,6 @@ a compiler can say. `make cuda` installs NVIDIA's."""
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from hadskip_export.exporters.weights import pack
 from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
 from hadskip_export.runtime.engines.torch_cuda.ahead import Ahead, Full
 from hadskip_export.runtime.engines.torch_cuda.kernels import NAMES, CudaKernels, checked, compiled, packed_arguments
-from hadskip_export.runtime.engines.torch_cuda.lane import Lane
+from hadskip_export.runtime.engines.torch_cuda.lane import Lane, Sizes
 from hadskip_export.runtime.engines.torch_cuda.layers import Part
 from hadskip_export.runtime.engines.torch_cuda.model import Model
 from tests.runtime.engines.cuda_on_host import COMPILER, DECLARED, HostCudaKernels
@@ -59,9 +58,8 @@ def test_each_step_of_a_call_is_what_the_plainest_means_make_of_it(kernels_by_de
     def part(of: torch.dtype = torch.float32, **shapes: tuple[int, ...]) -> Part:
         return Part({name.replace("_", "."): drawn(*shape, of=of) for name, shape in shapes.items()}, 4, 1e-12, "gelu")
 
-    model = SimpleNamespace(num_layers=5, num_classes=3, hidden_size=hidden_size, dtype=dtype, device=device)
-    model.recorder = PlainLoop()
-    ours, plain = (Lane(model, rows, length) for _ in range(2))
+    sizes = Sizes(num_layers=5, num_classes=3, hidden_size=hidden_size, dtype=dtype, device=device)
+    ours, plain = (Lane(sizes, rows, length, PlainLoop()) for _ in range(2))
     systems = [(kernels, ours), (TorchKernels(), plain)]
     tables = {"word": 9, "position": length, "segment": 2}
     norm = {"norm_weight": (hidden_size,), "norm_bias": (hidden_size,)}
@@ -131,12 +129,9 @@ def test_each_step_of_a_call_is_what_the_plainest_means_make_of_it(kernels_by_de
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="there is no g++")
 def test_running_ahead_on_them_gives_what_it_gives_on_the_plainest_means(bundle: Path, tmp_path: Path):
-    class OnKernels(PlainLoop):
-        def kernels(self, dtype: torch.dtype) -> CudaKernels:
-            return HostCudaKernels(dtype, tmp_path)
-
     pack({file.stem: file for file in (bundle / "pieces").iterdir()}, 4, tmp_path / "weights.safetensors")
-    models = [Model(tmp_path / "weights.safetensors", "fp32", "cpu", made()) for made in (OnKernels, PlainLoop)]
+    kinds = (lambda dtype: HostCudaKernels(dtype, tmp_path)), (lambda dtype: TorchKernels())
+    models = [Model(tmp_path / "weights.safetensors", "fp32", "cpu", PlainLoop(), kind) for kind in kinds]
     pieces = [(Ahead(model, "graph"), Full(model, "full")) for model in models]
     random = np.random.default_rng(0)
     for rows, most in ((1, 4), (5, 4), (1, 1), (3, 2)):
@@ -187,8 +182,8 @@ def test_arguments_are_what_the_kernels_declare(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(CudaKernels, "_launch", launch)
     monkeypatch.setattr(CudaKernels, "_lowest", -65504.0, raising=False)
     kernels = object.__new__(CudaKernels)
-    model = SimpleNamespace(num_layers=5, num_classes=3, hidden_size=64, dtype=torch.float16, device="cpu")
-    lane = Lane(model, 2, 16)
+    sizes = Sizes(num_layers=5, num_classes=3, hidden_size=64, dtype=torch.float16, device="cpu")
+    lane = Lane(sizes, 2, 16, PlainLoop())
     names = ["word", "position", "segment", "norm", "hidden", "margins", "pooler", "classifier"]
     shapes = {"weight": (5, 64), "bias": (5,)}
     weights = {f"{name}.{kind}": torch.zeros(shape) for name in names for kind, shape in shapes.items()}
@@ -196,7 +191,7 @@ def test_arguments_are_what_the_kernels_declare(monkeypatch: pytest.MonkeyPatch)
     kernels.begin(Part(weights, 4, 1e-12, "gelu"), lane)
     kernels.gather(lane, 2)
     kernels.decide(Part(weights, 4, 1e-12, "gelu"), lane, 1, 2)
-    kernels.decide(Part(weights, 4, 1e-12, "gelu"), Lane(model, 1, 16), 1, 1)
+    kernels.decide(Part(weights, 4, 1e-12, "gelu"), Lane(sizes, 1, 16, PlainLoop()), 1, 1)
     kernels.replace(Part(low, 4, 1e-12, "gelu"), "norm", lane.states, lane.states, lane)
     kernels.reply(Part(weights, 4, 1e-12, "gelu"), lane.states, lane)
     assert launched.keys() == DECLARED.keys()

@@ -5,7 +5,7 @@ The only part of the runtime that imports torch, in the files beside this one, o
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,11 @@ from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, Piece
 from hadskip_export.runtime.engines.nvidia import device_name, why_no_device
 
 if TYPE_CHECKING:
-    from hadskip_export.runtime.engines.torch_cuda.model import Model, Recorder
+    import torch
+
+    from hadskip_export.runtime.engines.torch_cuda.kernels import Kernels
+    from hadskip_export.runtime.engines.torch_cuda.model import Model
+    from hadskip_export.runtime.engines.torch_cuda.recorder import Recorder
 
 
 class TorchCudaEngine:
@@ -43,17 +47,18 @@ class TorchCudaEngine:
         try:
             with self._lock:
                 if file not in self._models:
-                    self._models[file] = Model(file, self._precision, self.device, self._recorder())
+                    self._models[file] = Model(file, self._precision, self.device, *self._means())
                 return open_piece(self._models[file], piece)
         except EngineError:
             raise
         except Exception as error:  # of safetensors, of torch: no common base
             raise EngineError(f"{file}: torch {self.versions()['torch']} refuses it ({first_line(error)})") from error
 
-    def _recorder(self) -> "Recorder":
+    def _means(self) -> "tuple[Recorder, Callable[[torch.dtype], Kernels]]":
         from hadskip_export.runtime.engines.torch_cuda.graphs import CudaGraphs
+        from hadskip_export.runtime.engines.torch_cuda.kernels import CudaKernels
 
-        return CudaGraphs()
+        return CudaGraphs(), CudaKernels
 
     @staticmethod
     def layouts(precision: str) -> tuple[GateLayout, ...]:

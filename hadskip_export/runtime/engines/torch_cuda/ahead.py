@@ -12,7 +12,8 @@ import numpy as np
 from hadskip_export.errors import EngineError, first_line
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane
 from hadskip_export.runtime.engines.torch_cuda.layers import layer, sublayers
-from hadskip_export.runtime.engines.torch_cuda.model import Model, Program, round_rows
+from hadskip_export.runtime.engines.torch_cuda.model import Model, round_rows
+from hadskip_export.runtime.engines.torch_cuda.recorder import Program
 
 
 class Ahead:
@@ -81,7 +82,7 @@ class Ahead:
             states, bias = (lane.states, lane.bias) if len(lane.states) == 1 else kernels.gather(lane, slots)
             with recorder.beside():
                 kernels.decide(self._gates, lane, index, slots)
-            ends = sublayers(part, states, bias, kernels)
+            ends = sublayers(part, states, bias, kernels.add_norm)
             recorder.join()
             kernels.replace(part, "output_norm", *ends, lane)
 
@@ -127,7 +128,7 @@ class Full:
             kernels.begin(self._embeddings, lane)
             states = lane.states
             for part in self._layers:
-                states = layer(part, states, lane.bias, kernels)
+                states = layer(part, states, lane.bias, kernels.add_norm)
             kernels.reply(self._head, states, lane)
 
         return self._model.recorder.record(step)

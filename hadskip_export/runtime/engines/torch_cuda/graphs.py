@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from hadskip_export.errors import optional_import
-from hadskip_export.runtime.engines.torch_cuda.kernels import CudaKernels, Kernels, checked
-from hadskip_export.runtime.engines.torch_cuda.model import Program
+from hadskip_export.runtime.engines.torch_cuda.kernels import checked
+from hadskip_export.runtime.engines.torch_cuda.recorder import Program
 
 WARM_UPS = 3  # runs before capture: libraries choose kernels and allocate workspaces in the first ones
 _ORDER = threading.RLock()  # of all engines of the process: what one records, another must not run into
@@ -79,9 +79,6 @@ class CudaGraphs:
             finally:
                 torch._C._cuda_clearCublasWorkspaces()  # nobody else may go on in the pool
             return Captured(graph)
-
-    def kernels(self, dtype: torch.dtype) -> Kernels:
-        return CudaKernels(dtype)
 
     @contextmanager
     def beside(self) -> Iterator[None]:

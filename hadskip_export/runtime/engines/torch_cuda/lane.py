@@ -3,19 +3,29 @@ recorded on these buffers. A recorded program reads and writes fixed addresses, 
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hadskip_export.errors import EngineError
-
-if TYPE_CHECKING:
-    from hadskip_export.runtime.engines.torch_cuda.model import Model, Program
+from hadskip_export.runtime.engines.torch_cuda.recorder import Program, Recorder
 
 PARTS = 2  # of a margin, made apart
 POLLS = 2000  # before the host asks whether the device is still at work
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model, as far as buffers go. `dtype`: of its layers."""
+
+    num_layers: int
+    num_classes: int
+    hidden_size: int
+    dtype: torch.dtype
+    device: str
 
 
 class Lane:
@@ -30,13 +40,13 @@ class Lane:
             then how often it was written in this call. In the host's memory, as is all that is `sent`, and `answer`.
     """
 
-    def __init__(self, model: "Model", rows: int, length: int):
-        self._model = model
+    def __init__(self, sizes: Sizes, rows: int, length: int, recorder: Recorder):
+        self._recorder, self._num_classes = recorder, sizes.num_classes
         self._programs: dict[tuple[Any, ...], Program] = {}
-        num_layers, pinned = model.num_layers, model.device == "cuda"  # the device reads and writes there by itself
+        num_layers, pinned = sizes.num_layers, sizes.device == "cuda"  # the device reads and writes there by itself
 
         def on_device(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(size, dtype=dtype, device=model.device)
+            return torch.zeros(size, dtype=dtype, device=sizes.device)
 
         def on_host(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(size, dtype=dtype, device="cpu", pin_memory=pinned)
@@ -44,19 +54,19 @@ class Lane:
         self.sent_ids = on_host(3, rows, length, dtype=torch.int64)
         self.sent_terms = on_host(rows, num_layers + 1)
         self.ids = on_device(3, rows, length, dtype=torch.int64)
-        self.states = on_device(rows, length, model.hidden_size, dtype=model.dtype)
+        self.states = on_device(rows, length, sizes.hidden_size, dtype=sizes.dtype)
         self.mask = on_device(rows, length)
-        self.bias = on_device(rows, 1, 1, length, dtype=model.dtype)
+        self.bias = on_device(rows, 1, 1, length, dtype=sizes.dtype)
         self.terms = on_device(rows, num_layers + 1)
-        self.pooled = on_device(rows, model.hidden_size)
+        self.pooled = on_device(rows, sizes.hidden_size)
         self.parts = on_device(rows, num_layers, PARTS)
         self.margins, self.ran = (on_device(rows, num_layers) for _ in range(2))
         self.at, self.done, self.next, self.slots, self.writes = (on_device(rows, dtype=torch.int32) for _ in range(5))
         self.count, self.arrived = (on_device(1, dtype=torch.int32) for _ in range(2))
         self.sent_slots = on_host(rows, dtype=torch.int32)
         self.report = on_host(2 * rows + 1, dtype=torch.int32)
-        self.units = on_device(rows, model.hidden_size)
-        self.answer = on_host(rows, model.num_classes + num_layers)
+        self.units = on_device(rows, sizes.hidden_size)
+        self.answer = on_host(rows, sizes.num_classes + num_layers)
         # The same memory, to which numpy writes in a tenth of the time.
         self._ids, self._terms, self._slots = self.sent_ids.numpy(), self.sent_terms.numpy(), self.sent_slots.numpy()
         self._told, self._answered = memoryview(self.report.numpy()), self.answer.numpy()
@@ -68,7 +78,7 @@ class Lane:
         for array in (*ids, mask):
             if array.dtype != np.int64 or array.shape != (rows, length):
                 raise ValueError(f"expected int64 [{rows}, {length}], got {array.dtype} {list(array.shape)}")
-        self._model.recorder.wait()  # a call before this one may have been interrupted
+        self._recorder.wait()  # a call before this one may have been interrupted
         self._ids.fill(0)
         self._ids[2, :, 0] = 1
         for place, array in zip(self._ids, ids, strict=False):
@@ -79,7 +89,7 @@ class Lane:
             self._terms[:rows, :-1] = thresholds
             self._terms[:rows, -1] = most
 
-    def start(self, key: tuple[Any, ...], record: Callable[..., "Program"]) -> bool:
+    def start(self, key: tuple[Any, ...], record: Callable[..., Program]) -> bool:
         """Starts a program. If there was none there is one now, made by `record` of the lane and all but the first of
         `key`, and False is returned: recording ran over whatever lay here, so that the call must begin anew."""
         program = self._programs.get(key)
@@ -109,7 +119,7 @@ class Lane:
         while told[-1] != wanted:
             polls += 1
             if polls % POLLS == 0:
-                if self._model.recorder.at_rest() and told[-1] != wanted:
+                if self._recorder.at_rest() and told[-1] != wanted:
                     raise EngineError("the device reports nothing")
                 time.sleep(0)  # to whoever else wants to run
         everyone = len(told) // 2
@@ -117,6 +127,6 @@ class Lane:
 
     def answered(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Logits [b, classes] and the layers that ran [b, L]."""
-        self._model.recorder.wait()
+        self._recorder.wait()
         answer = self._answered[:rows].copy()
-        return answer[:, : self._model.num_classes], answer[:, self._model.num_classes :]
+        return answer[:, : self._num_classes], answer[:, self._num_classes :]

@@ -7,14 +7,10 @@ fp32 whatever the layers are.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    from hadskip_export.runtime.engines.torch_cuda.kernels import Kernels
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
@@ -59,12 +55,16 @@ def attention_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     return (1 - attention_mask[:, None, None, :]).to(dtype) * torch.finfo(dtype).min
 
 
-def layer(part: Part, hidden_states: Tensor, bias: Tensor, kernels: "Kernels") -> Tensor:
+# The normalisation of that name in a part, of a sum.
+AddNorm = Callable[[Part, str, Tensor, Tensor], Tensor]
+
+
+def layer(part: Part, hidden_states: Tensor, bias: Tensor, add_norm: AddNorm) -> Tensor:
     """hidden_states [b, s, H] and what `attention_bias` gives -> hidden_states, all in the layers' precision."""
-    return kernels.add_norm(part, "output_norm", *sublayers(part, hidden_states, bias, kernels))
+    return add_norm(part, "output_norm", *sublayers(part, hidden_states, bias, add_norm))
 
 
-def sublayers(part: Part, hidden_states: Tensor, bias: Tensor, kernels: "Kernels") -> tuple[Tensor, Tensor]:
+def sublayers(part: Part, hidden_states: Tensor, bias: Tensor, add_norm: AddNorm) -> tuple[Tensor, Tensor]:
     """What `layer` adds up and normalises last: what attention gave, and the feed-forward part of it."""
     b, s, H = hidden_states.shape  # noqa: N806 (the paper's letters)
     heads = part.linear("query_key_value", hidden_states).view(b, s, 3, part.num_heads, H // part.num_heads)
@@ -72,7 +72,7 @@ def sublayers(part: Part, hidden_states: Tensor, bias: Tensor, kernels: "Kernels
     scale = 1 / math.sqrt(H // part.num_heads)
     context = F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
     context = context.transpose(1, 2).reshape(b, s, H)
-    attended = kernels.add_norm(part, "attention_norm", hidden_states, part.linear("attention_output", context))
+    attended = add_norm(part, "attention_norm", hidden_states, part.linear("attention_output", context))
     return attended, part.linear("down", ACTIVATIONS[part.activation](part.linear("up", attended)))
 
 

@@ -5,9 +5,8 @@ to buckets, where a piece of the chain does. One call at a time uses the device.
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -16,45 +15,12 @@ from torch import Tensor
 
 from hadskip_export.errors import EngineError
 from hadskip_export.runtime.engines.torch_cuda.kernels import MOST_COLUMNS, Kernels
-from hadskip_export.runtime.engines.torch_cuda.lane import Lane
+from hadskip_export.runtime.engines.torch_cuda.lane import Lane, Sizes
 from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, layer, logits, margins
+from hadskip_export.runtime.engines.torch_cuda.recorder import Program, Recorder
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LENGTH_STEP = 16  # tokens
-Program = Callable[[], None]
-
-
-class Recorder(Protocol):
-    """Makes programs of steps. Where a step reads and writes is fixed when it is recorded."""
-
-    def record(self, step: Callable[[], None]) -> Program: ...
-
-    def kernels(self, dtype: torch.dtype) -> Kernels:
-        """Those for layers of this dtype."""
-        ...
-
-    def beside(self) -> AbstractContextManager[None]:
-        """What a step starts within runs beside what it starts after, until `join`. It must make no tensors: their
-        memory would be given to the other side."""
-        ...
-
-    def join(self) -> None: ...
-
-    def alone(self) -> AbstractContextManager[Any]:
-        """One thread at a time: buffers belong to all of them. Programs that are started within run in that order."""
-        ...
-
-    def in_order(self) -> AbstractContextManager[Any]:
-        """The same for whatever torch is told to do, too."""
-        ...
-
-    def wait(self) -> None:
-        """Until all that was started is done."""
-        ...
-
-    def at_rest(self) -> bool:
-        """Whether it is."""
-        ...
 
 
 class DeviceTensor:
@@ -85,9 +51,17 @@ class Model:
 
     Args:
         file: what `exporters.weights.pack` wrote.
+        kernels: those for layers of a dtype.
     """
 
-    def __init__(self, file: Path, precision: str, device: str, recorder: Recorder):
+    def __init__(
+        self,
+        file: Path,
+        precision: str,
+        device: str,
+        recorder: Recorder,
+        kernels: Callable[[torch.dtype], Kernels],
+    ):
         self.file = file
         self.device = device
         self.dtype = DTYPES[precision]
@@ -103,7 +77,8 @@ class Model:
         self.num_layers = int(said["num_layers"])
         if self.hidden_size % 4 or self.hidden_size > MOST_COLUMNS:
             raise EngineError(f"{file}: hidden size {self.hidden_size}, expected a multiple of 4 up to {MOST_COLUMNS}")
-        self.kernels = recorder.kernels(self.dtype)
+        self.kernels = kernels(self.dtype)
+        self._sizes = Sizes(self.num_layers, self.num_classes, self.hidden_size, self.dtype, device)
 
     def part(self, piece: str) -> Part:
         """A piece's weights. Those of layers are in the model's precision, all others in fp32."""
@@ -135,7 +110,7 @@ class Model:
         size = self._rounded(rows, length)
         if size not in self._lanes:
             with self.recorder.in_order():
-                self._lanes[size] = Lane(self, *size)
+                self._lanes[size] = Lane(self._sizes, *size, self.recorder)
         return self._lanes[size]
 
     def _rounded(self, rows: int, length: int) -> tuple[int, int]:
@@ -203,7 +178,7 @@ class Bucket:
 
     def run_layer(self, part: Part) -> None:
         """In the model's precision; between pieces hidden_states are fp32, as everywhere."""
-        self.hidden.copy_(layer(part, self.hidden.to(self.model.dtype), self.bias, self.model.kernels))
+        self.hidden.copy_(layer(part, self.hidden.to(self.model.dtype), self.bias, self.model.kernels.add_norm))
 
     def ask(self, part: Part) -> None:
         found = margins(part, self.hidden, self.mask)

@@ -11,7 +11,8 @@ import torch
 from hadskip_export.errors import EngineError, first_line
 from hadskip_export.runtime.engines.base import Piece
 from hadskip_export.runtime.engines.torch_cuda.ahead import Ahead, Full
-from hadskip_export.runtime.engines.torch_cuda.model import Bucket, DeviceTensor, Model, Program
+from hadskip_export.runtime.engines.torch_cuda.model import Bucket, DeviceTensor, Model
+from hadskip_export.runtime.engines.torch_cuda.recorder import Program
 
 Step = Callable[[Bucket], None]
 

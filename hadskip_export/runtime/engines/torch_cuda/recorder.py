@@ -1,0 +1,36 @@
+"""What makes a program of what torch and the kernels are told to do: CUDA graphs (`graphs`)."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+Program = Callable[[], None]
+
+
+class Recorder(Protocol):
+    """Makes programs of steps. Where a step reads and writes is fixed when it is recorded."""
+
+    def record(self, step: Callable[[], None]) -> Program: ...
+
+    def beside(self) -> AbstractContextManager[None]:
+        """What a step starts within runs beside what it starts after, until `join`. It must make no tensors: their
+        memory would be given to the other side."""
+        ...
+
+    def join(self) -> None: ...
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """One thread at a time: buffers belong to all of them. Programs that are started within run in that order."""
+        ...
+
+    def in_order(self) -> AbstractContextManager[Any]:
+        """The same for whatever torch is told to do, too."""
+        ...
+
+    def wait(self) -> None:
+        """Until all that was started is done."""
+        ...
+
+    def at_rest(self) -> bool:
+        """Whether it is."""
+        ...
