@@ -2,7 +2,8 @@
 
 Random weights of BERT-base size, made on the spot; the engine is checked against PyTorch in fp32 on the CPU, and
 against the ONNX pieces, before anything is timed. All systems in one process, in turns; wall clock from ids to logits
-on the host, and the device's own time by CUDA events. Last a table. Under eight minutes, no network.
+on the host, and the device's own time by CUDA events. Two tables, each as soon as it is there. Under eight minutes, no
+network.
 
     make bench-gpu
     python benchmarks/gpu.py --precision bf16 --tokens 64
@@ -71,8 +72,8 @@ class Turns:
         torch.cuda.synchronize()
         return first.elapsed_time(last)
 
-    def lines(self, ideal: float) -> list[str]:
-        """A table; speedups over the fastest full BERT, the median of the ratios block by block."""
+    def table(self, ideal: float) -> str:
+        """A line for each system; speedups over the fastest full BERT, the median of the ratios block by block."""
         full = [name for name in self.wall if name.startswith("full")]
         fastest = min(full, key=lambda name: float(np.median(self.wall[name])))
         base = np.array(self.wall[fastest])
@@ -82,7 +83,7 @@ class Turns:
             share = "" if name in full else f"{ratio / ideal:8.1%}"
             device = f"{np.median(self.device[name]):9.3f}" if self.device[name] else f"{'':9}"
             lines.append(f"{name:<34} {np.median(wall):8.3f} {device} {ratio:8.2f} {share}")
-        return lines
+        return "\n".join(lines)
 
 
 def stream_of(name: str) -> torch.cuda.Stream | None:
@@ -138,7 +139,8 @@ def main(
     route = (np.arange(config.num_layers) < layers)[None]
     one = [Encoded([WORD] * tokens, [0] * tokens, False)]
     mixed = draw_routes(ROWS, config.num_layers, layers, "mixed", np.random.default_rng(0))
-    lines: list[str] = []
+    name = torch.cuda.get_device_name() if on_gpu else "no GPU: these figures mean nothing"
+    click.echo(f"{model}, {engine}-{precision}, torch {torch.__version__}, {name}")
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as opened:
         predictors = {}
         first = Path(temporary) / "chain" / "bundle"
@@ -162,20 +164,18 @@ def main(
         systems |= torch_systems(1, tokens, model, DTYPES[precision], device)
         systems |= ort_system(first, one, opened)
         ideal = ideal_speedup(graph, one, layers, calls, on_gpu)
-        lines.append(f"one input of {tokens} tokens, {layers} of {config.num_layers} layers; ideal {ideal:.2f}")
-        lines += Turns(systems, on_gpu, calls, blocks).lines(ideal)
+        click.echo(f"one input of {tokens} tokens, {layers} of {config.num_layers} layers; ideal {ideal:.2f}")
+        click.echo(Turns(systems, on_gpu, calls, blocks).table(ideal))
         systems = {
             "skipping, layers ahead of gates": lambda: graph.run(one * ROWS, routes=mixed),
             "skipping, piece by piece": lambda: chain.run(one * ROWS, routes=mixed),
             f"full BERT, {engine}": lambda: graph.run(one * ROWS, router="full"),
         }
         systems |= torch_systems(ROWS, tokens, model, DTYPES[precision], device)
-        lines.append(f"a batch of {ROWS} of {tokens} tokens, each its own {layers} layers")
-        lines += Turns(systems, on_gpu, max(1, calls // 5), blocks).lines(config.num_layers / layers)
-        lines.append(growth(graph, config.max_positions, growth_calls, on_gpu))
-    name = torch.cuda.get_device_name() if on_gpu else "no GPU: these figures mean nothing"
-    click.echo(f"{model}, {engine}-{precision}, torch {torch.__version__}, {name}, {time.time() - started:.0f} s")
-    click.echo("\n".join(lines))
+        click.echo(f"a batch of {ROWS} of {tokens} tokens, each its own {layers} layers")
+        click.echo(Turns(systems, on_gpu, max(1, calls // 5), blocks).table(config.num_layers / layers))
+        click.echo(growth(graph, config.max_positions, growth_calls, on_gpu))
+    click.echo(f"{time.time() - started:.0f} s")
 
 
 def ideal_speedup(graph: Predictor, one: list[Encoded], layers: int, calls: int, on_gpu: bool) -> float:
