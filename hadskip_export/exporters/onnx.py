@@ -38,8 +38,9 @@ def export(piece: Piece, hidden_size: int, file: Path, traced: dict[tuple[Any, .
     kind = type(piece.module), tuple((name, weight.shape) for name, weight in weights.items())
     with silenced():
         try:
-            if kind not in traced:
-                traced[kind] = torch.onnx.export(
+            program = traced.get(kind)
+            if program is None:
+                program = torch.onnx.export(
                     piece.module.eval(),
                     tuple(example.values()),
                     input_names=list(example),
@@ -50,11 +51,11 @@ def export(piece: Piece, hidden_size: int, file: Path, traced: dict[tuple[Any, .
                     verbose=False,
                     optimize=False,
                 )
-            program = traced[kind]
             assert program is not None
-            program.apply_weights(weights)
             as_traced = program.model
             if isinstance(piece.module, LayerPiece | GatePiece):  # others of the kind may come: optimise a copy
+                traced[kind] = program
+                program.apply_weights(weights)
                 program.model = ir.from_proto(ir.to_proto(as_traced))
             program.optimize()
             _forget_origin(program.model)

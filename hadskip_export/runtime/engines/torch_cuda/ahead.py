@@ -1,15 +1,14 @@
 """The whole gated model on a GPU, and full BERT: what a call computes between its ids and its logits.
 
-The gates' answer takes time to reach the host, and a layer is over in less. So the host does not wait for it: it starts
-the layer that the gates would choose if the last layer had changed nothing of their mind, and only then reads what they
-said before that layer. Whatever it started, the device itself decides: every program asks all gates on the states that
-it finds, beside the layer's own work, and only rows for which this is the next layer take over its output. A wrong
-guess therefore costs the time of a layer and nothing else.
+To wait for what the gates say, to read it and to start the next layer takes nearly as long as a layer. So the host does
+not wait: it starts the layer that the gates would choose if the last layer had changed nothing of their mind, and only
+then reads what they said before that layer. Whatever it started, the device itself decides: every program asks all
+gates on the states that it finds, beside the layer's own work, and only rows for which this is the next layer take over
+its output. A wrong guess therefore costs the time of a layer and nothing else.
 """
 
 import numpy as np
 
-from hadskip_export.errors import EngineError, first_line
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane
 from hadskip_export.runtime.engines.torch_cuda.layers import layer, sublayers
 from hadskip_export.runtime.engines.torch_cuda.model import Model, round_rows
@@ -22,23 +21,20 @@ class Ahead:
     def __init__(self, model: Model, name: str):
         self._model, self._name = model, name
         self._embeddings, self._gates, self._head = (model.part(part) for part in ("embeddings", "gates", "head"))
-        self._layers = model.layers(range(1, model.num_layers + 1))
+        self._layers = model.layers()
         self._first = 0  # what the first row of the last call began with
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """input_ids, token_type_ids where the model has them, attention_mask, int64 [b, s], thresholds float32 [b, L],
         the most layers int64 [1] -> logits float32 [b, classes], the layers that ran float32 [b, L] of 0 and 1."""
-        *ids, mask, thresholds, most = inputs
-        try:
-            with self._model.recorder.alone():
-                rows, length = mask.shape
-                lane = self._model.lane(1 << (rows - 1).bit_length(), length)  # layers are recorded anew in each lane
-                lane.send(ids, mask, thresholds, int(most[0]))
-                while not self._run(lane, rows):
-                    pass
-                return lane.answered(rows)
-        except Exception as error:  # torch raises whatever went wrong inside it, and a caller may bring anything
-            raise EngineError(f"{self._model.file}: {self._name}: {first_line(error)}") from error
+        with self._model.running(self._name), self._model.recorder.alone():
+            *ids, mask, thresholds, most = inputs
+            rows, length = mask.shape
+            lane = self._model.lane(1 << (rows - 1).bit_length(), length)  # layers are recorded anew in each lane
+            lane.send(ids, mask, thresholds, int(most[0]))
+            while not self._run(lane, rows):
+                pass
+            return lane.answered(rows)
 
     def _run(self, lane: Lane, rows: int) -> bool:
         """False where a program had to be recorded first."""
@@ -106,20 +102,17 @@ class Full:
     def __init__(self, model: Model, name: str):
         self._model, self._name = model, name
         self._embeddings, self._head = model.part("full.embeddings"), model.part("full.head")
-        self._layers = model.layers(range(1, model.num_layers + 1), "full.")
+        self._layers = model.layers("full.")
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
         """input_ids, attention_mask, token_type_ids where the model has them, int64 [b, s] -> logits."""
-        input_ids, mask, *types = inputs
-        try:
-            with self._model.recorder.alone():
-                lane = self._model.lane(*mask.shape)
-                lane.send([input_ids, *types], mask, None, 0)
-                while not lane.start(("full",), self._record):
-                    pass
-                return lane.answered(len(mask))[0]
-        except Exception as error:
-            raise EngineError(f"{self._model.file}: {self._name}: {first_line(error)}") from error
+        with self._model.running(self._name), self._model.recorder.alone():
+            input_ids, mask, *types = inputs
+            lane = self._model.lane(*mask.shape)
+            lane.send([input_ids, *types], mask, None, 0)
+            while not lane.start(("full",), self._record):
+                pass
+            return lane.answered(len(mask))[0]
 
     def _record(self, lane: Lane) -> Program:
         kernels = self._model.kernels

@@ -4,7 +4,8 @@ A recorded program reads and writes fixed addresses, so sizes are rounded up: to
 to buckets, where a piece of the chain does. One call at a time uses the device.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from hadskip_export.errors import EngineError
+from hadskip_export.errors import EngineError, first_line
 from hadskip_export.runtime.engines.torch_cuda.kernels import MOST_COLUMNS, Kernels
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane, Sizes
 from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, layer, logits, margins
@@ -94,9 +95,22 @@ class Model:
             self._parts[piece] = Part(weights, *self._shape)
         return self._parts[piece]
 
-    def layers(self, numbers: Iterable[int], prefix: str = "") -> list[Part]:
-        """Layers by number, from 1; of full BERT by the prefix `full.`."""
-        return [self.part(f"{prefix}layer_{number:02d}") for number in numbers]
+    def layers(self, prefix: str = "") -> list[Part]:
+        """All of them; full BERT's by the prefix `full.`."""
+        return [self.part(f"{prefix}layer_{number:02d}") for number in range(1, self.num_layers + 1)]
+
+    @contextmanager
+    def running(self, piece: str) -> Iterator[None]:
+        """Whatever goes wrong within is an error of this piece: torch raises what it likes, and a caller may bring
+        anything.
+
+        Raises:
+            EngineError: something did.
+        """
+        try:
+            yield
+        except Exception as error:
+            raise EngineError(f"{self.file}: {piece}: {first_line(error)}") from error
 
     def bucket(self, rows: int, length: int) -> "Bucket":
         """The smallest one that has room for so many rows and tokens."""

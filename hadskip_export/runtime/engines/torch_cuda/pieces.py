@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from hadskip_export.errors import EngineError, first_line
 from hadskip_export.runtime.engines.base import Piece
 from hadskip_export.runtime.engines.torch_cuda.ahead import Ahead, Full
 from hadskip_export.runtime.engines.torch_cuda.model import Bucket, DeviceTensor, Model
@@ -37,17 +36,14 @@ class TorchPiece:
         self._step, self._put, self._take = step, put, take
 
     def __call__(self, *inputs: Any) -> Any:
-        try:
-            with self._model.recorder.in_order():
-                arrays = [self._checked(given) for given in inputs]
-                rows, length = arrays[0].shape[:2]
-                bucket = self._model.bucket(rows, length)
-                program = bucket.program(self._name, self._record)
-                self._put(bucket, *arrays)
-                program()
-                return self._take(bucket, rows, length)
-        except Exception as error:  # torch raises whatever went wrong inside it, and a caller may bring anything
-            raise EngineError(f"{self._model.file}: {self._name}: {first_line(error)}") from error
+        with self._model.running(self._name), self._model.recorder.in_order():
+            arrays = [self._checked(given) for given in inputs]
+            rows, length = arrays[0].shape[:2]
+            bucket = self._model.bucket(rows, length)
+            program = bucket.program(self._name, self._record)
+            self._put(bucket, *arrays)
+            program()
+            return self._take(bucket, rows, length)
 
     def _record(self, bucket: Bucket) -> Program:
         return self._model.recorder.record(partial(self._step, bucket))
