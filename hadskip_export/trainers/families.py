@@ -47,7 +47,7 @@ class Draw:
         self._rows = [np.stack([as_row(route, num_layers) for route in routes]) for _, routes in by_size]
         self._random = np.random.default_rng(seed)
 
-    def __call__(self, count: int) -> np.ndarray:
-        """bool [count, L]."""
-        sizes = self._random.integers(len(self._rows), size=count)
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """bool [b, L]; which rows they are, int [b], plays no part."""
+        sizes = self._random.integers(len(self._rows), size=len(rows))
         return np.stack([rows[self._random.integers(len(rows))] for rows in (self._rows[size] for size in sizes)])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +18,6 @@ from hadskip_export.modeling.reinmax import ESTIMATORS
 from hadskip_export.progress import track
 from hadskip_export.trainers.batches import UNLABELLED, Dataset, TrainingBatch, count_batches, shuffled_batches
 from hadskip_export.trainers.evaluation import predict_full
-from hadskip_export.trainers.families import Draw
 from hadskip_export.trainers.losses import distillation_loss, prediction_loss, stage3_loss
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import glide
@@ -25,6 +25,7 @@ from hadskip_export.trainers.teacher import Teacher
 
 Step = Callable[[TrainingBatch], tuple[Tensor, dict[str, Tensor]]]
 Log = Callable[..., None]
+Choose = Callable[[np.ndarray], np.ndarray]  # rows of the training data, int [b] -> their routes, bool [b, L]
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,12 @@ def train_jointly(
     model.eval()
 
 
-def distil(model: GatedClassifier, teacher: Teacher, draw: Draw, epochs: int, session: Session, label: str) -> None:
-    """The body learns from the task and the frozen teacher, on routes drawn for each row; the gates stay."""
+def distil(model: GatedClassifier, teacher: Teacher, choose: Choose, epochs: int, session: Session, label: str) -> None:
+    """The body learns from the task and the frozen teacher, each row on a route chosen for it; the gates stay."""
     recipe = session.recipe
 
     def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        routes = torch.from_numpy(draw(len(batch.rows))).to(session.device)
+        routes = torch.from_numpy(choose(batch.rows)).to(session.device)
         output = model.follow(*batch.inputs, routes, keep_states=recipe.distils_states)
         target = teacher(batch, recipe.distils_states)
         return distillation_loss(output, target, routes, batch.labels, batch.attention_mask, recipe)

@@ -1,0 +1,232 @@
+"""What might make routes worth more, beside the recipe `adaptive`: the study's open questions (docs/results.md).
+
+    python benchmarks/open_questions.py run --glue GLUE_FOLDER --runs FOLDER [--seed 0] cola sst2-8000
+    python benchmarks/open_questions.py table      # from the summaries kept in open_questions/
+
+Everything starts from the study's teacher and goes straight to 3 of 6 layers. After `adaptive` (three epochs on routes
+drawn from its family, then the gates' fit) come, each from there and with two more epochs:
+
+- `longer`: on drawn routes, then gates fitted anew, for comparison;
+- `iterated`: each epoch on the routes that the gates choose, after it gates fitted anew;
+- `reinmax`: body and gates together, as in the paper's stage III, from the fitted gates;
+
+and, from the teacher again, `searched`: as `adaptive`, on a family found by an epoch on all sets of 2 to 4 layers: the
+set of each size that is nearest to the teacher on the held-out slice. What hindsight would choose is printed for its
+three routes and for all sets of the body that was searched.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from study import PRECISION, Run, data_folder, teacher_folder
+
+from hadskip_export.modeling.checkpoint import load_classifier
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routes import Route
+from hadskip_export.runtime.tokenization import Tokenizer
+from hadskip_export.tables import Columns
+from hadskip_export.trainers.batches import Dataset, encode
+from hadskip_export.trainers.evaluation import above, full_logits, predict_fixed_routes, predict_routed
+from hadskip_export.trainers.families import Draw, every_route, nested, sizes_around
+from hadskip_export.trainers.gate_fitting import fit_gates, observe
+from hadskip_export.trainers.methods import SEARCH_EPOCHS
+from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.stages import Session, distil, train_jointly
+from hadskip_export.trainers.summary import budget_row
+from hadskip_export.trainers.tasks import hold_out, load_task
+from hadskip_export.trainers.teacher import Teacher
+from hadskip_export.trainers.threshold import fit_threshold
+
+BUDGET, LAYERS, SPREAD, EPOCHS, MORE = 3, 6, 1, 3, 2
+MAX_LENGTH = 128
+PRICES = (0.01, 0.03, 0.1)
+SUMMARIES = Path(__file__).parent / "open_questions"
+
+
+class Questions:
+    """One task and seed: its data, its teacher, and what a student comes to."""
+
+    def __init__(self, task: str, data: Path, teacher: Path, seed: int):
+        examples = load_task(task, str(data), None, None, Columns(None, None, None), None)
+        tokenizer = Tokenizer(teacher / "tokenizer.json", MAX_LENGTH)
+        rows, held_rows = (examples.train[chosen.tolist()] for chosen in hold_out(len(examples.train), seed))
+        training, held_out, self.evaluation = (
+            encode(tokenizer, part.texts, examples.indices(part)) for part in (rows, held_rows, examples.evaluation)
+        )
+        recipe = load_recipe("adaptive", (PRECISION,))
+        self.session = Session(training, held_out, recipe, seed, "cpu", lambda **_: None, examples.metric)
+        self.teacher = Teacher(load_classifier(teacher), training)
+        self.answers = full_logits(self.teacher.model, self.evaluation)
+
+    def student(self) -> GatedClassifier:
+        body = copy.deepcopy(self.teacher.model).requires_grad_(True)
+        return GatedClassifier(body, self.session.recipe.gate_width, self.session.recipe.gate_bias)
+
+    def logits(self, data: Dataset) -> torch.Tensor:
+        return torch.from_numpy(full_logits(self.teacher.model, data))
+
+    def distil(self, model: GatedClassifier, family: Sequence[Route], epochs: int, name: str, seed: int = 0) -> None:
+        session = self.session
+        distil(model, self.teacher, Draw(family, LAYERS, session.seed + seed), epochs, session, name)
+
+    def fit(self, model: GatedClassifier, family: Sequence[Route]) -> None:
+        session, recipe = self.session, self.session.recipe
+        rows = np.random.default_rng(session.seed).permutation(len(session.data))[: recipe.fit_rows]
+        evidence = observe(model, self.teacher.logits()[torch.from_numpy(rows)], session.data.subset(rows), family)
+        fit_gates(model, evidence, family, recipe.layer_price, recipe, "gates")
+
+    def row(self, model: GatedClassifier, family: Sequence[Route]) -> dict[str, Any]:
+        """The figures at a mean of exactly `BUDGET` layers, as `train` has them."""
+        session = self.session
+        threshold = fit_threshold(model, self.evaluation, BUDGET)
+        row, _ = budget_row(
+            model, threshold, BUDGET, self.answers, session.metric, session.held_out, self.evaluation, None, "cpu"
+        )
+        return {"family": list(family), **row}
+
+    def hindsight(self, model: GatedClassifier, family: Sequence[Route]) -> dict[str, Any]:
+        """Every dev input on the best of its routes: at a price per layer, and the cheapest that agrees with the
+        teacher (all layers where none does)."""
+        found = observe(model, torch.from_numpy(self.answers), self.evaluation, family).divergence
+        divergence = np.stack([found[route].numpy() for route in family])
+        layers = np.array([len(route) for route in family])
+        bound: dict[str, Any] = {"routes": len(family)}
+        for price in PRICES:
+            best = (divergence + price * layers[:, None]).argmin(axis=0)
+            chosen = divergence[best, np.arange(len(best))]
+            bound[f"price {price:g}"] = {"layers": float(layers[best].mean()), "divergence": float(chosen.mean())}
+        predicted = predict_fixed_routes(model.classifier, self.evaluation, list(family))
+        agrees = np.stack([predicted[route] == self.answers.argmax(-1) for route in family])
+        cheapest = np.where(agrees, layers[:, None], LAYERS).min(axis=0)
+        return bound | {"agreeing layers": float(cheapest.mean()), "none agrees": float((~agrees).all(axis=0).mean())}
+
+
+def answer(questions: Questions) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(variant, figures), one after the other."""
+    session, sizes = questions.session, sizes_around(BUDGET, SPREAD, LAYERS)
+    family = nested(sizes, LAYERS)
+
+    torch.manual_seed(session.seed)
+    adaptive = questions.student()
+    questions.distil(adaptive, family, EPOCHS, "adaptive")
+    questions.fit(adaptive, family)
+    yield "adaptive", questions.row(adaptive, family)
+    yield "hindsight, adaptive", questions.hindsight(adaptive, family)
+
+    torch.manual_seed(session.seed)
+    model = copy.deepcopy(adaptive)
+    questions.distil(model, family, MORE, "longer", seed=1)
+    questions.fit(model, family)
+    yield "longer", questions.row(model, family)
+
+    torch.manual_seed(session.seed)
+    model = copy.deepcopy(adaptive)
+    for again in range(MORE):
+        threshold = fit_threshold(model, session.held_out, BUDGET)
+        _, routes, _ = predict_routed(model, session.data, above(threshold))
+        shifted = replace(session, seed=session.seed + 1 + again)  # other batches than the round before
+        distil(model, questions.teacher, _those_of(routes), 1, shifted, f"iterated, round {again + 1}")
+        questions.fit(model, family)
+        yield f"iterated, round {again + 1}", questions.row(model, family)
+
+    torch.manual_seed(session.seed)
+    model = copy.deepcopy(adaptive)
+    _shift(model, fit_threshold(model, session.held_out, BUDGET))
+    joint = replace(session, recipe=replace(session.recipe, routing="joint"))
+    train_jointly(model, questions.teacher, BUDGET, BUDGET, MORE, joint)
+    yield "reinmax", questions.row(model, family)
+
+    torch.manual_seed(session.seed)
+    every = every_route(sizes, LAYERS)
+    model = questions.student()
+    questions.distil(model, every, SEARCH_EPOCHS, "search")
+    found = observe(model, questions.logits(session.held_out), session.held_out, every).divergence
+    yield "hindsight, all sets", questions.hindsight(model, every)
+    family = [min((r for r in every if len(r) == size), key=lambda r: float(found[r].mean())) for size in sizes]
+    torch.manual_seed(session.seed)
+    model = questions.student()
+    questions.distil(model, family, EPOCHS, "searched")
+    questions.fit(model, family)
+    yield "searched", questions.row(model, family)
+    yield "hindsight, searched", questions.hindsight(model, family)
+
+
+def _those_of(routes: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda rows: routes[rows]
+
+
+@torch.no_grad()
+def _shift(model: GatedClassifier, threshold: float) -> None:
+    """Moves all margins so that the hard gates' threshold is 0, where the estimator draws."""
+    for gate in model.gates:
+        gate.logits.bias += torch.tensor([-threshold / 2, threshold / 2])
+
+
+@click.group()
+def main() -> None:
+    """The study's open questions."""
+
+
+@main.command("run")
+@click.option("--glue", type=click.Path(path_type=Path, exists=True), required=True, help="GLUE's root folder.")
+@click.option("--runs", type=click.Path(path_type=Path), required=True, help="The study's, where its teachers are.")
+@click.option("--seed", default=0, show_default=True)
+@click.argument("names", nargs=-1, required=True)
+def run_all(glue: Path, runs: Path, seed: int, names: tuple[str, ...]) -> None:
+    """Answer for what has no summary yet: NAMES such as cola, sst2-8000."""
+    SUMMARIES.mkdir(exist_ok=True)
+    for name in names:
+        task, _, rows = name.partition("-")
+        kept = SUMMARIES / f"{name}-s{seed}.json"
+        if kept.is_file():
+            continue
+        run = Run(task, int(rows) if rows else None, seed, "open", BUDGET)
+        data = data_folder(glue, runs, run)
+        started = time.time()
+        questions = Questions(task, data, teacher_folder(data, runs, run), seed)
+        variants = {}
+        for variant, figures in answer(questions):
+            variants[variant] = figures
+            click.echo(_line(name, seed, variant, figures))
+        summary = {"metric": questions.session.metric, "seconds": round(time.time() - started), "variants": variants}
+        kept.write_text(json.dumps(summary, indent=1) + "\n")
+
+
+@main.command()
+def table() -> None:
+    """Print every kept summary."""
+    for file in sorted(SUMMARIES.glob("*.json")):
+        name, _, seed = file.stem.rpartition("-s")
+        for variant, figures in json.loads(file.read_text())["variants"].items():
+            click.echo(_line(name, int(seed), variant, figures))
+
+
+def _line(name: str, seed: int, variant: str, figures: dict[str, Any]) -> str:
+    start = f"{name:<10} {seed:>2} {variant:<20}"
+    if "routes" in figures and "metric" not in figures:
+        priced = ", ".join(
+            f"{figures[f'price {price:g}']['layers']:.2f} layers KL {figures[f'price {price:g}']['divergence']:.3f}"
+            f" at {price:g}"
+            for price in PRICES
+        )
+        agreeing = f"agreeing with the teacher {figures['agreeing layers']:.2f} (none {figures['none agrees']:.1%})"
+        return f"{start} {figures['routes']} routes: {priced}; {agreeing}"
+    family = ", ".join(" ".join(map(str, route)) for route in figures["family"])
+    return (
+        f"{start} metric {figures['metric']:.4f} KL {figures['divergence']:.4f}"
+        f" shuffled {figures['shuffled_metric']:.4f} KL {figures['shuffled_divergence']:.4f}"
+        f" layers {figures['mean_layers']:.2f} routes {figures['routes']}"
+        f" ({figures['route_entropy_bits']:.2f} bits, commonest {figures['top_route_share']:.2f}) of {family}"
+    )
+
+
+if __name__ == "__main__":
+    main()
