@@ -3,16 +3,19 @@
     python benchmarks/open_questions.py run --glue GLUE_FOLDER --runs FOLDER [--seed 0] cola sst2-8000
     python benchmarks/open_questions.py table      # from the summaries kept in open_questions/
 
-Everything starts from the study's teacher and goes straight to 3 of 6 layers. After `adaptive` (three epochs on routes
-drawn from its family, then the gates' fit) come, each from there and with two more epochs:
+Everything starts from the study's teacher and goes straight to 3 of 6 layers. After `adaptive` (the study's
+`adaptive-direct`: three epochs on routes drawn from its family, then the gates' fit) come, each from there, two rounds
+of an epoch with the same batches and rates:
 
 - `longer`: on drawn routes, then gates fitted anew, for comparison;
-- `iterated`: each epoch on the routes that the gates choose, after it gates fitted anew;
-- `reinmax`: body and gates together, as in the paper's stage III, from the fitted gates;
+- `iterated`: on the routes that the gates choose (of rows that they were fitted on), then gates fitted anew;
+- `reinmax`: body and gates together, as in the paper's stage III, from the fitted gates, the budget held throughout;
 
 and, from the teacher again, `searched`: as `adaptive`, on a family found by an epoch on all sets of 2 to 4 layers: the
-set of each size that is nearest to the teacher on the held-out slice. What hindsight would choose is printed for its
-three routes and for all sets of the body that was searched.
+set of each size that is nearest to the teacher on the held-out slice.
+
+`hindsight` is what the dev inputs would come to if each had the best of its routes: of a body's own three, and of all
+fifty sets and the three chosen ones of the body that was searched, which had that one epoch.
 """
 
 import copy
@@ -33,12 +36,13 @@ from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routes import Route
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.tables import Columns
-from hadskip_export.trainers.batches import Dataset, encode
+from hadskip_export.trainers.batches import encode
 from hadskip_export.trainers.evaluation import above, full_logits, predict_fixed_routes, predict_routed
 from hadskip_export.trainers.families import Draw, every_route, nested, sizes_around
 from hadskip_export.trainers.gate_fitting import fit_gates, observe
 from hadskip_export.trainers.methods import SEARCH_EPOCHS
 from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.run_folder import write_json
 from hadskip_export.trainers.stages import Session, distil, train_jointly
 from hadskip_export.trainers.summary import budget_row
 from hadskip_export.trainers.tasks import hold_out, load_task
@@ -47,7 +51,7 @@ from hadskip_export.trainers.threshold import fit_threshold
 
 BUDGET, LAYERS, SPREAD, EPOCHS, MORE = 3, 6, 1, 3, 2
 MAX_LENGTH = 128
-PRICES = (0.01, 0.03, 0.1)
+PRICES = (0.01, 0.03)
 SUMMARIES = Path(__file__).parent / "open_questions"
 
 
@@ -67,15 +71,17 @@ class Questions:
         self.answers = full_logits(self.teacher.model, self.evaluation)
 
     def student(self) -> GatedClassifier:
+        torch.manual_seed(self.session.seed + 1)
         body = copy.deepcopy(self.teacher.model).requires_grad_(True)
         return GatedClassifier(body, self.session.recipe.gate_width, self.session.recipe.gate_bias)
 
-    def logits(self, data: Dataset) -> torch.Tensor:
-        return torch.from_numpy(full_logits(self.teacher.model, data))
+    def distil(self, model: GatedClassifier, family: Sequence[Route], epochs: int, name: str) -> None:
+        self.reseed()
+        distil(model, self.teacher, Draw(family, LAYERS, self.session.seed), epochs, self.session, name)
 
-    def distil(self, model: GatedClassifier, family: Sequence[Route], epochs: int, name: str, seed: int = 0) -> None:
-        session = self.session
-        distil(model, self.teacher, Draw(family, LAYERS, session.seed + seed), epochs, session, name)
+    def reseed(self) -> None:
+        """As `train` does before a budget."""
+        torch.manual_seed(self.session.seed + 2 + round(100 * BUDGET))
 
     def fit(self, model: GatedClassifier, family: Sequence[Route]) -> None:
         session, recipe = self.session, self.session.recipe
@@ -83,26 +89,38 @@ class Questions:
         evidence = observe(model, self.teacher.logits()[torch.from_numpy(rows)], session.data.subset(rows), family)
         fit_gates(model, evidence, family, recipe.layer_price, recipe, "gates")
 
-    def row(self, model: GatedClassifier, family: Sequence[Route]) -> dict[str, Any]:
+    def rounds(self) -> Iterator[Session]:
+        """One for each epoch after the first three: other batches than theirs, the same for everybody."""
+        for again in range(1, MORE + 1):
+            yield replace(self.session, seed=self.session.seed + 100 * again)
+
+    def row(self, model: GatedClassifier, family: Sequence[Route] | None) -> dict[str, Any]:
         """The figures at a mean of exactly `BUDGET` layers, as `train` has them."""
         session = self.session
         threshold = fit_threshold(model, self.evaluation, BUDGET)
         row, _ = budget_row(
             model, threshold, BUDGET, self.answers, session.metric, session.held_out, self.evaluation, None, "cpu"
         )
-        return {"family": list(family), **row}
+        return {"family": family, **row}
 
     def hindsight(self, model: GatedClassifier, family: Sequence[Route]) -> dict[str, Any]:
-        """Every dev input on the best of its routes: at a price per layer, and the cheapest that agrees with the
-        teacher (all layers where none does)."""
+        """Every dev input on the best of its routes: at a price per layer, at the one that gives a mean of `BUDGET`
+        layers, and the cheapest that agrees with the teacher (all layers where none does)."""
         found = observe(model, torch.from_numpy(self.answers), self.evaluation, family).divergence
         divergence = np.stack([found[route].numpy() for route in family])
         layers = np.array([len(route) for route in family])
         bound: dict[str, Any] = {"routes": len(family)}
-        for price in PRICES:
+
+        def at(price: float) -> dict[str, float]:
             best = (divergence + price * layers[:, None]).argmin(axis=0)
             chosen = divergence[best, np.arange(len(best))]
-            bound[f"price {price:g}"] = {"layers": float(layers[best].mean()), "divergence": float(chosen.mean())}
+            return {"layers": float(layers[best].mean()), "divergence": float(chosen.mean())}
+
+        low, high = 0.0, 10.0  # nats; mean layers falls as the price rises
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at(middle)["layers"] > BUDGET else (low, middle)
+        bound |= {f"price {price:g}": at(price) for price in PRICES} | {"budget": at(high)}
         predicted = predict_fixed_routes(model.classifier, self.evaluation, list(family))
         agrees = np.stack([predicted[route] == self.answers.argmax(-1) for route in family])
         cheapest = np.where(agrees, layers[:, None], LAYERS).min(axis=0)
@@ -113,45 +131,44 @@ def answer(questions: Questions) -> Iterator[tuple[str, dict[str, Any]]]:
     """(variant, figures), one after the other."""
     session, sizes = questions.session, sizes_around(BUDGET, SPREAD, LAYERS)
     family = nested(sizes, LAYERS)
-
-    torch.manual_seed(session.seed)
     adaptive = questions.student()
     questions.distil(adaptive, family, EPOCHS, "adaptive")
     questions.fit(adaptive, family)
     yield "adaptive", questions.row(adaptive, family)
     yield "hindsight, adaptive", questions.hindsight(adaptive, family)
 
-    torch.manual_seed(session.seed)
     model = copy.deepcopy(adaptive)
-    questions.distil(model, family, MORE, "longer", seed=1)
-    questions.fit(model, family)
-    yield "longer", questions.row(model, family)
+    questions.reseed()
+    for again, more in enumerate(questions.rounds(), 1):
+        distil(model, questions.teacher, Draw(family, LAYERS, more.seed), 1, more, f"longer, round {again}")
+        questions.fit(model, family)
+        yield f"longer, round {again}", questions.row(model, family)
 
-    torch.manual_seed(session.seed)
     model = copy.deepcopy(adaptive)
-    for again in range(MORE):
+    questions.reseed()
+    for again, more in enumerate(questions.rounds(), 1):
         threshold = fit_threshold(model, session.held_out, BUDGET)
         _, routes, _ = predict_routed(model, session.data, above(threshold))
-        shifted = replace(session, seed=session.seed + 1 + again)  # other batches than the round before
-        distil(model, questions.teacher, _those_of(routes), 1, shifted, f"iterated, round {again + 1}")
+        distil(model, questions.teacher, _those_of(routes), 1, more, f"iterated, round {again}")
         questions.fit(model, family)
-        yield f"iterated, round {again + 1}", questions.row(model, family)
+        yield f"iterated, round {again}", questions.row(model, family)
 
-    torch.manual_seed(session.seed)
     model = copy.deepcopy(adaptive)
     _shift(model, fit_threshold(model, session.held_out, BUDGET))
-    joint = replace(session, recipe=replace(session.recipe, routing="joint"))
-    train_jointly(model, questions.teacher, BUDGET, BUDGET, MORE, joint)
-    yield "reinmax", questions.row(model, family)
+    questions.reseed()
+    for again, more in enumerate(questions.rounds(), 1):
+        held = replace(more, recipe=replace(more.recipe, glide=0.0))  # gates are not made to explore again
+        train_jointly(model, questions.teacher, BUDGET, BUDGET, 1, held)
+        yield f"reinmax, round {again}", questions.row(model, None)
 
-    torch.manual_seed(session.seed)
     every = every_route(sizes, LAYERS)
     model = questions.student()
     questions.distil(model, every, SEARCH_EPOCHS, "search")
-    found = observe(model, questions.logits(session.held_out), session.held_out, every).divergence
-    yield "hindsight, all sets", questions.hindsight(model, every)
+    logits = torch.from_numpy(full_logits(questions.teacher.model, session.held_out))
+    found = observe(model, logits, session.held_out, every).divergence
     family = [min((r for r in every if len(r) == size), key=lambda r: float(found[r].mean())) for size in sizes]
-    torch.manual_seed(session.seed)
+    yield "hindsight, all sets", questions.hindsight(model, every)
+    yield "hindsight, three sets", questions.hindsight(model, family)
     model = questions.student()
     questions.distil(model, family, EPOCHS, "searched")
     questions.fit(model, family)
@@ -197,7 +214,7 @@ def run_all(glue: Path, runs: Path, seed: int, names: tuple[str, ...]) -> None:
             variants[variant] = figures
             click.echo(_line(name, seed, variant, figures))
         summary = {"metric": questions.session.metric, "seconds": round(time.time() - started), "variants": variants}
-        kept.write_text(json.dumps(summary, indent=1) + "\n")
+        write_json(kept, summary)
 
 
 @main.command()
@@ -212,14 +229,11 @@ def table() -> None:
 def _line(name: str, seed: int, variant: str, figures: dict[str, Any]) -> str:
     start = f"{name:<10} {seed:>2} {variant:<20}"
     if "routes" in figures and "metric" not in figures:
-        priced = ", ".join(
-            f"{figures[f'price {price:g}']['layers']:.2f} layers KL {figures[f'price {price:g}']['divergence']:.3f}"
-            f" at {price:g}"
-            for price in PRICES
-        )
+        at = (*(f"price {price:g}" for price in PRICES), "budget")
+        priced = ", ".join(f"{figures[a]['layers']:.2f} layers KL {figures[a]['divergence']:.4f} ({a})" for a in at)
         agreeing = f"agreeing with the teacher {figures['agreeing layers']:.2f} (none {figures['none agrees']:.1%})"
         return f"{start} {figures['routes']} routes: {priced}; {agreeing}"
-    family = ", ".join(" ".join(map(str, route)) for route in figures["family"])
+    family = ", ".join(" ".join(map(str, route)) for route in figures["family"] or ["any set"])
     return (
         f"{start} metric {figures['metric']:.4f} KL {figures['divergence']:.4f}"
         f" shuffled {figures['shuffled_metric']:.4f} KL {figures['shuffled_divergence']:.4f}"
