@@ -1,8 +1,10 @@
 """OpenVINO on the CPU. Compiles the ONNX pieces when they are loaded, a tenth of a second for a layer of BERT-base.
 
-Two facts, both measured (docs/performance.md), shape this file. A compiled piece keeps scratch memory for the largest
-call it has seen, so twelve layers would hold twelve times as much as full BERT does: large calls are made in parts, and
-the memory for a part is given back. And bf16 is a wish: a chip without it computes in fp32 and says so only when asked.
+Three facts, all measured (docs/performance.md), shape this file. A compiled piece keeps scratch memory for the largest
+call it has seen: twelve layers would hold twelve times as much as full BERT does, and each would find its own cold. So
+large calls are made in parts, and a layer gives its scratch back, which the next one is given while it is in the cache.
+A piece in bf16 converts what is fp32 on its way in and out: so hidden_states are bfloat16 between the pieces, too. And
+bf16 is a wish: a chip without it computes in fp32 and says so only when asked.
 """
 
 from collections.abc import Mapping
@@ -13,9 +15,11 @@ import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThisProcessor, Piece, Single, is_reduced
+from hadskip_export.runtime.engines.bfloat16 import Bfloat16States
 
-MOST_TOKENS = 1024  # computed at once; more at once is up to 5 % faster and takes 24 kB a token and layer
+MOST_TOKENS = {"fp32": 1024, "bf16": 1024, "int8": 512}  # computed at once, which takes 24 kB of scratch a token
 GROUP = 128  # channels of a token that share a scale in int8; 32 is a fifth slower and a tenth nearer
+HIDDEN_STATES_RANK = 3
 _SMALL = ("gate_", "head")  # pieces too small to share between threads; all gates in one are not
 
 
@@ -43,13 +47,24 @@ class OpenVinoEngine(OnThisProcessor):
         if self._precision == "int8" and is_reduced(piece):
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP
         try:
-            compiled = self._core.compile_model(str(file), "CPU", settings)
+            model = str(file) if self._precision != "bf16" else self._with_bfloat16_states(file)
+            compiled = self._core.compile_model(model, "CPU", settings)
             used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         except RuntimeError as error:
             raise EngineError(f"{file}: openvino {self._openvino.__version__} refuses it ({_reason(error)})") from error
         if used != wanted:
             raise EngineError(f"{file}: this chip computes {wanted} as {used}; use --engine openvino-fp32 here")
-        return OpenVinoPiece(self._openvino, compiled, file)
+        return OpenVinoPiece(self._openvino, compiled, file, MOST_TOKENS[self._precision], piece.startswith("layer"))
+
+    def _with_bfloat16_states(self, file: Path) -> Any:
+        """The piece's model, whose hidden_states, if it takes or gives any, are bfloat16."""
+        model = self._core.read_model(file)
+        types = self._openvino.preprocess.PrePostProcessor(model)
+        for ports, typed in ((model.inputs, types.input), (model.outputs, types.output)):
+            for index, port in enumerate(ports):
+                if port.partial_shape.rank.get_length() == HIDDEN_STATES_RANK:
+                    typed(index).tensor().set_element_type(self._openvino.Type.bf16)
+        return types.build()
 
     @staticmethod
     def layouts(precision: str) -> tuple[GateLayout, ...]:
@@ -69,45 +84,76 @@ class OpenVinoEngine(OnThisProcessor):
 
 class OpenVinoPiece:
     """A compiled model and its infer requests. One request serves one call at a time, so each call takes an idle one
-    or makes another. Inputs are read, and outputs are written, where the arrays lie: nothing is copied."""
+    or makes another. Inputs are read, and outputs are written, where the arrays lie: nothing is copied.
 
-    def __init__(self, openvino: Any, compiled: Any, file: Path):
-        self._tensor = openvino.Tensor
+    Args:
+        most_tokens: computed at once.
+        gives_back: its scratch memory, after each call, not only after one made in parts.
+    """
+
+    def __init__(self, openvino: Any, compiled: Any, file: Path, most_tokens: int, gives_back: bool):
         self._compiled = compiled
         self._file = file
-        self._inputs = range(len(compiled.inputs))
-        self._shapes = [
-            [dimension.get_length() if dimension.is_static else None for dimension in output.get_partial_shape()]
-            for output in compiled.outputs
-        ]
+        self._most_tokens, self._gives_back = most_tokens, gives_back
+        self._inputs, self._outputs = (
+            [Port(openvino, port) for port in ports] for ports in (compiled.inputs, compiled.outputs)
+        )
         self._idle: list[Any] = []  # pop and append are atomic
 
-    def __call__(self, *inputs: np.ndarray) -> Any:
-        arrays = [np.ascontiguousarray(array) for array in inputs]
+    def __call__(self, *inputs: Any) -> Any:
         try:
-            request = self._idle.pop()
-        except IndexError:
-            request = self._compiled.create_infer_request()
-        try:
+            arrays = [port.read(given) for port, given in zip(self._inputs, inputs, strict=True)]
             rows, length = arrays[0].shape[:2]
-            # What of an output's shape is not fixed is the batch, then the length, as in every input.
-            outputs = [
-                np.empty([size or arrays[0].shape[axis] for axis, size in enumerate(shape)], np.float32)
-                for shape in self._shapes
-            ]
-            step = max(1, MOST_TOKENS // length)
+            outputs = [port.empty(arrays[0].shape) for port in self._outputs]
+            request = self._request()
+            step = max(1, self._most_tokens // length)
             for part in (slice(first, first + step) for first in range(0, rows, step)):
-                for index, array in zip(self._inputs, arrays, strict=True):
-                    request.set_input_tensor(index, self._tensor(array[part], shared_memory=True))
-                for index, output in enumerate(outputs):
-                    request.set_output_tensor(index, self._tensor(output[part], shared_memory=True))
+                for index, (port, array) in enumerate(zip(self._inputs, arrays, strict=True)):
+                    request.set_input_tensor(index, port.tensor(array[part]))
+                for index, (port, array) in enumerate(zip(self._outputs, outputs, strict=True)):
+                    request.set_output_tensor(index, port.tensor(array[part]))
                 request.infer()
         except (RuntimeError, ValueError, IndexError) as error:
             raise EngineError(f"{self._file}: {_reason(error)}") from error
         self._idle.append(request)
-        if rows > step:
+        if self._gives_back or rows > step:
             self._compiled.release_memory()
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        given = [port.given(array) for port, array in zip(self._outputs, outputs, strict=True)]
+        return given[0] if len(given) == 1 else tuple(given)
+
+    def _request(self) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._compiled.create_infer_request()
+
+
+class Port:
+    """What a compiled model takes or gives in one place, and the array for it."""
+
+    def __init__(self, openvino: Any, port: Any):
+        self._openvino = openvino
+        self._bf16 = port.element_type == openvino.Type.bf16
+        self._shape = [size.get_length() if size.is_static else None for size in port.get_partial_shape()]
+
+    def read(self, given: Any) -> np.ndarray:
+        if self._bf16:
+            given = (given if isinstance(given, Bfloat16States) else Bfloat16States.nearest(given)).bits
+        return np.ascontiguousarray(given)
+
+    def empty(self, like: tuple[int, ...]) -> np.ndarray:
+        """For an output. What of its shape is not fixed is the batch, then the length, as in every input, `like`."""
+        shape = [size or like[axis] for axis, size in enumerate(self._shape)]
+        return np.empty(shape, np.uint16 if self._bf16 else np.float32)
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """On the array's own memory."""
+        if self._bf16:
+            return self._openvino.Tensor(array, list(array.shape), self._openvino.Type.bf16)
+        return self._openvino.Tensor(array, shared_memory=True)
+
+    def given(self, array: np.ndarray) -> Any:
+        return Bfloat16States(array) if self._bf16 else array
 
 
 def _reason(error: Exception) -> str:

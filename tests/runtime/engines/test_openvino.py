@@ -11,7 +11,7 @@ from hadskip_export.errors import EngineError
 from hadskip_export.exporters.conditional import join_conditional
 from hadskip_export.runtime import read_bundle
 from hadskip_export.runtime.engines import EngineOptions
-from hadskip_export.runtime.engines import openvino as engine_module
+from hadskip_export.runtime.engines.bfloat16 import Bfloat16States
 from hadskip_export.runtime.engines.openvino import OpenVinoEngine
 from tests.conftest import needs_bf16
 
@@ -104,16 +104,63 @@ def test_a_call_that_fails_leaves_no_request_behind(bundle: Path):
 
 
 @pytest.mark.parametrize("most", [1, 5, 12, 23, 1000])
-def test_a_large_call_is_made_in_parts_that_add_up_to_it(bundle: Path, monkeypatch: pytest.MonkeyPatch, most: int):
+def test_a_large_call_is_made_in_parts_that_add_up_to_it(bundle: Path, most: int):
     random = np.random.default_rng(0)
     hidden = random.normal(size=(7, 5, 32)).astype(np.float32)
     mask = (np.arange(5) < random.integers(1, 6, (7, 1))).astype(np.int64)
     for name in ("layer_01", "gate_01", "gates"):
         piece = engine(bundle).load(name)
-        monkeypatch.setattr(engine_module, "MOST_TOKENS", 10**6)
+        piece._most_tokens = 10**6
         expected = piece(hidden, mask)
-        monkeypatch.setattr(engine_module, "MOST_TOKENS", most)
+        piece._most_tokens = most
         np.testing.assert_allclose(piece(hidden, mask), expected, atol=1e-6)
+
+
+class Counted:
+    """A compiled model, and how often its scratch memory was given back."""
+
+    def __init__(self, compiled):
+        self._compiled, self.given_back = compiled, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._compiled, name)
+
+    def release_memory(self) -> None:
+        self.given_back += 1
+        self._compiled.release_memory()
+
+
+def test_a_layer_gives_its_scratch_memory_back_and_full_bert_only_that_of_a_large_call(bundle: Path):
+    ids, mask = np.full((2, 3), 7), np.ones((2, 3), np.int64)
+    layer, full = engine(bundle).load("layer_01"), engine(bundle).load("full")
+    for piece in (layer, full):
+        piece._compiled = Counted(piece._compiled)
+    expected = layer(np.ones((2, 3, 32), np.float32), mask)
+    np.testing.assert_array_equal(layer(np.ones((2, 3, 32), np.float32), mask), expected)
+    assert layer._compiled.given_back == 2
+    full(ids, mask, np.zeros_like(ids))
+    assert full._compiled.given_back == 0
+    full._most_tokens = 3
+    full(ids, mask, np.zeros_like(ids))
+    assert full._compiled.given_back == 1
+
+
+@needs_bf16
+def test_hidden_states_are_bfloat16_between_the_pieces_of_bf16_whose_gates_and_head_stay_fp32(bundle: Path):
+    ids, mask = np.random.default_rng(0).integers(5, 50, (3, 6)), np.ones((3, 6), np.int64)
+    exact, half = engine(bundle), engine(bundle, "bf16")
+    states = half.load("embeddings")(ids, np.zeros_like(ids))
+    assert isinstance(states, Bfloat16States) and states.bits.shape == (3, 6, 32)
+    np.testing.assert_allclose(states, exact.load("embeddings")(ids, np.zeros_like(ids)), rtol=2**-7)  # it cuts
+    after = half.load("layer_01")(states, mask)
+    assert isinstance(after, Bfloat16States)
+    np.testing.assert_array_equal(half.load("layer_01")(np.asarray(states), mask), after)
+    np.testing.assert_allclose(after, exact.load("layer_01")(np.asarray(states), mask), atol=0.05)
+    for piece in ("gates", "gate_01"):
+        margins = half.load(piece)(states, mask)
+        assert margins.dtype == np.float32
+        np.testing.assert_allclose(margins, exact.load(piece)(np.asarray(states), mask), atol=1e-5)
+    np.testing.assert_allclose(half.load("head")(states), exact.load("head")(np.asarray(states)), atol=1e-5)
 
 
 def test_without_openvino_the_message_names_the_extra(bundle: Path, monkeypatch: pytest.MonkeyPatch):
