@@ -30,8 +30,8 @@ def is_reduced(piece: str) -> bool:
 class Piece(Protocol):
     """A loaded piece. Safe to call from many threads at once.
 
-    Where an engine keeps hidden_states on a device, "array" means what the chain does with one: length, rows taken out
-    and put in, the next piece.
+    Where an engine keeps hidden_states on a device, or in bfloat16, "array" means what the chain does with one: length,
+    rows taken out and put in, the next piece.
     """
 
     def __call__(self, *inputs: np.ndarray) -> Any:
@@ -78,12 +78,15 @@ class Engine(Protocol):
         portable: whether what was built once runs with every version and on every chip.
         reads: what its files are: ONNX, a library's own plans, or one file of weights for all pieces.
         batches: whether its piece `graph` takes batches, not only a single input.
+        bf16_states: whether hidden_states are bfloat16 between its pieces when layers are: embeddings round what they
+            give, gates and head compute in fp32 on what they are given.
     """
 
     precisions: ClassVar[tuple[str, ...]]
     portable: ClassVar[bool]
     reads: ClassVar[Literal["onnx", "plans", "weights"]]
     batches: ClassVar[bool]
+    bf16_states: ClassVar[bool]
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions): ...
 
@@ -125,6 +128,7 @@ class OnThisProcessor:
 
     portable = True
     batches = False
+    bf16_states = False
 
     @staticmethod
     def chip() -> str:

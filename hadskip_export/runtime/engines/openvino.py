@@ -8,6 +8,7 @@ bf16 is a wish: a chip without it computes in fp32 and says so only when asked.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class OpenVinoEngine(OnThisProcessor):
     """See `Engine`. Its threads do not spin, whatever the options say."""
 
     precisions = ("fp32", "bf16", "int8")
+    bf16_states = True
     reads = "onnx"
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
@@ -117,7 +119,8 @@ class OpenVinoPiece:
             raise EngineError(f"{self._file}: {_reason(error)}") from error
         self._idle.append(request)
         if self._gives_back or rows > step:
-            self._compiled.release_memory()
+            with suppress(RuntimeError):  # another call is at work in this piece: the last one gives back for all
+                self._compiled.release_memory()
         given = [port.given(array) for port, array in zip(self._outputs, outputs, strict=True)]
         return given[0] if len(given) == 1 else tuple(given)
 

@@ -43,6 +43,7 @@ class _TensorRt:
     precisions = ("fp32", "fp16")
     portable = False
     batches = False
+    bf16_states = False
     reads = "plans"
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):

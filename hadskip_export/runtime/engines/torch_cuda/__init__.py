@@ -28,6 +28,7 @@ class TorchCudaEngine:
     precisions = ("fp32", "fp16", "bf16")
     portable = True
     batches = True
+    bf16_states = False
     reads = "weights"
     device = "cuda"
 
