@@ -153,7 +153,7 @@ def _epochs(
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for epoch in range(1, epochs + 1):
         module.train()
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}  # on the device: to read one waits for it
         batches = shuffled_batches(session.data, recipe.batch_size, session.seed + epoch, session.device)
         for done, batch in enumerate(track(batches, per_epoch, f"{label}, epoch {epoch} of {epochs}")):
             with torch.autocast(device_type, torch.bfloat16, enabled=recipe.precision == "bf16"):
@@ -162,11 +162,11 @@ def _epochs(
             together = min(recipe.accumulate, per_epoch - first)
             (loss / together).backward()
             for name, figure in figures.items():
-                sums[name] = sums.get(name, 0.0) + float(figure)
+                sums[name] = sums[name] + figure.double() if name in sums else figure.double()
             if done + 1 == first + together:
                 nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 schedule.step()
-        session.log(phase=label, epoch=epoch, **{name: value / per_epoch for name, value in sums.items()})
+        session.log(phase=label, epoch=epoch, **{name: float(value) / per_epoch for name, value in sums.items()})
         yield epoch

@@ -1,6 +1,8 @@
 """Where a task's examples come from and what is measured on them; the held-out slice."""
 
 import contextlib
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,11 @@ class TaskData:
             return np.full(len(examples), UNLABELLED, np.int64)
         index = {label: i for i, label in enumerate(self.labels)}
         return np.array([index[label] for label in examples.labels], np.int64)
+
+    def digest(self) -> str:
+        """SHA-256 of all texts and labels in their order, which decides what is held out."""
+        parts = [(part.texts, part.labels) for part in (self.train, self.evaluation, self.mismatched) if part]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def load_task(

@@ -2,7 +2,7 @@
 
 Sampled gates meet the budget in training; hard gates can miss it by up to a layer. One threshold on every margin
 mends that. Mean layers is not monotone in it (opening an early gate changes what later gates see), so it is searched
-on a grid and refined around the best crossing, on inputs no gradient has seen. Labels play no part. They should be
+on a grid and refined around the best crossing, on rows no gradient has seen. Labels play no part. They should be
 like those of deployment: a threshold met on SST-2's training phrases runs a tenth more layers on its sentences.
 """
 
@@ -60,8 +60,8 @@ def fit_threshold(model: GatedClassifier, data: Dataset, budget: float, device: 
     """The threshold at which mean layers over `data` meet `budget`, in logits.
 
     Where they cross it more than once, the crossing nearest to 0, where training left the gates; where they never do,
-    the grid's closest. The value is the midpoint between
-    neighbouring margins: one that lies exactly on an input's margin would flip with the last bit.
+    the grid's closest. The value is the midpoint between neighbouring margins: one that lies exactly on an input's
+    margin would flip with the last bit.
     """
     routes = HardRoutes(model, data, device)
     routes.mean_layers(0.0)

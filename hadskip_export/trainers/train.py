@@ -112,6 +112,7 @@ def train(
         "labels": data.labels,
         "train": train or data_dir,
         "eval": eval or data_dir,
+        "data": data.digest(),
         "fine_tuned": fine_tuned,
         "seed": seed,
         "max_length": length,

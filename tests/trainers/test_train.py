@@ -293,6 +293,18 @@ def test_resuming_with_another_command_is_refused(changes, run_folder, model_fol
         repeat(model_folder, csv_files, out, resume=True, **changes)
 
 
+def test_resuming_with_another_file_of_the_same_name_is_refused(run_folder, model_folder, csv_files):
+    """Other rows would be held out, some of which the run has learned from."""
+    train_file, _ = csv_files
+    before = train_file.read_text()
+    train_file.write_text("".join(before.splitlines(keepends=True)[:-1]))
+    try:
+        with pytest.raises(BundleError, match="--resume with another data"):
+            repeat(model_folder, csv_files, run_folder, resume=True)
+    finally:
+        train_file.write_text(before)
+
+
 def test_the_folder_of_a_run_is_refused_without_resume(run_folder, model_folder, csv_files):
     with pytest.raises(BundleError, match="not empty"):
         repeat(model_folder, csv_files, run_folder)
