@@ -233,7 +233,7 @@ def _line(name: str, seed: int, variant: str, figures: dict[str, Any]) -> str:
         priced = ", ".join(f"{figures[a]['layers']:.2f} layers KL {figures[a]['divergence']:.4f} ({a})" for a in at)
         agreeing = f"agreeing with the teacher {figures['agreeing layers']:.2f} (none {figures['none agrees']:.1%})"
         return f"{start} {figures['routes']} routes: {priced}; {agreeing}"
-    family = ", ".join(" ".join(map(str, route)) for route in figures["family"] or ["any set"])
+    family = ", ".join(" ".join(map(str, route)) for route in figures["family"] or []) or "all sets"
     return (
         f"{start} metric {figures['metric']:.4f} KL {figures['divergence']:.4f}"
         f" shuffled {figures['shuffled_metric']:.4f} KL {figures['shuffled_divergence']:.4f}"

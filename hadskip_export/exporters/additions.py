@@ -1,7 +1,9 @@
 """`build BUNDLE`: what a finished bundle can be given, an engine more or the one-file graph, made from its ONNX pieces
-and checked. No torch; whoever serves the bundle meanwhile goes on."""
+and checked. No torch; whoever serves the bundle meanwhile goes on, for a day with an engine that was replaced."""
 
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +21,8 @@ from hadskip_export.routes import Route
 from hadskip_export.runtime.bundle import GRAPH, Bundle, EngineInfo, GateLayout, Manifest, amend, read_bundle
 from hadskip_export.runtime.engines import Single, engine_class
 from hadskip_export.runtime.tokenization import Tokenizer
+
+SERVED_SECONDS = 24 * 3600  # that whoever serves an engine may take to load the bundle anew once it is replaced
 
 
 def add_engine(
@@ -72,18 +76,29 @@ def _add_engine(
     bundle: Bundle, engine: str, precision: str, gates: GateLayout | None, single: Single, guess: Route | None
 ) -> ParityReport | None:
     manifest, texts = bundle.manifest, read_golden(bundle).texts
-    for folder in bundle.path.glob("engines/*"):  # of a killed build, or long replaced
-        if folder.relative_to(bundle.path).as_posix() not in {info.folder for info in manifest.engines}:
-            shutil.rmtree(folder)
+    _clear(bundle)
     reference = OnnxReference(bundle)
     info = compile_engine(bundle.path, manifest.pieces, manifest.model, engine, precision, gates, single, guess)
     try:
         report = check(bundle, info, lambda p: compare(reference, p, p.tokenizer.encode(texts)))
-        amend(bundle, _with(manifest, note_parity(bundle.path, info, report)))
+        after = _with(manifest, note_parity(bundle.path, info, report))
+        for replaced in {one.folder for one in manifest.engines} - {one.folder for one in after.engines}:
+            os.utime(bundle.path / replaced)
+        amend(bundle, after)
     except BaseException:
         shutil.rmtree(bundle.path / info.folder, ignore_errors=True)
         raise
     return report
+
+
+def _clear(bundle: Bundle) -> None:
+    """Removes engines that the manifest does not name, of a killed build or replaced, once nobody will be serving them
+    any more."""
+    named = {info.folder for info in bundle.manifest.engines}
+    for folder in bundle.path.glob("engines/*"):
+        served = time.time() - folder.stat().st_mtime < SERVED_SECONDS
+        if not served and folder.relative_to(bundle.path).as_posix() not in named:
+            shutil.rmtree(folder)
 
 
 def _with(manifest: Manifest, added: EngineInfo) -> Manifest:

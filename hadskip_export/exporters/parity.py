@@ -16,6 +16,7 @@ from hadskip_export.progress import track
 from hadskip_export.routes import Route
 from hadskip_export.runtime.bundle import EngineInfo, Manifest, Tolerance, gate_name, layer_name
 from hadskip_export.runtime.engines import Piece, is_reduced
+from hadskip_export.runtime.engines.bfloat16 import STEP, Bfloat16States
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Encoded, pad
 
@@ -24,8 +25,6 @@ LOGITS_TOLERANCE = 1e-4  # fp32
 # Largest difference a piece in fp32 may show on the reference's own inputs.
 PIECE_TOLERANCE = {"gate": ROUTE_EPSILON, "head": LOGITS_TOLERANCE, "full": LOGITS_TOLERANCE}
 STATE_TOLERANCE = 1e-4  # embeddings and layers
-# Where hidden_states are bfloat16 between pieces: one step of it, of the largest value of what the reference gives.
-ROUNDED_SHARE = 2**-7
 FUSED = "gates in {}"  # what a report calls the gates that are fused with a piece
 # Below fp32 single values stray; the mean difference may be this share of the mean of what the reference gives.
 MEAN_SHARE = 0.2
@@ -123,20 +122,20 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
         differences[FUSED.format("guess")] = _Difference()
     kept: list[tuple[np.ndarray, ...]] = []
     same_full: list[bool] = []
+    rounded = info.precision == "bf16" and predictor.engine.bf16_states
     steps = zip(inputs, traces(reference, inputs, threshold), strict=True)
     for encoded, trace in track(steps, len(inputs), f"parity of {info.name}"):
-        errors, full_logits = _compare_pieces(pieces, encoded, trace, differences, manifest, info)
+        errors, full_logits = _compare_pieces(
+            pieces, encoded, trace, differences, manifest, info, reference if rounded else None
+        )
         if info.single == "graph":
             _compare_graph(pieces, encoded, manifest, differences["graph"])
         kept.append((trace.margins, errors, trace.route, trace.logits[0]))
         if full_logits is not None and trace.full_logits is not None:
             same_full.append(bool(full_logits.argmax() == trace.full_logits.argmax()))
     margins, margin_errors, routes, logits = (np.stack(column) for column in zip(*kept, strict=True))
-    rounded = info.precision == "bf16" and predictor.engine.bf16_states
     piece_reports = tuple(
-        difference.report_mean(piece)
-        if info.precision != "fp32" and is_reduced(piece)
-        else difference.report_largest(piece, rounded)
+        difference.report(piece, exact=info.precision == "fp32" or not is_reduced(piece))
         for piece, difference in differences.items()
     )
     near = np.full(margins.shape[1], ROUTE_EPSILON)
@@ -250,30 +249,25 @@ def largest_difference(got: np.ndarray, expected: np.ndarray) -> float:
 
 
 class _Difference:
-    """Running largest and mean of absolute differences, and of what was expected."""
+    """Running largest and mean of absolute differences, and the mean of what was expected."""
 
     def __init__(self) -> None:
-        self.largest, self.sum, self.count = 0.0, 0.0, 0
-        self.expected_largest, self.expected_sum = 0.0, 0.0
+        self.largest, self.sum, self.expected, self.count = 0.0, 0.0, 0.0, 0
 
-    def add(self, got: np.ndarray, expected: np.ndarray) -> None:
+    def add(self, got: np.ndarray, expected: np.ndarray, rounding: float = 0.0) -> None:
+        """`rounding`: the share of each value that is allowed for."""
         difference = np.abs(np.asarray(got, np.float64) - expected)
+        difference = np.maximum(difference - rounding * np.abs(expected), 0)
         self.largest = float(np.maximum(self.largest, difference.max()))  # NaN stays NaN
         self.sum, self.count = self.sum + float(difference.sum()), self.count + difference.size
-        self.expected_largest = max(self.expected_largest, float(np.abs(expected).max()))
-        self.expected_sum += float(np.abs(expected).sum())
+        self.expected += float(np.abs(expected).sum())
 
-    def report_mean(self, piece: str) -> PieceParity:
-        """Of a piece that is computed below fp32."""
+    def report(self, piece: str, exact: bool) -> PieceParity:
         count = max(1, self.count)
-        return PieceParity(piece, self.largest, self.sum / count, MEAN_SHARE * self.expected_sum / count, "mean")
-
-    def report_largest(self, piece: str, rounded: bool) -> PieceParity:
-        """Of a piece that is computed in fp32, between others which are not if `rounded`."""
+        if not exact:
+            return PieceParity(piece, self.largest, self.sum / count, MEAN_SHARE * self.expected / count, "mean")
         tolerance = next((t for kind, t in PIECE_TOLERANCE.items() if piece.startswith(kind)), STATE_TOLERANCE)
-        if rounded:
-            tolerance = max(tolerance, ROUNDED_SHARE * self.expected_largest)
-        return PieceParity(piece, self.largest, self.sum / max(1, self.count), tolerance)
+        return PieceParity(piece, self.largest, self.sum / count, tolerance)
 
 
 def _compare_pieces(
@@ -283,24 +277,40 @@ def _compare_pieces(
     differences: dict[str, _Difference],
     manifest: Manifest,
     info: EngineInfo,
+    on_rounded: Reference | None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Adds to `differences`; returns the error of each gate's margin after the engine's own piece before it, float
     [L], and the engine's logits of full BERT. A static route has no gates, whose margins are then right, and lacks the
-    layers that nobody runs."""
+    layers that nobody runs.
+
+    Args:
+        on_rounded: where hidden_states are bfloat16 between the engine's pieces, what says which margins and logits
+            fp32 gives on rounded ones. Embeddings may then be off by what rounding makes of a value.
+    """
     batch = pad([encoded])
     mask = batch.attention_mask
 
+    def margin_on(index: int, state: np.ndarray) -> np.ndarray:
+        if on_rounded is None:
+            return trace.margins[index : index + 1]
+        return on_rounded.margin(index, np.asarray(Bfloat16States.nearest(state)), mask)
+
+    def logits_on(state: np.ndarray) -> np.ndarray:
+        if on_rounded is None:
+            return trace.logits
+        return on_rounded.logits(np.asarray(Bfloat16States.nearest(state)))
+
     embedding_inputs = [getattr(batch, name) for name in manifest.model.inputs if name != "attention_mask"]
     before = pieces["embeddings"](*embedding_inputs), trace.states[0]
-    differences["embeddings"].add(*before)
+    differences["embeddings"].add(*before, rounding=0.0 if on_rounded is None else STEP)
     errors = np.zeros(len(trace.margins))
     for index, expected in enumerate(trace.layer_outputs):
         state = trace.states[index]
         layer, gate = layer_name(index), gate_name(index)
         if gate in pieces:
-            differences[gate].add(pieces[gate](state, mask), trace.margins[index : index + 1])
-            column = pieces["gates"](state, mask)[:, index]
-            differences["gates"].add(column, trace.margins[index : index + 1])
+            right = margin_on(index, state)
+            differences[gate].add(pieces[gate](state, mask), right)
+            differences["gates"].add(pieces["gates"](state, mask)[:, index], right)
             errors[index] = (pieces[gate](before[0], mask) - pieces[gate](before[1], mask))[0]
         if layer in pieces:
             output = pieces[layer](state, mask)
@@ -310,7 +320,7 @@ def _compare_pieces(
                 differences[FUSED.format(layer)].add(margins[:, index + 1 :], alone[:, index + 1 :])
             before = output, expected
             differences[layer].add(*before)
-    differences["head"].add(pieces["head"](trace.states[-1]), trace.logits)
+    differences["head"].add(pieces["head"](trace.states[-1]), logits_on(trace.states[-1]))
     if info.guess is not None:
         _compare_guess(pieces, info.guess, [*embedding_inputs, mask], differences)
     full_logits = None

@@ -46,6 +46,14 @@ class Reference(Protocol):
         """Runs a batch of one input."""
         ...
 
+    def margin(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """Of the gate before layer `index`, from 0, on [1, s, H]: float32 [1]."""
+        ...
+
+    def logits(self, hidden_states: np.ndarray) -> np.ndarray:
+        """The head's on [1, s, H]: float32 [1, classes]."""
+        ...
+
 
 def traces(reference: Reference, inputs: Sequence[Encoded], threshold: float):
     """Yields the trace of each input in turn."""
@@ -72,15 +80,19 @@ class OnnxReference:
         states = [self._run("embeddings", ids)]
         outputs, margins = [], []
         for index in self._layers:
-            feed = {"hidden_states": states[-1], "attention_mask": mask}
-            margins.append(self._run(gate_name(index), feed)[0] if self._fixed is None else self._fixed[index])
-            layer = layer_name(index)
+            margins.append(self.margin(index, states[-1], mask)[0] if self._fixed is None else self._fixed[index])
+            layer, feed = layer_name(index), {"hidden_states": states[-1], "attention_mask": mask}
             outputs.append(self._run(layer, feed) if layer in self._pieces else states[-1])
             states.append(outputs[-1] if margins[-1] > threshold else states[-1])
         full = self._run("full", ids | {"attention_mask": mask}) if "full" in self._pieces else None
         route = np.array(margins, np.float32) > threshold
-        logits = self._run("head", {"hidden_states": states[-1]})
-        return Trace(states, outputs, np.array(margins, np.float32), route, logits, full)
+        return Trace(states, outputs, np.array(margins, np.float32), route, self.logits(states[-1]), full)
+
+    def margin(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return self._run(gate_name(index), {"hidden_states": hidden_states, "attention_mask": attention_mask})
+
+    def logits(self, hidden_states: np.ndarray) -> np.ndarray:
+        return self._run("head", {"hidden_states": hidden_states})
 
     def _session(self, file: Path):
         options = self._ort.SessionOptions()

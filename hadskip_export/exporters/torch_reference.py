@@ -1,5 +1,6 @@
 """PyTorch as the reference, in fp32, one input at a time."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,3 +41,11 @@ class TorchReference:
             body.head(states[-1]).numpy(),
             None if self._full is None else self._full(ids, mask, types).logits.numpy(),
         )
+
+    @torch.no_grad()
+    def margin(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return self._model.gates[index].margin(*map(torch.from_numpy, (hidden_states, attention_mask))).numpy()
+
+    @torch.no_grad()
+    def logits(self, hidden_states: np.ndarray) -> np.ndarray:
+        return self._model.classifier.head(torch.from_numpy(hidden_states)).numpy()

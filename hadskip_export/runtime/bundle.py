@@ -174,15 +174,16 @@ class Bundle:
     manifest: Manifest
 
     def engine(self, name: str | None = None) -> EngineInfo:
-        """The engine called `name` (`ort`, or `ort-fp32` with its precision), or the first; of several that were built
-        for several machines the one that fits this one.
+        """The engine called `name` (`ort`, or `ort-fp32` with its precision), or the first; where it was built for
+        several machines the one for this one, if there is one.
 
         Raises:
             BundleError: the bundle has no such engine.
         """
         found = [info for info in self.manifest.engines if name is None or name in (info.engine, info.name)]
         if found:
-            return next((one for one in found if not built_elsewhere(one.engine, one.versions, one.chip)), found[0])
+            alike = [info for info in found if info.name == found[0].name]
+            return next((one for one in alike if not built_elsewhere(one.engine, one.versions, one.chip)), alike[0])
         have = ", ".join(info.name for info in self.manifest.engines)
         raise BundleError(f"{self.path}: has no engine {name!r}, only {have}; add it with hadskip-export build")
 
@@ -332,7 +333,7 @@ def amend(bundle: Bundle, manifest: Manifest) -> None:
     """Puts another manifest in the place of a bundle's own, with other engines or a graph, whose files must be there.
 
     The digest file names both before the new one is in place: whoever is killed in between, or reads just then, has a
-    bundle that loads. Folders of engines that are gone stay: somebody may be serving them.
+    bundle that loads. Folders of engines that are gone stay, for somebody may be serving them.
     """
     gone = {info.folder for info in bundle.manifest.engines} - {info.folder for info in manifest.engines}
     theirs = tuple(f"{folder}/" for folder in gone)
@@ -366,8 +367,12 @@ def _digest(content: bytes) -> str:
 def _replace(file: Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
     temporary = file.with_name(f".{file.name}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from hadskip_export.routes import Route, as_route, as_row
 from hadskip_export.runtime.bundle import Bundle, gate_names, layer_name, read_bundle
 from hadskip_export.runtime.chain import Chain
 from hadskip_export.runtime.conditional import Conditional
-from hadskip_export.runtime.engines import EngineOptions, Piece, built_elsewhere, engine_class
+from hadskip_export.runtime.engines import Engine, EngineOptions, Piece, built_elsewhere, engine_class
 from hadskip_export.runtime.routers import (
     CappedRouter,
     ForcedRouter,
@@ -102,12 +102,13 @@ class Predictor:
                 f" {info.engine} --precision {info.precision}"
             )
         files = {piece: bundle.file(file) for piece, file in info.files.items()}
-        self.engine = engine_class(info.engine)(files, info.precision, EngineOptions(threads, spinning))
+        engine_type = engine_class(info.engine)
+        self._engine: Engine | None = engine_type(files, info.precision, EngineOptions(threads, spinning))
+        self._batches = engine_type.batches
         self._lock = threading.Lock()
         self.chain: Chain | None = None  # what `router="gates"` runs; None until it is needed
         self.single: Piece | None = None  # what runs an input that comes alone; None where that is the chain
         self._full: Piece | None = None
-        self._closed = False
         _ = self._load_full() if router == "full" else self._load_chain()
         if warm_up:
             ids = [0] * min(WARM_UP_TOKENS, model.max_length)
@@ -247,10 +248,20 @@ class Predictor:
         threshold = None if router.kind == "static" else router.threshold
         return self.run(encoded, batch_size, router="gates", gate_threshold=threshold)
 
+    @property
+    def engine(self) -> Engine:
+        """
+        Raises:
+            EngineError: the predictor is closed.
+        """
+        if self._engine is None:
+            raise EngineError(CLOSED)
+        return self._engine
+
     def close(self) -> None:
         """Frees the engines. A closed predictor raises `EngineError` when called."""
         with self._lock:
-            self._closed, self.chain, self.single, self._full = True, None, None, None
+            self._engine = self.chain = self.single = self._full = None
 
     def __enter__(self) -> "Predictor":
         return self
@@ -292,41 +303,47 @@ class Predictor:
             )
 
     def _load_chain(self) -> Chain | Speculation | Conditional:
-        """Loads the chain when it is first needed. A call that has it is not disturbed by a `close` from then on."""
-        with self._lock:
-            if self._closed:
-                raise EngineError(CLOSED)
-            if self.chain is None:
-                manifest = self.bundle.manifest
-                model = manifest.model
-                gates = [self.engine.load(name) for name in gate_names(self.engine_info.gates, model.layers)]
-                separate = self.engine_info.gates == "separate"
-                chain = Chain(
-                    embeddings=self.engine.load("embeddings"),
-                    layers={index: self.engine.load(layer_name(index)) for index in manifest.reachable_layers},
-                    gates=gates if separate else [],
-                    lookahead=gates[0] if gates and not separate else None,
-                    head=self.engine.load("head"),
-                    embedding_inputs=tuple(name for name in EMBEDDING_INPUTS if name in model.inputs),
-                    num_layers=model.layers,
-                )
-                single = self.engine_info.single
-                self.single = None if single == "chain" else self.engine.load(single)
-                self.chain = chain  # last: whoever finds it finds all
-            if self.single is None:
-                return self.chain
-            if self.engine_info.guess is None:
-                return Conditional(self.chain, self.single, self.engine.batches)
-            return Speculation(self.chain, self.single, self.engine_info.guess)
+        """Loads the chain when it is first needed. A call that has it is not disturbed by a `close` from then on, nor
+        does one that finds it wait for whoever loads something else."""
+        chain = self.chain
+        if chain is None:
+            with self._lock:
+                engine, chain = self.engine, self.chain
+                if chain is None:
+                    chain, way = self._new_chain(engine), self.engine_info.single
+                    self.single = None if way == "chain" else engine.load(way)
+                    self.chain = chain  # last: whoever finds it finds all
+        single = self.single
+        if single is None:
+            return chain
+        if self.engine_info.guess is None:
+            return Conditional(chain, single, self._batches)
+        return Speculation(chain, single, self.engine_info.guess)
+
+    def _new_chain(self, engine: Engine) -> Chain:
+        manifest = self.bundle.manifest
+        model = manifest.model
+        gates = [engine.load(name) for name in gate_names(self.engine_info.gates, model.layers)]
+        separate = self.engine_info.gates == "separate"
+        return Chain(
+            embeddings=engine.load("embeddings"),
+            layers={index: engine.load(layer_name(index)) for index in manifest.reachable_layers},
+            gates=gates if separate else [],
+            lookahead=gates[0] if gates and not separate else None,
+            head=engine.load("head"),
+            embedding_inputs=tuple(name for name in EMBEDDING_INPUTS if name in model.inputs),
+            num_layers=model.layers,
+        )
 
     def _load_full(self) -> Piece:
         """The same for the full model, so that whoever never asks for it does not hold it in memory."""
-        with self._lock:
-            if self._closed:
-                raise EngineError(CLOSED)
-            if self._full is None:
-                self._full = self.engine.load("full")
-            return self._full
+        full = self._full
+        if full is None:
+            with self._lock:
+                engine, full = self.engine, self._full
+                if full is None:
+                    self._full = full = engine.load("full")
+        return full
 
 
 def _logger():

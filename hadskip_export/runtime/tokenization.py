@@ -88,6 +88,8 @@ class Tokenizer:
             raise DataError(
                 f"input {index + 1}: a text that is not valid Unicode; it holds half of a character"
             ) from error
+        if not encoding.ids:
+            raise DataError(f"input {index + 1}: a text of no tokens; this tokenizer adds none of its own")
         return Encoded(encoding.ids, encoding.type_ids, bool(encoding.overflowing))
 
     def _from_ids(self, index: int, given: Ids) -> Encoded:

@@ -11,13 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from hadskip_export import build
 from hadskip_export.errors import HadskipError
 from hadskip_export.exporters.parity import ParityReport, compare, count_flips
 from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.exporters.torch_reference import TorchReference
 from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.engines import is_reduced
+from hadskip_export.runtime.engines import openvino as openvino_engine
 from hadskip_export.runtime.tokenization import Encoded, pad
-from tests.conftest import STATIC_ROUTE, sentences
+from tests.conftest import STATIC_ROUTE, needs_bf16, sentences
 from tests.runtime.editing import add_to_weights, change_manifest, change_piece, copy_of, reseal
 
 TEXTS = ["", *(text for text, _ in sentences(12, 21)), ("a good film", "a bad plot")]
@@ -228,3 +231,42 @@ def test_a_skipped_layer_leaves_the_state_as_it_was(source, inputs):
     for index, ran in enumerate(trace.route):
         after = trace.layer_outputs[index] if ran else trace.states[index]
         np.testing.assert_array_equal(trace.states[index + 1], after)
+
+
+# hidden_states in bfloat16: pieces that compute in fp32 are held to it on what is rounded
+
+
+@pytest.fixture(scope="module")
+def in_bf16(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    mine = copy_of(bundle, tmp_path_factory.mktemp("bf16"))
+    build(mine, engine="openvino", precision="bf16", single="chain")
+    return mine
+
+
+def compared_in_bf16(reference, bundle: Path, inputs: list[Encoded]) -> ParityReport:
+    with Predictor.load(bundle, engine="openvino-bf16") as predictor:
+        return compare(reference, predictor, inputs)
+
+
+@needs_bf16
+def test_the_sound_pieces_of_bf16_are_as_near_as_those_of_fp32(in_bf16: Path, reference, inputs):
+    report = compared_in_bf16(reference, in_bf16, inputs)
+    assert report.parity == "passed"
+    found = {piece.piece: piece for piece in report.pieces if not is_reduced(piece.piece)}
+    assert set(found) == {"embeddings", *(f"gate_0{number}" for number in range(1, 5)), "gates", "head"}
+    for piece in found.values():
+        assert piece.largest < 1e-5 < piece.tolerance <= 1e-3
+
+
+@needs_bf16
+@pytest.mark.parametrize("piece", ["embeddings", "gate_02", "gates", "head"])
+def test_a_wrong_piece_of_fp32_among_those_of_bf16_is_named(in_bf16: Path, tmp_path: Path, reference, inputs, piece):
+    mine = copy_of(in_bf16, tmp_path)
+    change_piece(mine, piece, add_to_weights(5e-3))
+    assert compared_in_bf16(reference, mine, inputs).first_bad_piece == piece
+
+
+@needs_bf16
+def test_gates_in_bf16_are_told_from_those_in_fp32(in_bf16: Path, reference, inputs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(openvino_engine, "is_reduced", lambda piece: piece != "embeddings")
+    assert compared_in_bf16(reference, in_bf16, inputs).first_bad_piece.startswith("gate")

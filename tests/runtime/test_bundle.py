@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from hadskip_export.errors import BundleError, HadskipError
 from hadskip_export.runtime import Predictor
+from hadskip_export.runtime import bundle as bundle_module
 from hadskip_export.runtime.bundle import DIGEST, MANIFEST, HeldOut, new_bundle, read_bundle, seal
 from tests.runtime.editing import Refusal, change_manifest, change_piece, copy_of, outcome, reseal, write_manifest
 
@@ -496,6 +497,21 @@ def test_an_engine_is_found_by_either_of_its_names(bundle: Path):
     assert opened.engine() == opened.engine("ort") == opened.engine("ort-fp32")
     with pytest.raises(BundleError, match="no engine 'trt', only ort-fp32"):
         opened.engine("trt")
+
+
+def test_an_engine_that_was_built_elsewhere_is_not_replaced_by_one_of_another_name(bundle: Path, monkeypatch):
+    """Only by the same one, built for this machine: a GPU's engine must not quietly become the processor's."""
+    opened = read_bundle(bundle)
+    (ours,) = opened.manifest.engines
+    abroad = replace(ours, engine="openvino", chip="another")
+    here = replace(abroad, chip="this")
+    monkeypatch.setattr(
+        bundle_module, "built_elsewhere", lambda engine, versions, chip: "elsewhere" if chip == "another" else None
+    )
+    for engines, expected in [((abroad, ours), abroad), ((abroad, ours, here), here), ((ours, abroad), ours)]:
+        several = replace(opened, manifest=replace(opened.manifest, engines=engines))
+        assert several.engine() == expected
+        assert several.engine("openvino") == (here if here in engines else abroad)
 
 
 def test_no_pickle_in_a_bundle(bundle: Path):

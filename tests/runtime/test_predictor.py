@@ -1,10 +1,12 @@
 """The Predictor against PyTorch, one input at a time."""
 
+import gc
 import logging
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -350,6 +352,20 @@ def test_a_closed_predictor_says_so(bundle: Path, router):
     with pytest.raises(EngineError, match="closed"):
         predictor("good", router="gates" if router == "full" else "full")
     predictor.close()  # a second time is no harm
+
+
+def test_a_closed_predictor_holds_on_to_none_of_its_engines(bundle: Path):
+    with Predictor.load(bundle) as predictor:
+        predictor("good", router="full")
+        held = [weakref.ref(one) for one in (predictor.engine, predictor.chain, predictor._full)]
+    gc.collect()
+    assert [one() for one in held] == [None] * 3
+
+
+def test_who_needs_nothing_loaded_does_not_wait_for_who_does(bundle: Path):
+    """The kill switch is loaded when it is first asked for; meanwhile the others are answered."""
+    with Predictor.load(bundle) as predictor, predictor._lock, ThreadPoolExecutor(1) as other:
+        assert other.submit(predictor, "good").result(timeout=30)
 
 
 def test_nan_as_threshold_is_refused(predictor: Predictor):

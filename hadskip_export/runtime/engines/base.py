@@ -78,8 +78,8 @@ class Engine(Protocol):
         portable: whether what was built once runs with every version and on every chip.
         reads: what its files are: ONNX, a library's own plans, or one file of weights for all pieces.
         batches: whether its piece `graph` takes batches, not only a single input.
-        bf16_states: whether hidden_states are bfloat16 between its pieces when layers are: embeddings round what they
-            give, gates and head compute in fp32 on what they are given.
+        bf16_states: whether hidden_states are bfloat16 between its pieces when layers are; embeddings, gates and head
+            compute in fp32 all the same.
     """
 
     precisions: ClassVar[tuple[str, ...]]

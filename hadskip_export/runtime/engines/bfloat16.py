@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+STEP = 2**-7  # from one bfloat16 to the next, of the value, at most
+
 
 class Bfloat16States:
     """hidden_states [b, s, H] in bfloat16, as the chain uses an array: it takes rows out and puts them in.
@@ -17,8 +19,15 @@ class Bfloat16States:
 
     @classmethod
     def nearest(cls, states: np.ndarray) -> "Bfloat16States":
-        """From float32, each to the nearest, ties to even."""
-        bits = np.ascontiguousarray(states, np.float32).view(np.uint32)
+        """From float32, each to the nearest, ties to even. What is not a number stays so.
+
+        Raises:
+            ValueError: not float32.
+        """
+        if states.dtype != np.float32:
+            raise ValueError(f"hidden_states are {states.dtype}, expected float32")
+        states = np.where(np.isnan(states), np.float32(np.nan), states)  # others could become a number
+        bits = np.ascontiguousarray(states).view(np.uint32)
         return cls(((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16))
 
     def __len__(self) -> int:

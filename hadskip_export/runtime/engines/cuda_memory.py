@@ -33,6 +33,12 @@ class CudaDevice:
         checked(cuda.cudaMemPoolSetAttribute(self._pool, threshold, driver.cuuint64_t(KEPT)))
         self.lock = threading.Lock()  # for whoever needs several calls to stay together
 
+    def __del__(self) -> None:
+        """With the last piece and the last array: each of them holds on to it."""
+        if hasattr(self, "_pool"):
+            self._cuda.cudaMemPoolDestroy(self._pool)
+            self._cuda.cudaStreamDestroy(self.stream)
+
     def take(self, size: int) -> int:
         (pointer,) = checked(self._cuda.cudaMallocFromPoolAsync(max(1, size), self._pool, self.stream))
         return int(pointer)

@@ -8,7 +8,6 @@ bf16 is a wish: a chip without it computes in fp32 and says so only when asked.
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from hadskip_export.runtime.engines.bfloat16 import Bfloat16States
 MOST_TOKENS = {"fp32": 1024, "bf16": 1024, "int8": 512}  # computed at once, which takes 24 kB of scratch a token
 GROUP = 128  # channels of a token that share a scale in int8; 32 is a fifth slower and a tenth nearer
 HIDDEN_STATES_RANK = 3
+BUSY = "busy state"  # in OpenVINO's message where memory cannot be given back yet
 _SMALL = ("gate_", "head")  # pieces too small to share between threads; all gates in one are not
 
 
@@ -86,7 +86,7 @@ class OpenVinoEngine(OnThisProcessor):
 
 class OpenVinoPiece:
     """A compiled model and its infer requests. One request serves one call at a time, so each call takes an idle one
-    or makes another. Inputs are read, and outputs are written, where the arrays lie: nothing is copied.
+    or makes another. Inputs are read, and outputs are written, where the arrays lie, without a copy.
 
     Args:
         most_tokens: computed at once.
@@ -106,9 +106,11 @@ class OpenVinoPiece:
         try:
             arrays = [port.read(given) for port, given in zip(self._inputs, inputs, strict=True)]
             rows, length = arrays[0].shape[:2]
+            if any(len(array) != rows for array in arrays):
+                raise ValueError(f"inputs of {', '.join(str(len(array)) for array in arrays)} rows")
             outputs = [port.empty(arrays[0].shape) for port in self._outputs]
             request = self._request()
-            step = max(1, self._most_tokens // length)
+            step = max(1, self._most_tokens // max(1, length))
             for part in (slice(first, first + step) for first in range(0, rows, step)):
                 for index, (port, array) in enumerate(zip(self._inputs, arrays, strict=True)):
                     request.set_input_tensor(index, port.tensor(array[part]))
@@ -119,10 +121,17 @@ class OpenVinoPiece:
             raise EngineError(f"{self._file}: {_reason(error)}") from error
         self._idle.append(request)
         if self._gives_back or rows > step:
-            with suppress(RuntimeError):  # another call is at work in this piece: the last one gives back for all
-                self._compiled.release_memory()
+            self._give_back()
         given = [port.given(array) for port, array in zip(self._outputs, outputs, strict=True)]
         return given[0] if len(given) == 1 else tuple(given)
+
+    def _give_back(self) -> None:
+        """Its scratch memory, unless another call is at work in this piece: then the last one does for all."""
+        try:
+            self._compiled.release_memory()
+        except RuntimeError as error:
+            if BUSY not in str(error):
+                raise EngineError(f"{self._file}: {_reason(error)}") from error
 
     def _request(self) -> Any:
         try:

@@ -147,6 +147,8 @@ class TensorRtPiece:
     def __init__(self, plan: Any, strategy: Any, file: Path, device: CudaDevice, uploads: Uploads, scratch: Scratch):
         self._plan = plan  # its context does not keep it
         self._context = plan.create_execution_context(strategy)
+        if self._context is None:
+            raise EngineError(f"{file}: TensorRT cannot prepare it; is there memory left on the GPU?")
         self._file, self._device, self._uploads, self._scratch = file, device, uploads, scratch
         names = [plan.get_tensor_name(index) for index in range(plan.num_io_tensors)]
         self._inputs = [name for name in names if plan.get_tensor_mode(name).name == "INPUT"]
@@ -157,7 +159,7 @@ class TensorRtPiece:
             with self._device.lock:
                 values = self._run(inputs)
             outputs = [DeviceArray(value) if len(value.shape()) == 3 else value.numpy() for value in values]
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise EngineError(f"{self._file}: {first_line(error)}") from error
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 

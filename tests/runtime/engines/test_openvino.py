@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -103,13 +104,14 @@ def test_a_call_that_fails_leaves_no_request_behind(bundle: Path):
     assert piece._idle == []
 
 
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
 @pytest.mark.parametrize("most", [1, 5, 12, 23, 1000])
-def test_a_large_call_is_made_in_parts_that_add_up_to_it(bundle: Path, most: int):
+def test_a_large_call_is_made_in_parts_that_add_up_to_it(bundle: Path, most: int, precision: str):
     random = np.random.default_rng(0)
     hidden = random.normal(size=(7, 5, 32)).astype(np.float32)
     mask = (np.arange(5) < random.integers(1, 6, (7, 1))).astype(np.int64)
     for name in ("layer_01", "gate_01", "gates"):
-        piece = engine(bundle).load(name)
+        piece = engine(bundle, precision).load(name)
         piece._most_tokens = 10**6
         expected = piece(hidden, mask)
         piece._most_tokens = most
@@ -143,6 +145,39 @@ def test_a_layer_gives_its_scratch_memory_back_and_full_bert_only_that_of_a_larg
     full._most_tokens = 3
     full(ids, mask, np.zeros_like(ids))
     assert full._compiled.given_back == 1
+
+
+@pytest.mark.parametrize(("message", "told"), [("the model is in a busy state", False), ("no such memory", True)])
+def test_memory_that_another_call_still_needs_is_given_back_by_that_one(bundle: Path, message: str, told: bool):
+    class Refusing(Counted):
+        def release_memory(self) -> None:
+            raise RuntimeError(message)
+
+    layer = engine(bundle).load("layer_01")
+    layer._compiled = Refusing(layer._compiled)
+    with pytest.raises(EngineError, match=message) if told else nullcontext():
+        layer(np.ones((2, 3, 32), np.float32), np.ones((2, 3), np.int64))
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
+@pytest.mark.parametrize(
+    ("states", "mask"),
+    [
+        (np.zeros((2, 3, 31), np.float32), np.ones((2, 3), np.int64)),
+        (np.zeros((2, 3, 32), np.float64), np.ones((2, 3), np.int64)),
+        (np.zeros((2, 3, 32), np.int64), np.ones((2, 3), np.int64)),
+        (np.zeros((2, 3, 32), np.float32), np.ones((1, 3), np.int64)),
+        (np.zeros((2, 3, 32), np.float32), np.ones((2, 2), np.int64)),
+    ],
+    ids=["size", "float64", "int64", "rows of the mask", "tokens of the mask"],
+)
+def test_states_and_masks_that_do_not_fit_are_refused(bundle: Path, precision: str, states, mask):
+    """OpenVINO would cast or repeat some of them."""
+    layer = engine(bundle, precision).load("layer_01")
+    with pytest.raises(EngineError, match=r"layer_01\.onnx: .+"):
+        layer(states, mask)
+    fitting = layer(np.ones((2, 3, 32), np.float32), np.ones((2, 3), np.int64))
+    assert np.isfinite(np.asarray(fitting)).all()
 
 
 @needs_bf16
