@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hadskip_export.benchmark.profile import profile
-from hadskip_export.errors import EngineError, HadskipError, first_line
+from hadskip_export.errors import HadskipError, first_line
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Input, pad
 
@@ -98,8 +98,9 @@ def main() -> None:
                 reply = getattr(worker, name)(**request)
         except HadskipError as error:
             reply = {"error": str(error), "kind": type(error).__name__}
-        except Exception as error:  # of a library: whoever asked says which engine it was
-            reply = {"error": f"{type(error).__name__}: {first_line(error)}", "kind": EngineError.__name__}
+        except Exception as error:  # else the parent would only know that this process died
+            what = f"the benchmark's worker failed ({type(error).__name__}: {first_line(error)})"
+            reply = {"error": what, "kind": HadskipError.__name__}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 

@@ -90,9 +90,12 @@ def test_a_dead_worker_is_an_error_not_a_wait(bundle: Path):
     assert children() == before
 
 
-def test_a_worker_that_crashes_is_an_error(bundle: Path, capfd):
-    with System(str(bundle), {}, TEXTS) as system, pytest.raises(HadskipError, match="died"):
-        system.ask("calls", calls=[[10**6]])
+def test_what_a_worker_did_not_expect_is_told_in_one_line_and_it_answers_the_next(bundle: Path):
+    with System(str(bundle), {}, TEXTS) as system:
+        with pytest.raises(HadskipError, match=r"worker failed \(IndexError: .+\)") as error:
+            system.ask("calls", calls=[[10**6]])
+        assert "\n" not in str(error.value)
+        assert system.ask("calls", calls=[[0]])["seconds"][0] > 0
 
 
 def test_forced_routes_are_run_and_the_gates_do_not_matter(bundle: Path):
