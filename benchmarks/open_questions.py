@@ -1,7 +1,8 @@
 """What might make routes worth more, beside the recipe `adaptive`: the study's open questions (docs/results.md).
 
     python benchmarks/open_questions.py run --glue GLUE_FOLDER --runs FOLDER [--seed 0] cola sst2-8000
-    python benchmarks/open_questions.py table      # from the summaries kept in open_questions/
+    python benchmarks/open_questions.py run ... --refit cola                # settings of the gates' fit instead
+    python benchmarks/open_questions.py table                               # from the summaries in open_questions/
 
 Everything starts from the study's teacher and goes straight to 3 of 6 layers. After `adaptive` (the study's
 `adaptive-direct`: three epochs on routes drawn from its family, then the gates' fit) come, each from there, two rounds
@@ -39,7 +40,7 @@ from hadskip_export.tables import Columns
 from hadskip_export.trainers.batches import encode
 from hadskip_export.trainers.evaluation import above, full_logits, predict_fixed_routes, predict_routed
 from hadskip_export.trainers.families import Draw, every_route, nested, sizes_around
-from hadskip_export.trainers.gate_fitting import fit_gates, observe
+from hadskip_export.trainers.gate_fitting import Evidence, fit_gates, observe
 from hadskip_export.trainers.methods import SEARCH_EPOCHS
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.run_folder import write_json
@@ -52,6 +53,11 @@ from hadskip_export.trainers.threshold import fit_threshold
 BUDGET, LAYERS, SPREAD, EPOCHS, MORE = 3, 6, 1, 3, 2
 MAX_LENGTH = 128
 PRICES = (0.01, 0.03)
+SETTINGS = (
+    "gate_width=16", "gate_width=256", "fit_rows=1000", "fit_rows=4000", "fit_steps=500", "fit_steps=4500",
+    "fit_lr=5e-4", "fit_lr=8e-3", "fit_weight_decay=0", "fit_weight_decay=0.5", "fit_dropout=0", "fit_dropout=0.3",
+    "layer_price=0.003", "layer_price=0.3",
+)  # fmt: skip
 SUMMARIES = Path(__file__).parent / "open_questions"
 
 
@@ -83,10 +89,14 @@ class Questions:
         """As `train` does before a budget."""
         torch.manual_seed(self.session.seed + 2 + round(100 * BUDGET))
 
+    def evidence(self, model: GatedClassifier, family: Sequence[Route], fit_rows: int) -> Evidence:
+        session = self.session
+        rows = np.random.default_rng(session.seed).permutation(len(session.data))[:fit_rows]
+        return observe(model, self.teacher.logits()[torch.from_numpy(rows)], session.data.subset(rows), family)
+
     def fit(self, model: GatedClassifier, family: Sequence[Route]) -> None:
-        session, recipe = self.session, self.session.recipe
-        rows = np.random.default_rng(session.seed).permutation(len(session.data))[: recipe.fit_rows]
-        evidence = observe(model, self.teacher.logits()[torch.from_numpy(rows)], session.data.subset(rows), family)
+        recipe = self.session.recipe
+        evidence = self.evidence(model, family, recipe.fit_rows)
         fit_gates(model, evidence, family, recipe.layer_price, recipe, "gates")
 
     def rounds(self) -> Iterator[Session]:
@@ -176,6 +186,22 @@ def answer(questions: Questions) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "hindsight, searched", questions.hindsight(model, family)
 
 
+def refit(questions: Questions) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(setting, figures) of the gates of one body, fitted anew with one setting changed."""
+    family = nested(sizes_around(BUDGET, SPREAD, LAYERS), LAYERS)
+    body = questions.student()
+    questions.distil(body, family, EPOCHS, "adaptive")
+    evidence: dict[int, Evidence] = {}
+    for setting in (None, *SETTINGS):
+        recipe = load_recipe("adaptive", () if setting is None else (setting,))
+        torch.manual_seed(questions.session.seed)
+        model = GatedClassifier(body.classifier, recipe.gate_width, recipe.gate_bias)
+        if recipe.fit_rows not in evidence:
+            evidence[recipe.fit_rows] = questions.evidence(model, family, recipe.fit_rows)
+        fit_gates(model, evidence[recipe.fit_rows], family, recipe.layer_price, recipe, "gates")
+        yield setting or "as it is", questions.row(model, family)
+
+
 def _those_of(routes: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return lambda rows: routes[rows]
 
@@ -196,13 +222,14 @@ def main() -> None:
 @click.option("--glue", type=click.Path(path_type=Path, exists=True), required=True, help="GLUE's root folder.")
 @click.option("--runs", type=click.Path(path_type=Path), required=True, help="The study's, where its teachers are.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--refit", "refits", is_flag=True, help="The gates' fit with one setting changed, of one body.")
 @click.argument("names", nargs=-1, required=True)
-def run_all(glue: Path, runs: Path, seed: int, names: tuple[str, ...]) -> None:
+def run_all(glue: Path, runs: Path, seed: int, refits: bool, names: tuple[str, ...]) -> None:
     """Answer for what has no summary yet: NAMES such as cola, sst2-8000."""
     SUMMARIES.mkdir(exist_ok=True)
     for name in names:
         task, _, rows = name.partition("-")
-        kept = SUMMARIES / f"{name}-s{seed}.json"
+        kept = SUMMARIES / f"{name}{'-refit' if refits else ''}-s{seed}.json"
         if kept.is_file():
             continue
         run = Run(task, int(rows) if rows else None, seed, "open", BUDGET)
@@ -210,7 +237,7 @@ def run_all(glue: Path, runs: Path, seed: int, names: tuple[str, ...]) -> None:
         started = time.time()
         questions = Questions(task, data, teacher_folder(data, runs, run), seed)
         variants = {}
-        for variant, figures in answer(questions):
+        for variant, figures in (refit if refits else answer)(questions):
             variants[variant] = figures
             click.echo(_line(name, seed, variant, figures))
         summary = {"metric": questions.session.metric, "seconds": round(time.time() - started), "variants": variants}
@@ -227,7 +254,7 @@ def table() -> None:
 
 
 def _line(name: str, seed: int, variant: str, figures: dict[str, Any]) -> str:
-    start = f"{name:<10} {seed:>2} {variant:<20}"
+    start = f"{name:<16} {seed:>2} {variant:<22}"
     if "routes" in figures and "metric" not in figures:
         at = (*(f"price {price:g}" for price in PRICES), "budget")
         priced = ", ".join(f"{figures[a]['layers']:.2f} layers KL {figures[a]['divergence']:.4f} ({a})" for a in at)

@@ -40,7 +40,8 @@ def hidden_loss(student: list[Tensor], teacher: list[Tensor], attention_mask: Te
 
 
 def attention_loss(student: list[Tensor], teacher: list[Tensor], ran: Tensor, attention_mask: Tensor) -> Tensor:
-    """Equation 7 over the layers that ran: head-averaged maps, float [b, s, s], real tokens only.
+    """Equation 7: head-averaged maps, float [b, s, s], real tokens only; the mean over all layers, where one that did
+    not run, and has no map, counts as 0.
 
     Args:
         ran: bool [b, L].

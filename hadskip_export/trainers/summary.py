@@ -51,7 +51,8 @@ def budget_row(
     `shuffled_metric`, `shuffled_divergence`: the same routes dealt out to the inputs at random, mean of some deals:
     what the routes are worth when nobody chooses.
     `retained`: None where the teacher's metric is not above 0, for then a share of it says nothing.
-    `static_metric`: the best fixed set of round(budget) layers of the same weights, chosen on the held-out slice.
+    `static_metric`: the best fixed set of round(budget) layers (4.5: four) of the same weights, chosen on the held-out
+    slice. `held_out_mean_layers`: at the threshold that meets the budget on the evaluation texts, if it was met there.
     `mismatched_metric`: only with `mismatched`, MNLI's second evaluation data.
     """
     score = METRICS[metric]
