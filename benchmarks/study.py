@@ -15,6 +15,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -206,52 +207,77 @@ def table(names: tuple[str, ...]) -> None:
 
 @main.command("evidence")
 def evidence_table() -> None:
-    """Recipes beside their rivals, by seed, and the mean of the differences; what has not run yet is left blank.
+    """Recipes beside their rivals, by seed, and the mean of the differences, as docs/results.md has them.
 
-    `layers'` are those on the held-out slice of the training texts, at the threshold met on dev's. A rival with `*` had
-    a teacher of its own (the same training on another chip) and is left out of the means. KL is in nats."""
-    rivals = ("paper", *RIVALS)
-    click.echo(
-        f"{'data':<11} {'budget':>6} {'seed':>4} {'teacher':>7} {'adaptive':>8} {'kept':>6} {'KL':>5} {'shuffled':>8}"
-        f" {'KL':>5} {'top':>4} {'routes':>6} {'layers':>7}" + "".join(f" {name:>8} {'KL':>6}" for name in rivals)
+    `held out`: mean layers of the held-out training texts at the threshold that was met on dev's. A rival with * had a
+    teacher of its own (the same training on another chip) and is left out of the means. KL is in nats; of the means it
+    is how much higher or lower that of `adaptive` is."""
+    head = (
+        "data, budget",
+        "seed",
+        "teacher",
+        "adaptive",
+        "of it",
+        "KL",
+        "shuffled, KL",
+        "routes, commonest",
+        "held out",
     )
+    _print_row(*head, *(f"{name}, KL" for name in COMPARED))
+    _print_row(*["---"] * (len(head) + len(COMPARED)))
+    means = []
     for task, rows in EVIDENCE:
         for budget in (4, 3, 2):
-            differences: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
+            where = f"{task if rows is None else f'{task}, {rows:,}'}, {budget} of 6"
+            differences: dict[str, list[tuple[float, float]]] = {name: [] for name in COMPARED}
             for seed in range(3):
-                found = {who: _at(task, rows, seed, who, budget) for who in ("adaptive", *rivals)}
-                ours = found["adaptive"]
+                ours = _at(task, rows, seed, "adaptive", budget)
                 if ours is None:
                     continue
-                line = (
-                    f"{task if rows is None else f'{task}-{rows}':<11} {budget:>6} {seed:>4} {ours['teacher']:>7.4f}"
-                    f" {ours['metric']:>8.4f} {ours['retained'] or 0:>6.1%} {ours['divergence']:>5.3f}"
-                    f" {ours['shuffled_metric']:>8.4f} {ours['shuffled_divergence']:>5.3f}"
-                    f" {ours['top_route_share']:>4.2f} {ours['routes']:>6} {ours['held_out_mean_layers']:>6.2f}'"
-                )
-                for name, theirs in found.items():
-                    if theirs is None:
-                        line += " " * 16
-                    elif theirs is not ours:
-                        same = theirs["teacher"] == ours["teacher"]
-                        line += f" {theirs['metric']:>8.4f} {theirs['divergence']:>5.3f}{' ' if same else '*'}"
-                        if same:
-                            pairs = differences[name]
-                            pairs.append(
-                                (ours["metric"] - theirs["metric"], ours["divergence"] / theirs["divergence"] - 1)
-                            )
-                click.echo(line)
-            means = [
-                f"{name} {np.mean([metric for metric, _ in pairs]):+.4f}, KL {np.mean([kl for _, kl in pairs]):+.0%}"
-                f" ({len(pairs)})"
-                for name, pairs in differences.items()
-                if pairs
-            ]
-            if means:
-                click.echo(f"{'':<11} {budget:>6} adaptive less its rival, mean of seeds: {'; '.join(means)}")
+                cells = []
+                for name in COMPARED:
+                    theirs = _at(task, rows, seed, name, budget)
+                    cells.append("" if theirs is None else _beside(ours, theirs))
+                    if theirs is not None and theirs["teacher"] == ours["teacher"]:
+                        metric, divergence = (ours[key] - theirs[key] for key in ("metric", "divergence"))
+                        differences[name].append((metric, divergence / theirs["divergence"]))
+                _print_row(
+                    "" if seed else where, str(seed), _short(ours["teacher"]), _short(ours["metric"]),
+                    f"{ours['retained'] or 0:.1%}", _short(ours["divergence"]),
+                    f"{_short(ours['shuffled_metric'])}, {_short(ours['shuffled_divergence'])}",
+                    f"{ours['routes']}, {ours['top_route_share']:.2f}", f"{ours['held_out_mean_layers']:.2f}", *cells,
+                )  # fmt: skip
+            found = [np.mean(pairs, axis=0) if pairs else None for pairs in differences.values()]
+            counts = [len(pairs) for pairs in differences.values()]
+            means.append(
+                (where, *("" if pair is None else f"{pair[0]:+.3f}, KL {pair[1]:+.0%} ({count})"
+                          for pair, count in zip(found, counts, strict=True)))
+            )  # fmt: skip
+    click.echo()
+    _print_row("adaptive less", *COMPARED)
+    _print_row(*["---"] * (1 + len(COMPARED)))
+    for cells in means:
+        _print_row(*cells)
 
 
-def _at(task: str, rows: int | None, seed: int, who: str, budget: float) -> dict[str, float] | None:
+COMPARED = ("paper", *RIVALS)
+
+
+def _print_row(*cells: str) -> None:
+    click.echo("| " + " | ".join(cells) + " |")
+
+
+def _short(number: float) -> str:
+    return f"{number:.3f}".replace("0.", ".", 1)
+
+
+def _beside(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    layers = "" if theirs["routes"] > 1 else f" ({' '.join(map(str, theirs['top_route']))})"
+    other = "" if theirs["teacher"] == ours["teacher"] else "*"
+    return f"{_short(theirs['metric'])}, {_short(theirs['divergence'])}{other}{layers}"
+
+
+def _at(task: str, rows: int | None, seed: int, who: str, budget: float) -> dict[str, Any] | None:
     """The figures of a recipe or a rival at a budget, with its teacher's metric; None if it has not run. `paper` goes
     down to 2 in one run, from which those at 4 are, and those at 3 where it has no run of its own."""
     names = [student(task, rows, seed, who, budget).name]
