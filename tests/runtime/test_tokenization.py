@@ -1,5 +1,6 @@
 """Tokens are those of `transformers`, whatever the text; padding is only padding."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,17 @@ def test_padding_can_be_undone(rows: list[list[int]]):
         assert batch.input_ids[row][real].tolist() == ids
         assert batch.token_type_ids[row][real].tolist() == [i % 2 for i in ids]
         assert not batch.input_ids[row][~real].any()
+
+
+def test_a_text_of_no_tokens_is_refused_by_place(tokenizer_file: Path, tmp_path: Path):
+    """BERT's tokenizers always add [CLS] and [SEP]; one without them would give the engines nothing to run."""
+    plain = json.loads(tokenizer_file.read_text()) | {"post_processor": None}
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(plain))
+    tokenizer = Tokenizer(file, 16)
+    assert tokenizer.encode(["good"])[0].ids
+    with pytest.raises(DataError, match="input 2: a text of no tokens"):
+        tokenizer.encode(["good", ""])
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path):
