@@ -50,4 +50,4 @@ class Draw:
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """bool [b, L]; which rows they are, int [b], plays no part."""
         sizes = self._random.integers(len(self._rows), size=len(rows))
-        return np.stack([rows[self._random.integers(len(rows))] for rows in (self._rows[size] for size in sizes)])
+        return np.stack([alike[self._random.integers(len(alike))] for alike in (self._rows[size] for size in sizes)])

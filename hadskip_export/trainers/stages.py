@@ -162,7 +162,7 @@ def _epochs(
             together = min(recipe.accumulate, per_epoch - first)
             (loss / together).backward()
             for name, figure in figures.items():
-                sums[name] = sums[name] + figure.double() if name in sums else figure.double()
+                sums[name] = sums[name] + figure if name in sums else figure.float()  # not every device has doubles
             if done + 1 == first + together:
                 nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
                 optimizer.step()

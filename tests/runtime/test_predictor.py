@@ -364,7 +364,7 @@ def test_a_closed_predictor_holds_on_to_none_of_its_engines(bundle: Path):
 
 def test_who_needs_nothing_loaded_does_not_wait_for_who_does(bundle: Path):
     """The kill switch is loaded when it is first asked for; meanwhile the others are answered."""
-    with Predictor.load(bundle) as predictor, predictor._lock, ThreadPoolExecutor(1) as other:
+    with ThreadPoolExecutor(1) as other, Predictor.load(bundle) as predictor, predictor._lock:
         assert other.submit(predictor, "good").result(timeout=30)
 
 
