@@ -60,6 +60,17 @@ static float __shfl_xor_sync(unsigned, float x, int offset) {
     wait_for(threadIdx.x / 32, 32);
     return y;
 }
+static unsigned __ballot_sync(unsigned, bool mine) {
+    shown[threadIdx.x] = mine;
+    wait_for(threadIdx.x / 32, 32);
+    unsigned all = 0;
+    for (int i = 0; i < 32; ++i) all |= (unsigned)(shown[threadIdx.x / 32 * 32 + i] != 0) << i;
+    wait_for(threadIdx.x / 32, 32);
+    return all;
+}
+static int __popc(unsigned x) { return __builtin_popcount(x); }
+static void __syncwarp() { wait_for(threadIdx.x / 32, 32); }
+static int __ffs(unsigned x) { return __builtin_ffs(x); }
 struct half;
 static float widen(half x);
 static void narrow(float x, half& y);

@@ -62,8 +62,11 @@ class PlainLoop:
         assert not self._apart
         return step
 
-    def beside(self):
+    def part(self) -> None:
         self._apart = True
+
+    def beside(self):
+        assert self._apart
         return nullcontext()
 
     def join(self) -> None:
@@ -111,20 +114,23 @@ class TorchKernels:
 
         for row in range(rows):
             left = float(lane.terms[row, num_layers]) - int(lane.done[row])
-            lane.next[row] = following(row, int(lane.at[row]), left)
-            lane.report[row] = lane.next[row]
-            lane.report[rows + row] = following(row, int(lane.next[row]), left - 1)
+            lane.next[row] = lane.planned[row] = following(row, int(lane.at[row]), left)
         for slot in range(num_slots):
             row = int(lane.slots[slot])
             lane.writes[slot] = row >= 0 and int(lane.next[row]) == layer
             if lane.writes[slot]:
                 lane.at[row], lane.ran[row, layer] = layer, 1
                 lane.done[row] += 1
+                lane.planned[row] = following(row, layer, float(lane.terms[row, num_layers]) - int(lane.done[row]))
+        first = int(lane.planned.min())
+        rows_of_it = (lane.planned == first).nonzero()[:, 0]
+        lane.listed.fill_(-1)
+        lane.listed[: len(rows_of_it)] = rows_of_it
         lane.count += 1
-        lane.report[2 * rows] = lane.count[0]
+        lane.report[0], lane.report[1] = first | len(rows_of_it) << 16, lane.count[0]
 
     def gather(self, lane: Lane, num_slots: int) -> tuple[Tensor, Tensor]:
-        lane.slots[:num_slots].copy_(lane.sent_slots[:num_slots])
+        lane.slots[:num_slots].copy_(lane.listed[:num_slots])
         rows = lane.slots[:num_slots].clamp(min=0)
         return lane.states[rows], lane.bias[rows]
 

@@ -104,12 +104,13 @@ def test_each_step_of_a_call_is_what_the_plainest_means_make_of_it(kernels_by_de
             lane.states.copy_(states)
             lane.terms[:, :5] = thresholds
             if len(listed):
-                lane.list_rows(listed)
+                lane.listed.fill_(-1)
+                lane.listed[: len(listed)] = torch.from_numpy(listed)
                 gathered.append(system.gather(lane, len(listed)))
             system.decide(gates, lane, layer, len(listed))
         assert_same("margins", atol=1e-4)  # which waits for a device, as this lane's recorder does not
-        assert ours.reported(rows) == plain.reported(rows)
-        assert_same("slots", "ran", "at", "done", "next", "writes", "report")
+        assert ours.reported() == plain.reported()
+        assert_same("slots", "ran", "at", "done", "next", "planned", "listed", "writes", "report")
         if len(listed):
             for got, expected in zip(*gathered, strict=True):
                 torch.testing.assert_close(got, expected, atol=0, rtol=0)

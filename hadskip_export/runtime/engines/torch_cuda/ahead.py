@@ -1,18 +1,20 @@
 """The whole gated model on a GPU, and full BERT: what a call computes between its ids and its logits.
 
-To wait for what the gates say, to read it and to start the next layer takes nearly as long as a layer. So the host does
-not wait: it starts the layer that the gates would choose if the last layer had changed nothing of their mind, and only
-then reads what they said before that layer. Whatever it started, the device itself decides: every program asks all
-gates on the states that it finds, beside the layer's own work, and only rows for which this is the next layer take over
-its output. A wrong guess therefore costs the time of a layer and nothing else.
+To wait for what the gates say, to read it and to start the next layer takes nearly as long as a layer. So the host
+does not wait: every program asks all gates on the states that it finds, beside its layer's own work, and tells the host
+which layer they would choose after this one if it changed nothing of their mind. That one the host starts. Only rows
+for which it turns out to be the next layer take over its output, so a wrong guess costs the time of a layer and nothing
+else.
 """
 
 import numpy as np
 
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane
-from hadskip_export.runtime.engines.torch_cuda.layers import layer, sublayers
+from hadskip_export.runtime.engines.torch_cuda.layers import attention, layer, sublayers
 from hadskip_export.runtime.engines.torch_cuda.model import Model, round_rows
 from hadskip_export.runtime.engines.torch_cuda.recorder import Program
+
+NONE = -1  # no layer yet
 
 
 class Ahead:
@@ -22,7 +24,7 @@ class Ahead:
         self._model, self._name = model, name
         self._embeddings, self._gates, self._head = (model.part(part) for part in ("embeddings", "gates", "head"))
         self._layers = model.layers()
-        self._first = 0  # what the first row of the last call began with
+        self._first = 0  # layer that the first row of the last call ran
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """input_ids, token_type_ids where the model has them, attention_mask, int64 [b, s], thresholds float32 [b, L],
@@ -34,66 +36,69 @@ class Ahead:
             lane.send(ids, mask, thresholds, int(most[0]))
             while not self._run(lane, rows):
                 pass
-            return lane.answered(rows)
+            logits, ran = lane.answered(rows)
+            first_row = ran[0].tolist()
+            self._first = first_row.index(1) if 1 in first_row else self._model.num_layers
+            return logits, ran
 
     def _run(self, lane: Lane, rows: int) -> bool:
         """False where a program had to be recorded first."""
         last = self._model.num_layers
+        now, listed = self._first if rows == 1 else NONE, 1  # the ways of many part too soon for a guess
+        key = "begin", now, listed
         lane.expect()
-        if not lane.start(("begin",), self._begin):
-            return False
-        planned, first = [self._first] * rows, None
-        if rows > 1:  # their ways part too soon for a guess
-            if not lane.start(("look",), self._look):
-                return False
-            planned, _ = lane.reported(rows)
-        while True:
-            now, slots = min(planned), 1
-            if rows > 1:
-                listed = [row for row, one in enumerate(planned) if one == now]
-                slots = round_rows(len(listed))
-                lane.list_rows(listed)
-            key, record = (("layer", now, slots), self._layer) if now < last else (("finish",), self._finish)
-            if not lane.start(key, record):
-                return False
-            found, after = lane.reported(rows)
-            if first is None:
-                first = self._first = found[0]
-            if now == last == min(found):
+        while lane.start(("ahead", *key), self._record):
+            before, (now, listed) = now, lane.reported()
+            if before == now == last:
                 return True
-            planned = [
-                then if one == this == now else this for one, this, then in zip(planned, found, after, strict=True)
-            ]
+            key = "go on", now, 1 if now == last else round_rows(listed)
+        return False
 
-    def _begin(self, lane: Lane) -> Program:
-        return self._model.recorder.record(lambda: self._model.kernels.begin(self._embeddings, lane))
-
-    def _look(self, lane: Lane) -> Program:
-        return self._model.recorder.record(lambda: self._model.kernels.decide(self._gates, lane, -1, 0))
-
-    def _layer(self, lane: Lane, index: int, slots: int) -> Program:
-        recorder, kernels, part = self._model.recorder, self._model.kernels, self._layers[index]
+    def _record(self, lane: Lane, how: str, index: int, slots: int) -> Program:
+        """A program that ends with what is of this index: a layer, the head after them, or `NONE`."""
 
         def step() -> None:
-            states, bias = (lane.states, lane.bias) if len(lane.states) == 1 else kernels.gather(lane, slots)
+            if how == "begin":
+                self._model.kernels.begin(self._embeddings, lane)
+            if index == NONE:
+                self._model.kernels.decide(self._gates, lane, NONE, 0)
+            elif index == self._model.num_layers:
+                self._finish(lane)
+            else:
+                self._layer(lane, index, slots)
+
+        return self._model.recorder.record(step)
+
+    def _layer(self, lane: Lane, index: int, slots: int) -> None:
+        recorder, kernels, part = self._model.recorder, self._model.kernels, self._layers[index]
+        alone = len(lane.states) == 1
+        states, bias = (lane.states, lane.bias) if alone else kernels.gather(lane, slots)
+
+        def ask() -> None:
             with recorder.beside():
                 kernels.decide(self._gates, lane, index, slots)
-            ends = sublayers(part, states, bias, kernels.add_norm)
-            recorder.join()
-            kernels.replace(part, "output_norm", *ends, lane)
 
-        return recorder.record(step)
+        # Where a layer leaves room on the device, gates hold it up least when they come last: CUDA goes on with what a
+        # program has first, and needs longer to begin the other. A batch fills the device: there they would end last.
+        if not alone:
+            recorder.part()
+            ask()
+        context = attention(part, states, bias)
+        if alone:
+            recorder.part()
+        ends = sublayers(part, states, context, kernels.add_norm)
+        if alone:
+            ask()
+        recorder.join()
+        kernels.replace(part, "output_norm", *ends, lane)
 
-    def _finish(self, lane: Lane) -> Program:
-        recorder = self._model.recorder
-
-        def step() -> None:
-            with recorder.beside():
-                self._model.kernels.decide(self._gates, lane, self._model.num_layers, 0)
-            self._model.kernels.reply(self._head, lane.states, lane)
-            recorder.join()
-
-        return recorder.record(step)
+    def _finish(self, lane: Lane) -> None:
+        recorder, kernels = self._model.recorder, self._model.kernels
+        recorder.part()
+        kernels.decide(self._gates, lane, self._model.num_layers, 0)
+        with recorder.beside():
+            kernels.reply(self._head, lane.states, lane)
+        recorder.join()
 
 
 class Full:

@@ -1,5 +1,6 @@
 """Programs on an NVIDIA GPU: CUDA graphs, as torch captures them."""
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +24,18 @@ def own_stream(beside: bool = False) -> torch.cuda.Stream:
     runtime: Any = optional_import("cuda.bindings.runtime", "torch-cuda")
     (stream,) = checked(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking))
     return torch.cuda.ExternalStream(int(stream))
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Garbage may hold graphs and memory of the device, and to free them ends a capture."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager
@@ -74,18 +87,18 @@ class CudaGraphs:
             torch._C._cuda_clearCublasWorkspaces()
             try:
                 # Other threads of the host may use CUDA meanwhile.
-                with torch.cuda.graph(graph, self._pool, own_stream(), capture_error_mode="thread_local"):
+                captured = torch.cuda.graph(graph, self._pool, own_stream(), capture_error_mode="thread_local")
+                with no_collection(), captured:
                     step()
             finally:
                 torch._C._cuda_clearCublasWorkspaces()  # nobody else may go on in the pool
             return Captured(graph)
 
-    @contextmanager
-    def beside(self) -> Iterator[None]:
-        other = own_stream(beside=True)
-        other.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(other):
-            yield
+    def part(self) -> None:
+        own_stream(beside=True).wait_stream(torch.cuda.current_stream())
+
+    def beside(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(own_stream(beside=True))
 
     def join(self) -> None:
         torch.cuda.current_stream().wait_stream(own_stream(beside=True))

@@ -2,6 +2,7 @@
 // in capitals are numbers, given there too. A row's H columns are dealt out four at a time.
 
 #define MOST 4  // such fours to a thread that normalises
+#define AT_ONCE 8  // such fours that a thread asks for before the first is there
 
 struct half { unsigned short bits; };
 struct bfloat { unsigned short bits; };
@@ -226,11 +227,22 @@ gates(const float* pooled, const float* hidden_weight, const float* hidden_bias,
     parts[((first + threadIdx.x) * num_gates + gate) * PARTS + part] = margin;
 }
 
-// By one block. terms: L thresholds and the most layers, of each row. report: rows' next layers, those after, the count,
-// last, for the host waits for it.
-__device__ void decide_rows(const volatile float* parts, const float* margin_bias, float* margins, const float* terms,
-                            float* ran, int* at, int* done, int* next, const int* slots, int* writes, int* count,
-                            volatile int* report, int layer, int num_slots, int rows, int num_layers) {
+// The first layer from `now` on whose gate lets a row that may still run so many; none: num_layers.
+__device__ int following(int now, int left, const float* margin, const float* term, int num_layers) {
+    while (left > 0 && now < num_layers && !(margin[now] > term[now])) ++now;
+    return left > 0 ? now : num_layers;
+}
+
+// What the host waits for, all of it at once.
+__device__ void tell(int* report, int layer, int rows, int* count) {
+    *(volatile long long*)report = (long long)++*count << 32 | rows << 16 | layer;
+}
+
+// By one block. terms: L thresholds and the most layers, of each row.
+extern "C" __global__ void decide(const float* parts, const float* margin_bias, float* margins, const float* terms,
+                                  float* ran, int* at, int* done, int* next, int* planned, const int* slots,
+                                  int* listed, int* writes, int* count, int* report, int layer, int num_slots, int rows,
+                                  int num_layers) {
     for (int i = threadIdx.x; i < rows * num_layers; i += blockDim.x) {
         float margin = margin_bias[i % num_layers];
         for (int part = 0; part < PARTS; ++part) margin += parts[i * PARTS + part];
@@ -238,61 +250,66 @@ __device__ void decide_rows(const volatile float* parts, const float* margin_bia
     }
     __syncthreads();
     for (int row = threadIdx.x; row < rows; row += blockDim.x) {
-        const float* margin = margins + row * num_layers;
         const float* term = terms + row * (num_layers + 1);
         const int left = (int)term[num_layers] - done[row];
-        int now = left > 0 ? at[row] + 1 : num_layers;
-        while (now < num_layers && !(margin[now] > term[now])) ++now;
-        int after = left > 1 ? now + 1 : num_layers;
-        while (after < num_layers && !(margin[after] > term[after])) ++after;
-        report[row] = next[row] = now;
-        report[rows + row] = min(after, num_layers);
+        planned[row] = next[row] = following(at[row] + 1, left, margins + row * num_layers, term, num_layers);
     }
     __syncthreads();
     for (int slot = threadIdx.x; slot < num_slots; slot += blockDim.x) {
         const int row = slots[slot];
         writes[slot] = row >= 0 && next[row] == layer;
-        if (writes[slot]) {
-            at[row] = layer;
-            done[row] += 1;
-            ran[row * num_layers + layer] = 1;
-        }
+        if (!writes[slot]) continue;
+        const float* term = terms + row * (num_layers + 1);
+        at[row] = layer;
+        ran[row * num_layers + layer] = 1;
+        const int left = (int)term[num_layers] - ++done[row];
+        planned[row] = following(layer + 1, left, margins + row * num_layers, term, num_layers);
     }
-    __threadfence_system();
     __syncthreads();
-    if (threadIdx.x == 0) report[2 * rows] = ++*count;
-}
-
-extern "C" __global__ void decide(const float* parts, const float* margin_bias, float* margins, const float* terms,
-                                  float* ran, int* at, int* done, int* next, const int* slots, int* writes, int* count,
-                                  int* report, int layer, int num_slots, int rows, int num_layers) {
-    decide_rows(parts, margin_bias, margins, terms, ran, at, done, next, slots, writes, count, report, layer, num_slots,
-                rows, num_layers);
+    if (threadIdx.x >= 32) return;
+    int first = num_layers, many = 0;
+    for (int row = threadIdx.x; row < rows; row += 32) first = min(first, planned[row]);
+    for (int offset = 16; offset; offset >>= 1) first = min(first, (int)__shfl_xor_sync(~0u, first, offset));
+    for (int some = 0; some < rows; some += 32) {
+        const int row = some + threadIdx.x;
+        const bool here = row < rows && planned[row] == first;
+        const unsigned all = __ballot_sync(~0u, here), before = all & ((1u << threadIdx.x) - 1);
+        if (here) listed[many + __popc(before)] = row;
+        many += __popc(all);
+    }
+    for (int i = many + threadIdx.x; i < rows; i += 32) listed[i] = -1;
+    if (threadIdx.x == 0) tell(report, first, many, count);
 }
 
 // `pool`, `gates` and `decide` of a single row in one, for whoever waits for the report: every block pools the row, a
-// warp takes a unit, and the block that is last decides. arrived: 0 before and after.
+// warp takes a unit, and the first warp of the block that is last decides, a layer to each of its lanes. arrived: 0
+// before and after.
 extern "C" __global__ void __launch_bounds__(1024)
 decide_alone(const T* states, const float* mask, const float* hidden_weight, const float* hidden_bias,
              const float* margin_weight, float* parts, int* arrived, const float* margin_bias, float* margins,
-             const float* terms, float* ran, int* at, int* done, int* next, const int* slots, int* writes, int* count,
-             int* report, int layer, int num_slots, int length, int H, int width, int num_gates) {
+             const float* terms, float* ran, int* at, int* done, int* next, int* planned, const int* slots, int* listed,
+             int* writes, int* count, int* report, int layer, int num_slots, int length, int H, int width, int num_gates) {
     extern __shared__ float4 room[];
     __shared__ float counts[128];
     __shared__ float sums[32];
-    __shared__ bool last;
     float* seen = (float*)(room + blockDim.x);
     const int gate = blockIdx.x / PARTS, part = blockIdx.x % PARTS, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int fours = H / 4, groups = min(128, (int)blockDim.x / fours), group = threadIdx.x / fours;
     float4 x = make_float4(0, 0, 0, 0);
     float real_tokens = 0;
-    if (group < groups)
-        #pragma unroll 8
-        for (int token = group; token < length; token += groups) {
-            const bool real = mask[token] != 0;
-            const float4 y = load4(states + (long long)token * H + 4 * (threadIdx.x % fours));
-            if (real) x = plus(x, y), real_tokens += 1;
+    for (int some = group; group < groups && some < length; some += AT_ONCE * groups) {
+        Four<T> y[AT_ONCE];
+        float real[AT_ONCE];
+        #pragma unroll
+        for (int k = 0; k < AT_ONCE; ++k) {
+            const int token = min(some + k * groups, length - 1);
+            y[k] = *(const Four<T>*)(states + (long long)token * H + 4 * (threadIdx.x % fours));
+            real[k] = mask[token];
         }
+        #pragma unroll
+        for (int k = 0; k < AT_ONCE; ++k)
+            if (some + k * groups < length && real[k] != 0) x = plus(x, load4(y[k].at)), real_tokens += 1;
+    }
     room[threadIdx.x] = x;
     if (group < groups && threadIdx.x % fours == 0) counts[group] = real_tokens;
     __syncthreads();
@@ -314,64 +331,88 @@ decide_alone(const T* states, const float* mask, const float* hidden_weight, con
     }
     if (lane == 0) sums[warp] = margin;
     __syncthreads();
-    if (threadIdx.x == 0) {
-        margin = 0;
-        for (int i = 0; i < blockDim.x / 32; ++i) margin += sums[i];
-        parts[gate * PARTS + part] = margin;
+    if (warp != 0) return;
+    const int last_layer = at[0], before = done[0], row = slots[0];
+    const float term = lane < num_gates ? terms[lane] : 0, most = terms[num_gates];
+    const float constant = lane < num_gates ? margin_bias[lane] : 0;
+    margin = warp_sum(lane < blockDim.x / 32 ? sums[lane] : 0);
+    bool last = false;
+    if (lane == 0) {
+        parts[blockIdx.x] = margin;
         __threadfence();
         last = atomicAdd(arrived, 1) == gridDim.x - 1;
-        if (last) *arrived = 0;
         __threadfence();
     }
-    __syncthreads();
-    if (last)
-        decide_rows(parts, margin_bias, margins, terms, ran, at, done, next, slots, writes, count, report, layer, num_slots,
-                    1, num_gates);
+    if (!__ballot_sync(~0u, last)) return;
+    __syncwarp();
+    margin = constant;
+    if (lane < num_gates)
+        for (int i = 0; i < PARTS; ++i) margin += parts[lane * PARTS + i];
+    const unsigned open = __ballot_sync(~0u, lane < num_gates && lane > last_layer && margin > term);
+    const unsigned later = open & (open - 1);
+    const int left = (int)most - before, now = left > 0 && open ? __ffs(open) - 1 : num_gates;
+    const bool runs = num_slots && row >= 0 && now == layer;
+    const int then = !runs ? now : left > 1 && later ? __ffs(later) - 1 : num_gates;
+    if (lane == 0) tell(report, then, 1, count);
+    if (lane < num_gates) margins[lane] = margin;
+    if (lane != 0) return;
+    *arrived = 0, next[0] = now, planned[0] = then, listed[0] = 0;
+    if (num_slots) writes[0] = runs;
+    if (runs) at[0] = layer, done[0] = before + 1, ran[layer] = 1;
 }
 
 // A block for each token of each slot.
-extern "C" __global__ void gather(const int* slots, const T* states, const T* bias, T* listed, T* listed_bias,
-                                  int length, int H) {
-    const int row = max(slots[blockIdx.x / length], 0), token = blockIdx.x % length;
-    if (threadIdx.x == 0) listed_bias[blockIdx.x] = bias[row * length + token];
-    states += ((long long)row * length + token) * H;
-    listed += (long long)blockIdx.x * H;
-    for (int i = 4 * threadIdx.x; i < H; i += 4 * blockDim.x) *(Four<T>*)(listed + i) = *(const Four<T>*)(states + i);
+extern "C" __global__ void gather(const int* listed, int* slots, const T* states, const T* bias, T* gathered,
+                                  T* gathered_bias, int length, int H) {
+    const int slot = blockIdx.x / length, token = blockIdx.x % length, row = listed[slot];
+    const long long from = (long long)max(row, 0) * length + token;
+    if (threadIdx.x == 0) gathered_bias[blockIdx.x] = bias[from];
+    if (threadIdx.x == 0 && token == 0) slots[slot] = row;
+    for (int i = 4 * threadIdx.x; i < H; i += 4 * blockDim.x)
+        *(Four<T>*)(gathered + (long long)blockIdx.x * H + i) = *(const Four<T>*)(states + from * H + i);
 }
 
-// Some units of the head's pooler, and some rows, to a block of 8 warps.
+// Some units of the head's pooler, and some rows, to a block of 8 warps. The block that is last classifies: a row and
+// class to a warp. arrived: 0 before and after. answer: of each row logits, then the layers that ran.
 extern "C" __global__ void __launch_bounds__(256)
-pooler(const T* states, const float* weight, const float* bias, float* units, int rows, int rows_here, int length,
-       int H) {
+reply(const T* states, const float* weight, const float* bias, float* units, int* arrived, const float* class_weight,
+      const float* class_bias, const float* ran, float* answer, int rows, int rows_here, int units_here, int length,
+      int H, int num_classes, int num_layers) {
     extern __shared__ float4 room[];
+    __shared__ bool last;
     float* seen = (float*)room;
     const int first = blockIdx.y * rows_here, here = min(rows_here, rows - first), lane = threadIdx.x % 32;
     for (int i = 4 * threadIdx.x; i < here * H; i += 4 * blockDim.x)
         store4(load4(states + (long long)(first + i / H) * length * H + i % H), seen + i);
     __syncthreads();
-    const int unit = (blockIdx.x * 8 + threadIdx.x / 32) * UNITS_PER_WARP;
+    const int unit = (blockIdx.x * 8 + threadIdx.x / 32) * units_here;
     float sum[UNITS_PER_WARP][ROWS_PER_BLOCK];
-    weigh(weight + (long long)unit * H, H - unit, seen, here, H, sum);
+    weigh(weight + (long long)unit * H, min(units_here, H - unit), seen, here, H, sum);
     #pragma unroll
     for (int i = 0; i < UNITS_PER_WARP; ++i)
         #pragma unroll
         for (int row = 0; row < ROWS_PER_BLOCK; ++row)
-            if (row == lane && row < here && unit + i < H)
+            if (row == lane && row < here && i < units_here && unit + i < H)
                 units[(long long)(first + row) * H + unit + i] = tanhf(sum[i][row] + bias[unit + i]);
-}
-
-// A block for each row, a warp for each class. answer: logits, then the layers that ran.
-extern "C" __global__ void classify(const float* units, const float* weight, const float* bias, const float* ran,
-                                    float* answer, int H, int num_classes, int num_layers) {
-    const int row = blockIdx.x, lane = threadIdx.x % 32;
-    answer += row * (num_classes + num_layers);
-    for (int i = threadIdx.x; i < num_layers; i += blockDim.x) answer[num_classes + i] = ran[row * num_layers + i];
-    for (int number = threadIdx.x / 32; number < num_classes; number += blockDim.x / 32) {
-        float sum = 0;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(arrived, 1) == gridDim.x * gridDim.y - 1;
+        if (last) *arrived = 0;
+        __threadfence();
+    }
+    __syncthreads();
+    if (!last) return;
+    const int to_each = num_classes + num_layers;
+    for (int i = threadIdx.x; i < rows * num_layers; i += blockDim.x)
+        answer[i / num_layers * to_each + num_classes + i % num_layers] = ran[i];
+    for (int i = threadIdx.x / 32; i < rows * num_classes; i += blockDim.x / 32) {
+        const int row = i / num_classes, number = i % num_classes;
+        float value = 0;
         #pragma unroll 6
-        for (int i = 4 * lane; i < H; i += 128)
-            sum += total(times(load4(weight + number * H + i), load4(units + (long long)row * H + i)));
-        sum = warp_sum(sum);
-        if (lane == 0) answer[number] = sum + bias[number];
+        for (int k = 4 * lane; k < H; k += 128)
+            value += total(times(load4(class_weight + (long long)number * H + k), load4(units + (long long)row * H + k)));
+        value = warp_sum(value);
+        if (lane == 0) answer[row * to_each + number] = value + class_bias[number];
     }
 }

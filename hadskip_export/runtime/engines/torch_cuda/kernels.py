@@ -21,7 +21,7 @@ from hadskip_export.runtime.engines.torch_cuda.layers import Part
 ROWS_PER_BLOCK, UNITS_PER_WARP = 8, 4  # weights are read once for so many rows, and rows once for so many units
 SHARED_BYTES = 47 * 1024
 MOST_COLUMNS = SHARED_BYTES // 4
-MOST_ALONE = 4096  # columns of a row that a block can pool
+MOST_COLUMNS_ALONE, MOST_LAYERS_ALONE = 4096, 32  # of a row: a block pools it, a lane looks at each layer
 NUMBERS = {
     "ROWS_PER_BLOCK": ROWS_PER_BLOCK,
     "UNITS_PER_WARP": UNITS_PER_WARP,
@@ -44,11 +44,12 @@ class Kernels(Protocol):
 
     def decide(self, part: Part, lane: Lane, layer: int, num_slots: int) -> None:
         """`margins` of all gates on `states`, in fp32, and from them which layer each row runs next; those in `slots`
-        for which it is `layer` are marked in `writes` and count as having run it. Last the report."""
+        for which it is `layer` are marked in `writes` and count as having run it. What is planned for all after that,
+        and the rows with the lowest such layer, `listed`. Last the report."""
         ...
 
     def gather(self, lane: Lane, num_slots: int) -> tuple[Tensor, Tensor]:
-        """The rows that the host listed to `slots`; their states, and attention's bias for them, in this order."""
+        """The rows that are `listed` to `slots`; their states, and attention's bias for them, in this order."""
         ...
 
     def replace(self, part: Part, name: str, one: Tensor, other: Tensor, lane: Lane) -> None:
@@ -110,10 +111,10 @@ class CudaKernels:
         *weights, bias = (part.weights[name] for name in names)
         num_gates = len(bias)
         width, here, blocks = len(weights[1]) // num_gates, rows_per_block(rows, H), num_gates * PARTS
-        arrays = lane.terms, lane.ran, lane.at, lane.done, lane.next, lane.slots, lane.writes, lane.count, lane.report
-        decided = bias, lane.margins, *arrays, layer, num_slots
-        if rows == 1 and H <= MOST_ALONE:
-            given = lane.states, lane.mask, *weights, lane.parts, lane.arrived, *decided, length, H, width, num_gates
+        way = lane.at, lane.done, lane.next, lane.planned, lane.slots, lane.listed, lane.writes, lane.count, lane.report
+        decided = bias, lane.margins, lane.terms, lane.ran, *way, layer, num_slots
+        if rows == 1 and H <= MOST_COLUMNS_ALONE and num_gates <= MOST_LAYERS_ALONE:
+            given = lane.states, lane.mask, *weights, lane.parts, lane.decided, *decided, length, H, width, num_gates
             self._launch("decide_alone", (blocks, 1), 1024, *given, shared=4 * (4 * 1024 + H))
             return
         self._launch("pool", (-(-H // 64), rows), 512, lane.states, lane.mask, lane.pooled, length, H)
@@ -124,8 +125,7 @@ class CudaKernels:
     def gather(self, lane: Lane, num_slots: int) -> tuple[Tensor, Tensor]:
         _, length, H = lane.states.shape  # noqa: N806
         listed = lane.states.new_empty(num_slots, length, H), lane.bias.new_empty(num_slots, 1, 1, length)
-        lane.slots[:num_slots].copy_(lane.sent_slots[:num_slots], non_blocking=True)
-        arrays = lane.slots, lane.states, lane.bias, *listed
+        arrays = lane.listed, lane.slots, lane.states, lane.bias, *listed
         self._launch("gather", (num_slots * length, 1), threads_for(H), *arrays, length, H)
         return listed
 
@@ -135,11 +135,10 @@ class CudaKernels:
         first, last = (
             [part.weights[f"{name}.{kind}"] for kind in ("weight", "bias")] for name in ("pooler", "classifier")
         )
-        here = rows_per_block(rows, H)
-        grid = -(-H // (8 * UNITS_PER_WARP)), -(-rows // here)
-        self._launch("pooler", grid, 256, states, *first, lane.units, rows, here, length, H, shared=4 * here * H)
-        sizes = H, num_classes, lane.ran.shape[1]
-        self._launch("classify", (rows, 1), 64, lane.units, *last, lane.ran, lane.answer, *sizes)
+        here, units = rows_per_block(rows, H), 1 if rows == 1 else UNITS_PER_WARP
+        arrays = states, *first, lane.units, lane.replied, *last, lane.ran, lane.answer
+        sizes = rows, here, units, length, H, num_classes, lane.ran.shape[1]
+        self._launch("reply", (-(-H // (8 * units)), -(-rows // here)), 256, *arrays, *sizes, shared=4 * here * H)
 
     def _launch(
         self, name: str, grid: tuple[int, int], threads: int, *arguments: Tensor | int | float | None, shared: int = 0

@@ -35,9 +35,11 @@ class Lane:
     Attributes:
         states: hidden_states [rows, length, H] in the layers' precision.
         at, done: of each row the last layer it ran, from 0, -1 before any, and how many.
-        slots: the rows that a program works on, -1 where there is none.
-        report: of each row the layer it runs next and the one after that if its margins stay as they are (L: none),
-            then how often it was written in this call. In the host's memory, as is all that is `sent`, and `answer`.
+        next, planned: the layer it runs next (L: none), and, where the program at work runs that one, the one after it
+            if its margins stay as they are.
+        slots, listed: the rows that a program works on, -1 where there is none, and those that the next one should.
+        report: the next program's layer, how many rows are listed for it, and how often this was written in the call.
+            In the host's memory, as is all that is `sent`, and `answer`.
     """
 
     def __init__(self, sizes: Sizes, rows: int, length: int, recorder: Recorder):
@@ -61,15 +63,16 @@ class Lane:
         self.pooled = on_device(rows, sizes.hidden_size)
         self.parts = on_device(rows, num_layers, PARTS)
         self.margins, self.ran = (on_device(rows, num_layers) for _ in range(2))
-        self.at, self.done, self.next, self.slots, self.writes = (on_device(rows, dtype=torch.int32) for _ in range(5))
-        self.count, self.arrived = (on_device(1, dtype=torch.int32) for _ in range(2))
-        self.sent_slots = on_host(rows, dtype=torch.int32)
-        self.report = on_host(2 * rows + 1, dtype=torch.int32)
+        self.at, self.done, self.next, self.planned = (on_device(rows, dtype=torch.int32) for _ in range(4))
+        self.slots, self.listed, self.writes = (on_device(rows, dtype=torch.int32) for _ in range(3))
+        self.count, self.decided, self.replied = (on_device(1, dtype=torch.int32) for _ in range(3))
+        self.report = on_host(2, dtype=torch.int32)
         self.units = on_device(rows, sizes.hidden_size)
         self.answer = on_host(rows, sizes.num_classes + num_layers)
         # The same memory, to which numpy writes in a tenth of the time.
-        self._ids, self._terms, self._slots = self.sent_ids.numpy(), self.sent_terms.numpy(), self.sent_slots.numpy()
-        self._told, self._answered = memoryview(self.report.numpy()), self.answer.numpy()
+        self._ids, self._terms, self._answered = self.sent_ids.numpy(), self.sent_terms.numpy(), self.answer.numpy()
+        self._told = memoryview(self.report.numpy())
+        self._busy = False  # with a call
         self._reports = 0
 
     def send(self, ids: Sequence[np.ndarray], mask: np.ndarray, thresholds: np.ndarray | None, most: int) -> None:
@@ -78,9 +81,12 @@ class Lane:
         for array in (*ids, mask):
             if array.dtype != np.int64 or array.shape != (rows, length):
                 raise ValueError(f"expected int64 [{rows}, {length}], got {array.dtype} {list(array.shape)}")
-        self._recorder.wait()  # a call before this one may have been interrupted
-        self._ids.fill(0)
-        self._ids[2, :, 0] = 1
+        if self._busy:  # the call before this one was interrupted
+            self._recorder.wait()
+        self._busy = True
+        if self._ids.shape[1:] != mask.shape:
+            self._ids.fill(0)
+            self._ids[2, :, 0] = 1
         for place, array in zip(self._ids, ids, strict=False):
             place[:rows, :length] = array
         self._ids[2, :rows, :length] = mask
@@ -99,34 +105,29 @@ class Lane:
         program()
         return True
 
-    def list_rows(self, rows: Sequence[int]) -> None:
-        """For the program that is started next. Whatever was started before has read its own list: it has reported."""
-        self._slots[: len(rows)] = rows
-        self._slots[len(rows) :] = -1
-
     def expect(self) -> None:
         """Reports are counted from 0, as `begin` does too; the device is at rest."""
-        self._told[-1] = self._reports = 0
+        self._told[1] = self._reports = 0
 
-    def reported(self, rows: int) -> tuple[list[int], list[int]]:
-        """The next report: of each row its next layer, and the one after.
+    def reported(self) -> tuple[int, int]:
+        """The next report: the layer of the program that should follow, and how many rows it should run.
 
         Raises:
             EngineError: the device is done and has reported nothing.
         """
         self._reports += 1
         told, wanted, polls = self._told, self._reports, 0
-        while told[-1] != wanted:
+        while told[1] != wanted:
             polls += 1
             if polls % POLLS == 0:
-                if self._recorder.at_rest() and told[-1] != wanted:
+                if self._recorder.at_rest() and told[1] != wanted:
                     raise EngineError("the device reports nothing")
                 time.sleep(0)  # to whoever else wants to run
-        everyone = len(told) // 2
-        return told[:rows].tolist(), told[everyone : everyone + rows].tolist()
+        return told[0] & 0xFFFF, told[0] >> 16
 
     def answered(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Logits [b, classes] and the layers that ran [b, L]."""
         self._recorder.wait()
+        self._busy = False
         answer = self._answered[:rows].copy()
         return answer[:, : self._num_classes], answer[:, self._num_classes :]

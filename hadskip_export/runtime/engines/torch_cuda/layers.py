@@ -61,17 +61,22 @@ AddNorm = Callable[[Part, str, Tensor, Tensor], Tensor]
 
 def layer(part: Part, hidden_states: Tensor, bias: Tensor, add_norm: AddNorm) -> Tensor:
     """hidden_states [b, s, H] and what `attention_bias` gives -> hidden_states, all in the layers' precision."""
-    return add_norm(part, "output_norm", *sublayers(part, hidden_states, bias, add_norm))
+    context = attention(part, hidden_states, bias)
+    return add_norm(part, "output_norm", *sublayers(part, hidden_states, context, add_norm))
 
 
-def sublayers(part: Part, hidden_states: Tensor, bias: Tensor, add_norm: AddNorm) -> tuple[Tensor, Tensor]:
-    """What `layer` adds up and normalises last: what attention gave, and the feed-forward part of it."""
+def attention(part: Part, hidden_states: Tensor, bias: Tensor) -> Tensor:
+    """What the heads see, side by side, [b, s, H]."""
     b, s, H = hidden_states.shape  # noqa: N806 (the paper's letters)
     heads = part.linear("query_key_value", hidden_states).view(b, s, 3, part.num_heads, H // part.num_heads)
     query, key, value = heads.permute(2, 0, 3, 1, 4)
     scale = 1 / math.sqrt(H // part.num_heads)
     context = F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
-    context = context.transpose(1, 2).reshape(b, s, H)
+    return context.transpose(1, 2).reshape(b, s, H)
+
+
+def sublayers(part: Part, hidden_states: Tensor, context: Tensor, add_norm: AddNorm) -> tuple[Tensor, Tensor]:
+    """What `layer` adds up and normalises last: what attention gave, and the feed-forward part of it."""
     attended = add_norm(part, "attention_norm", hidden_states, part.linear("attention_output", context))
     return attended, part.linear("down", ACTIVATIONS[part.activation](part.linear("up", attended)))
 

@@ -139,7 +139,7 @@ class Bucket:
     counts as real, so that no row is without one."""
 
     def __init__(self, model: Model, rows: int, length: int):
-        self.model = model
+        self._dtype, self._add_norm, self._recorder = model.dtype, model.kernels.add_norm, model.recorder
         self._programs: dict[str, Program] = {}
 
         def on_device(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -182,7 +182,7 @@ class Bucket:
             self.mask.zero_()
             self.mask[:, 0] = 1
             self.mask[:rows, :length] = _tensor(mask, rows, length)
-            self.bias.copy_(attention_bias(self.mask, self.model.dtype))
+            self.bias.copy_(attention_bias(self.mask, self._dtype))
             self._mask_of = mask  # and keeps it, so that no other array can be the same object
 
     # Steps: from buffers to buffers
@@ -192,7 +192,7 @@ class Bucket:
 
     def run_layer(self, part: Part) -> None:
         """In the model's precision; between pieces hidden_states are fp32, as everywhere."""
-        self.hidden.copy_(layer(part, self.hidden.to(self.model.dtype), self.bias, self.model.kernels.add_norm))
+        self.hidden.copy_(layer(part, self.hidden.to(self._dtype), self.bias, self._add_norm))
 
     def ask(self, part: Part) -> None:
         found = margins(part, self.hidden, self.mask)
@@ -204,13 +204,13 @@ class Bucket:
     # What a call takes
 
     def states(self, rows: int, length: int) -> DeviceTensor:
-        return DeviceTensor(self.hidden[:rows, :length].clone(), self.model.recorder)
+        return DeviceTensor(self.hidden[:rows, :length].clone(), self._recorder)
 
 
 def round_rows(rows: int) -> int:
-    """Up to 8 as they are, then in steps of an eighth to a quarter: 10, 12, 14, 16, 20, 24, 28, 32, 40. Half the rows
-    of a batch, give or take a few, must not cost as much as all of them."""
-    return _round_up(rows, 1 << max(0, (rows - 1).bit_length() - 3))
+    """Up to 16 as they are, then in steps of a sixteenth to an eighth: 18, 20, ... 32, 36. Half the rows of a batch,
+    give or take a few, must not cost as much as all of them."""
+    return _round_up(rows, 1 << max(0, (rows - 1).bit_length() - 4))
 
 
 def _round_up(number: int, step: int) -> int:

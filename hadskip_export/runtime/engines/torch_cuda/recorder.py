@@ -12,9 +12,13 @@ class Recorder(Protocol):
 
     def record(self, step: Callable[[], None]) -> Program: ...
 
+    def part(self) -> None:
+        """From here on, until `join`, what a step starts `beside` and what it starts outside need not wait for each
+        other."""
+        ...
+
     def beside(self) -> AbstractContextManager[None]:
-        """What a step starts within runs beside what it starts after, until `join`. It must make no tensors: their
-        memory would be given to the other side."""
+        """What is started within must make no tensors: their memory would be given to the other side."""
         ...
 
     def join(self) -> None: ...
