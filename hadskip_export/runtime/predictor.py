@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from hadskip_export.runtime.routers import (
     StaticRouter,
 )
 from hadskip_export.runtime.speculation import Speculation
-from hadskip_export.runtime.tokenization import Encoded, Ids, Input, Text, Tokenizer, pad
+from hadskip_export.runtime.tokenization import Batch, Encoded, Ids, Input, Text, Tokenizer, pad
 
 RouterName = Literal["gates", "full"]
 CLOSED = "this predictor is closed; load the bundle again"
@@ -223,23 +223,33 @@ class Predictor:
         if routes is not None and not fitting:
             raise BudgetError(f"routes: expected a bool array {shape}, inputs by layers")
         pieces = self._load_full() if router == "full" else self._load_chain()
-        logits = np.zeros((len(encoded), len(self.labels)), np.float32)
-        ran = np.zeros(shape, bool)
+
+        def answer(some: Sequence[Encoded], routes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+            return self._run_batch(pieces, pad(some), lambda: self._new_router(threshold, max_layers, routes))
+
+        if 0 < len(encoded) <= batch_size:
+            return answer(encoded, routes)
+        logits, ran = np.zeros((len(encoded), len(self.labels)), np.float32), np.zeros(shape, bool)
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = pad([encoded[row] for row in rows])
-            if isinstance(pieces, Chain | Speculation | Conditional):
-                forced = None if routes is None else routes[rows]
-                answer, ran[rows] = pieces.run(batch, self._new_router(threshold, max_layers, forced))
-            else:
-                answer = pieces(*(getattr(batch, name) for name in self.bundle.manifest.model.inputs))
-                ran[rows] = True
-            if answer.shape != (len(rows), len(self.labels)):
-                raise BundleError(
-                    f"{self.bundle.path}: logits {answer.shape[1:]} for {len(self.labels)} labels; build it again"
-                )
-            logits[rows] = answer
+            some = [encoded[row] for row in rows]
+            logits[rows], ran[rows] = answer(some, None if routes is None else routes[rows])
+        return logits, ran
+
+    def _run_batch(
+        self, pieces: Chain | Speculation | Conditional | Piece, batch: Batch, new_router: Callable[[], Router]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        model = self.bundle.manifest.model
+        if isinstance(pieces, Chain | Speculation | Conditional):
+            logits, ran = pieces.run(batch, new_router())
+        else:
+            logits = pieces(*(getattr(batch, name) for name in model.inputs))
+            ran = np.ones((len(batch), model.layers), bool)
+        if logits.shape != (len(batch), len(self.labels)):
+            raise BundleError(
+                f"{self.bundle.path}: logits {logits.shape[1:]} for {len(self.labels)} labels; build it again"
+            )
         return logits, ran
 
     def run_as_built(self, encoded: Sequence[Encoded], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ this for a row.
 """
 
 from collections.abc import Sequence
+from ctypes import c_float
 from typing import Protocol
 
 import numpy as np
@@ -30,8 +31,7 @@ class GateRouter:
     """A layer runs where its gate's margin is above the threshold, both of them in float32."""
 
     def __init__(self, threshold: float):
-        with np.errstate(over="ignore"):  # beyond float32 is infinite
-            self._threshold = float(np.float32(threshold))
+        self._threshold = c_float(threshold).value  # beyond float32 is infinite
 
     def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
         return [value > self._threshold for value in margin]
@@ -65,10 +65,10 @@ class ForcedRouter:
     """
 
     def __init__(self, routes: np.ndarray):
-        self._routes, self._columns = routes, routes.T.tolist()
+        self._routes = routes
 
     def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
-        return self._columns[index]
+        return self._routes[:, index].tolist()
 
     def terms(self, rows: int, num_layers: int) -> tuple[np.ndarray, int]:
         return _thresholds(self._routes), num_layers
