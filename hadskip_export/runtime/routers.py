@@ -6,6 +6,7 @@ this for a row.
 
 from collections.abc import Sequence
 from ctypes import c_float
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -67,8 +68,12 @@ class ForcedRouter:
     def __init__(self, routes: np.ndarray):
         self._routes = routes
 
+    @cached_property
+    def _columns(self) -> list[list[bool]]:
+        return self._routes.T.tolist()
+
     def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
-        return self._routes[:, index].tolist()
+        return self._columns[index]
 
     def terms(self, rows: int, num_layers: int) -> tuple[np.ndarray, int]:
         return _thresholds(self._routes), num_layers
