@@ -216,6 +216,17 @@ def test_a_closed_predictor_holds_no_weights(bundle: Path, tmp_path: Path):
         gc.enable()
 
 
+def test_lanes_make_room_for_one_another(engine: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hadskip_export.runtime.engines.torch_cuda.model.MOST_LANES", 2)
+    mine = copy_of(bundle, tmp_path)
+    build(mine, engine=engine)
+    with Predictor.load(mine, engine=engine) as ours, Predictor.load(bundle, engine="ort") as theirs:
+        for rows in (1, 2, 3, 1, 7, 2, 1, 1):
+            assert_same_answers((ours, theirs), TEXTS[:rows])
+        (model,) = ours.engine._models.values()
+        assert len(model._lanes) == 2
+
+
 def test_a_length_that_the_model_does_not_take_is_refused(both):
     full = both[0].engine.load("full")
     arrays = [np.ones((1, 400), np.int64)] * 3

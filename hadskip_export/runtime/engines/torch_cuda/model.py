@@ -22,6 +22,7 @@ from hadskip_export.runtime.engines.torch_cuda.recorder import Program, Recorder
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LENGTH_STEP = 16  # tokens
+MOST_LANES = 128  # four for each length up to 512 tokens
 
 
 class DeviceTensor:
@@ -120,12 +121,17 @@ class Model:
         return self._buckets[size]
 
     def lane(self, rows: int, length: int) -> Lane:
-        """Likewise."""
+        """Likewise. The lane that was not used for longest makes room, and its programs with it."""
         size = self._rounded(rows, length)
-        if size not in self._lanes:
+        lane = self._lanes.pop(size, None)
+        if lane is None:
+            if len(self._lanes) == MOST_LANES:
+                self.recorder.wait()  # a call may have been interrupted
+                self._lanes.pop(next(iter(self._lanes)))
             with self.recorder.in_order():
-                self._lanes[size] = Lane(self._sizes, *size, self.recorder)
-        return self._lanes[size]
+                lane = Lane(self._sizes, *size, self.recorder)
+        self._lanes[size] = lane
+        return lane
 
     def _rounded(self, rows: int, length: int) -> tuple[int, int]:
         if length > self.max_positions:
