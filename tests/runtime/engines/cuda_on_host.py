@@ -37,7 +37,6 @@ static float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f;
 static unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
 static float rsqrtf(float x) { return 1 / sqrtf(x); }
 static void __threadfence() {}
-static void __threadfence_system() {}
 static int atomicAdd(int* at, int x) { const int before = *at; *at += x; return before; }
 
 // Threads of a block take turns: each runs until it waits for others.

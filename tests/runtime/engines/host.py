@@ -55,22 +55,22 @@ class PlainLoop:
 
     def __init__(self):
         self._order = threading.RLock()
-        self._apart = False  # whether something was started beside, and not waited for
+        self._apart = False
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         step()  # as a recorder does, before a call's inputs are there
-        assert not self._apart
         return step
 
-    def part(self) -> None:
+    @contextmanager
+    def parted(self):
+        assert not self._apart
         self._apart = True
+        yield
+        self._apart = False
 
     def beside(self):
         assert self._apart
         return nullcontext()
-
-    def join(self) -> None:
-        self._apart = False
 
     def alone(self):
         return self._order

@@ -19,6 +19,7 @@ from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.engines import ENGINES, EngineOptions
 from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
+from hadskip_export.runtime.engines.torch_cuda.lane import Lane
 from hadskip_export.runtime.engines.torch_cuda.model import DeviceTensor, round_rows
 from tests.conftest import sentences
 from tests.runtime.editing import copy_of
@@ -225,6 +226,39 @@ def test_lanes_make_room_for_one_another(engine: str, bundle: Path, tmp_path: Pa
             assert_same_answers((ours, theirs), TEXTS[:rows])
         (model,) = ours.engine._models.values()
         assert len(model._lanes) == 2
+
+
+def test_a_call_that_was_broken_off_is_waited_for(both, monkeypatch: pytest.MonkeyPatch):
+    ours, _ = both
+    if ours.single is None:
+        pytest.skip("the chain waits for each of its pieces")
+    waits = []
+    recorder = type(next(iter(ours.engine._models.values())).recorder)
+    wait = recorder.wait
+    monkeypatch.setattr(recorder, "wait", lambda self: waits.append(1) or wait(self))
+    assert_same_answers(both, TEXTS[:1])
+    usual, reported = len(waits), Lane.reported
+
+    def broken_off(lane: Lane):
+        reported(lane)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lane, "reported", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            ours(TEXTS[:1])
+    waits.clear()
+    assert_same_answers(both, TEXTS[:1])
+    assert len(waits) == usual + 1
+
+
+def test_more_rows_than_a_report_has_room_for_are_refused(both):
+    ours, _ = both
+    if ours.single is None:
+        pytest.skip("the chain has no report")
+    arrays = [np.ones((40_000, 2), np.int64)] * 3
+    with pytest.raises(EngineError, match="graph: more than 32768 inputs at once; lower batch_size"):
+        ours.single(*arrays, np.zeros((40_000, 4), np.float32), np.array([4]))
 
 
 def test_a_length_that_the_model_does_not_take_is_refused(both):

@@ -23,9 +23,10 @@ NO_GPU = TorchCudaEngine.why_not_here()
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))]
 ON_HOST = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="there is no g++")]
 DTYPES = list(NAMES)
-# rows, tokens, columns, units of a gate; larger ones where many threads take no turns
-SMALL = [(1, 16, 32, 4), (1, 7, 320, 40), (3, 20, 96, 7), (9, 3, 136, 36)]
-LARGE = [(1, 128, 768, 64), (1, 300, 4096, 5), (40, 24, 1056, 64), (32, 128, 768, 64), (2, 300, 4096, 5)]
+# rows, tokens, columns, units of a gate, layers; larger ones where many threads take no turns
+SMALL = [(1, 16, 32, 4, 32), (1, 7, 320, 40, 5), (1, 5, 32, 3, 33), (3, 20, 96, 7, 5), (9, 3, 136, 36, 6)]
+ALONE = [(1, 128, 768, 64, 12), (1, 300, 4096, 5, 5), (1, 9, 4100, 5, 5)]
+LARGE = [*ALONE, (40, 24, 1056, 64, 5), (32, 128, 768, 64, 12), (2, 300, 4096, 5, 5)]
 SIZES = [
     *(pytest.param("cpu", size, marks=ON_HOST, id=f"cpu-{size}") for size in SMALL),
     *(pytest.param("cuda", size, marks=ON_GPU, id=f"cuda-{size}") for size in SMALL + LARGE),
@@ -49,7 +50,7 @@ def kernels_by_device(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
 @pytest.mark.parametrize(("device", "size"), SIZES)
 def test_each_step_of_a_call_is_what_the_plainest_means_make_of_it(kernels_by_device, device: str, size):
     dtype, kernels = kernels_by_device(device)
-    rows, length, hidden_size, width = size
+    rows, length, hidden_size, width, num_layers = size
     random = np.random.default_rng(rows)
 
     def drawn(*shape: int, of: torch.dtype = torch.float32) -> torch.Tensor:
@@ -58,16 +59,17 @@ def test_each_step_of_a_call_is_what_the_plainest_means_make_of_it(kernels_by_de
     def part(of: torch.dtype = torch.float32, **shapes: tuple[int, ...]) -> Part:
         return Part({name.replace("_", "."): drawn(*shape, of=of) for name, shape in shapes.items()}, 4, 1e-12, "gelu")
 
-    sizes = Sizes(num_layers=5, num_classes=3, hidden_size=hidden_size, dtype=dtype, device=device)
+    sizes = Sizes(num_layers, num_classes=3, hidden_size=hidden_size, dtype=dtype, device=device)
     ours, plain = (Lane(sizes, rows, length, PlainLoop()) for _ in range(2))
     systems = [(kernels, ours), (TorchKernels(), plain)]
     tables = {"word": 9, "position": length, "segment": 2}
     norm = {"norm_weight": (hidden_size,), "norm_bias": (hidden_size,)}
     words = part(**{f"{name}_weight": (count, hidden_size) for name, count in tables.items()}, **norm)
     low = part(of=dtype, **norm)
-    gates = part(hidden_weight=(5 * width, hidden_size), hidden_bias=(5 * width,), margins_bias=(5,))
+    units = num_layers * width
+    gates = part(hidden_weight=(units, hidden_size), hidden_bias=(units,), margins_bias=(num_layers,))
     gates.weights["hidden.weight"].div_(hidden_size**0.5)
-    gates.weights["margins.weight"] = torch.block_diag(*drawn(5, 1, width))
+    gates.weights["margins.weight"] = torch.block_diag(*drawn(num_layers, 1, width))
     head = part(
         pooler_weight=(hidden_size, hidden_size),
         pooler_bias=(hidden_size,),
@@ -89,20 +91,20 @@ def test_each_step_of_a_call_is_what_the_plainest_means_make_of_it(kernels_by_de
             torch.testing.assert_close(got, expected, atol=atol, rtol=0, msg=lambda said, name=name: f"{name}: {said}")
 
     for system, lane in systems:
-        lane.send([ids, types], mask, np.zeros((rows, 5), np.float32), 3)
+        lane.send([ids, types], mask, np.zeros((rows, num_layers), np.float32), 3)
         lane.expect()
         system.begin(words, lane)
     assert_same("states", atol=close)
     assert_same("mask", "bias", "terms", "ran", "at", "done", "count")
     ran = 0
-    for layer in (-1, 0, 1, 1, 2, 4, 5):
-        states, thresholds = drawn(rows, length, hidden_size, of=dtype), drawn(rows, 5) - 1
+    for layer in (-1, 0, 1, 1, 2, num_layers - 1, num_layers):
+        states, thresholds = drawn(rows, length, hidden_size, of=dtype), drawn(rows, num_layers) - 1
         thresholds[:, 0] -= 20  # so that some row surely runs it
-        listed = random.permutation(rows)[: 0 if layer == 5 else max(1, rows // 2)]
+        listed = random.permutation(rows)[: 0 if layer == num_layers else max(1, rows // 2)]
         gathered = []
         for system, lane in systems:
             lane.states.copy_(states)
-            lane.terms[:, :5] = thresholds
+            lane.terms[:, :num_layers] = thresholds
             if len(listed):
                 lane.listed.fill_(-1)
                 lane.listed[: len(listed)] = torch.from_numpy(listed)

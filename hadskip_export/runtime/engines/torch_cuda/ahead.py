@@ -78,27 +78,23 @@ class Ahead:
             with recorder.beside():
                 kernels.decide(self._gates, lane, index, slots)
 
-        # Where a layer leaves room on the device, gates hold it up least when they come last: CUDA goes on with what a
-        # program has first, and needs longer to begin the other. A batch fills the device: there they would end last.
-        if not alone:
-            recorder.part()
-            ask()
-        context = attention(part, states, bias)
-        if alone:
-            recorder.part()
-        ends = sublayers(part, states, context, kernels.add_norm)
-        if alone:
-            ask()
-        recorder.join()
+        if alone:  # such a layer leaves room on the device, and CUDA is quicker to go on with what a program has first
+            context = attention(part, states, bias)
+            with recorder.parted():
+                ends = sublayers(part, states, context, kernels.add_norm)
+                ask()
+        else:  # which fills the device: what is asked last ends last, and the host waits for it
+            with recorder.parted():
+                ask()
+                ends = sublayers(part, states, attention(part, states, bias), kernels.add_norm)
         kernels.replace(part, "output_norm", *ends, lane)
 
     def _finish(self, lane: Lane) -> None:
         recorder, kernels = self._model.recorder, self._model.kernels
-        recorder.part()
-        kernels.decide(self._gates, lane, self._model.num_layers, 0)
-        with recorder.beside():
-            kernels.reply(self._head, lane.states, lane)
-        recorder.join()
+        with recorder.parted():
+            kernels.decide(self._gates, lane, self._model.num_layers, 0)
+            with recorder.beside():
+                kernels.reply(self._head, lane.states, lane)
 
 
 class Full:

@@ -28,7 +28,8 @@ def own_stream(beside: bool = False) -> torch.cuda.Stream:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Garbage may hold graphs and memory of the device, and to free them ends a capture."""
+    """Garbage may hold graphs and memory of the device, and to free them ends a capture. For the whole process: the few
+    milliseconds of one."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -90,18 +91,24 @@ class CudaGraphs:
                 captured = torch.cuda.graph(graph, self._pool, own_stream(), capture_error_mode="thread_local")
                 with no_collection(), captured:
                     step()
+            except BaseException:
+                self._pool = torch.cuda.graph_pool_handle()  # torch may think that the old one is still captured into
+                raise
             finally:
                 torch._C._cuda_clearCublasWorkspaces()  # nobody else may go on in the pool
             return Captured(graph)
 
-    def part(self) -> None:
-        own_stream(beside=True).wait_stream(torch.cuda.current_stream())
+    @contextmanager
+    def parted(self) -> Iterator[None]:
+        here, other = torch.cuda.current_stream(), own_stream(beside=True)
+        other.wait_stream(here)
+        try:
+            yield
+        finally:  # nothing can be captured any more if a capture ends parted
+            here.wait_stream(other)
 
     def beside(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(own_stream(beside=True))
-
-    def join(self) -> None:
-        torch.cuda.current_stream().wait_stream(own_stream(beside=True))
 
     def alone(self) -> AbstractContextManager[Any]:
         return _ORDER

@@ -233,9 +233,9 @@ __device__ int following(int now, int left, const float* margin, const float* te
     return left > 0 ? now : num_layers;
 }
 
-// What the host waits for, all of it at once.
+// What the host waits for, all of it at once: see `Lane.report`.
 __device__ void tell(int* report, int layer, int rows, int* count) {
-    *(volatile long long*)report = (long long)++*count << 32 | rows << 16 | layer;
+    *(volatile unsigned long long*)report = (unsigned long long)++*count << 32 | (unsigned)rows << 16 | layer;
 }
 
 // By one block. terms: L thresholds and the most layers, of each row.
@@ -344,7 +344,7 @@ decide_alone(const T* states, const float* mask, const float* hidden_weight, con
         __threadfence();
     }
     if (!__ballot_sync(~0u, last)) return;
-    __syncwarp();
+    __syncwarp();  // whatever lane 0 may read now, the others may
     margin = constant;
     if (lane < num_gates)
         for (int i = 0; i < PARTS; ++i) margin += parts[lane * PARTS + i];

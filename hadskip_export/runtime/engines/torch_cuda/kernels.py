@@ -114,8 +114,9 @@ class CudaKernels:
         way = lane.at, lane.done, lane.next, lane.planned, lane.slots, lane.listed, lane.writes, lane.count, lane.report
         decided = bias, lane.margins, lane.terms, lane.ran, *way, layer, num_slots
         if rows == 1 and H <= MOST_COLUMNS_ALONE and num_gates <= MOST_LAYERS_ALONE:
-            given = lane.states, lane.mask, *weights, lane.parts, lane.decided, *decided, length, H, width, num_gates
-            self._launch("decide_alone", (blocks, 1), 1024, *given, shared=4 * (4 * 1024 + H))
+            given = lane.states, lane.mask, *weights, lane.parts, lane.arrived_deciding, *decided
+            sizes = length, H, width, num_gates
+            self._launch("decide_alone", (blocks, 1), 1024, *given, *sizes, shared=4 * (4 * 1024 + H))
             return
         self._launch("pool", (-(-H // 64), rows), 512, lane.states, lane.mask, lane.pooled, length, H)
         given = lane.pooled, *weights, lane.parts, rows, here, H, width, num_gates
@@ -136,7 +137,7 @@ class CudaKernels:
             [part.weights[f"{name}.{kind}"] for kind in ("weight", "bias")] for name in ("pooler", "classifier")
         )
         here, units = rows_per_block(rows, H), 1 if rows == 1 else UNITS_PER_WARP
-        arrays = states, *first, lane.units, lane.replied, *last, lane.ran, lane.answer
+        arrays = states, *first, lane.units, lane.arrived_replying, *last, lane.ran, lane.answer
         sizes = rows, here, units, length, H, num_classes, lane.ran.shape[1]
         self._launch("reply", (-(-H // (8 * units)), -(-rows // here)), 256, *arrays, *sizes, shared=4 * here * H)
 

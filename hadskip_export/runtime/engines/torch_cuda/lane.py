@@ -38,8 +38,9 @@ class Lane:
         next, planned: the layer it runs next (L: none), and, where the program at work runs that one, the one after it
             if its margins stay as they are.
         slots, listed: the rows that a program works on, -1 where there is none, and those that the next one should.
-        report: the next program's layer, how many rows are listed for it, and how often this was written in the call.
-            In the host's memory, as is all that is `sent`, and `answer`.
+        report: the next program's layer in the lower half of a number, in the upper half how many rows are listed for
+            it; then how often this was written in the call. In the host's memory, as `answer` and all that is sent.
+        arrived_deciding, arrived_replying: how many of a kernel's blocks are done, while it runs.
     """
 
     def __init__(self, sizes: Sizes, rows: int, length: int, recorder: Recorder):
@@ -65,13 +66,13 @@ class Lane:
         self.margins, self.ran = (on_device(rows, num_layers) for _ in range(2))
         self.at, self.done, self.next, self.planned = (on_device(rows, dtype=torch.int32) for _ in range(4))
         self.slots, self.listed, self.writes = (on_device(rows, dtype=torch.int32) for _ in range(3))
-        self.count, self.decided, self.replied = (on_device(1, dtype=torch.int32) for _ in range(3))
+        self.count, self.arrived_deciding, self.arrived_replying = (on_device(1, dtype=torch.int32) for _ in range(3))
         self.report = on_host(2, dtype=torch.int32)
         self.units = on_device(rows, sizes.hidden_size)
         self.answer = on_host(rows, sizes.num_classes + num_layers)
         # The same memory, to which numpy writes in a tenth of the time.
         self._ids, self._terms, self._answered = self.sent_ids.numpy(), self.sent_terms.numpy(), self.answer.numpy()
-        self._told = memoryview(self.report.numpy())
+        self._told = memoryview(self.report.numpy().view(np.uint32))
         self._busy = False  # with a call
         self._reports = 0
 

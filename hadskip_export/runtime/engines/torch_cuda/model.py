@@ -23,6 +23,7 @@ from hadskip_export.runtime.engines.torch_cuda.recorder import Program, Recorder
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LENGTH_STEP = 16  # tokens
 MOST_LANES = 128  # four for each length up to 512 tokens
+MOST_ROWS = 1 << 15  # that a report has room for, and a kernel's grid
 
 
 class DeviceTensor:
@@ -121,7 +122,13 @@ class Model:
         return self._buckets[size]
 
     def lane(self, rows: int, length: int) -> Lane:
-        """Likewise. The lane that was not used for longest makes room, and its programs with it."""
+        """Likewise. The lane that was not used for longest makes room, and its programs with it.
+
+        Raises:
+            ValueError: too many rows.
+        """
+        if rows > MOST_ROWS:
+            raise ValueError(f"more than {MOST_ROWS} inputs at once; lower batch_size")
         size = self._rounded(rows, length)
         lane = self._lanes.pop(size, None)
         if lane is None:

@@ -12,16 +12,13 @@ class Recorder(Protocol):
 
     def record(self, step: Callable[[], None]) -> Program: ...
 
-    def part(self) -> None:
-        """From here on, until `join`, what a step starts `beside` and what it starts outside need not wait for each
-        other."""
+    def parted(self) -> AbstractContextManager[None]:
+        """Within, what a step starts `beside` and what it starts else need not wait for each other."""
         ...
 
-    def beside(self) -> AbstractContextManager[None]:
+    def beside(self) -> AbstractContextManager[Any]:
         """What is started within must make no tensors: their memory would be given to the other side."""
         ...
-
-    def join(self) -> None: ...
 
     def alone(self) -> AbstractContextManager[Any]:
         """One thread at a time: buffers belong to all of them. Programs that are started within run in that order."""
