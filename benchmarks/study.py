@@ -111,6 +111,13 @@ def ablations() -> list[Run]:
     ]
 
 
+def schedules() -> list[Run]:
+    """Is going down step by step better than straight to the budget? On more seeds than the study's."""
+    return [
+        student(task, rows, seed, "adaptive", 3, *DIRECT, name="direct") for task, rows in EVIDENCE for seed in (1, 2)
+    ]
+
+
 def precision() -> list[Run]:
     """What bf16 in training costs: some of the study's runs without it."""
     runs = [("cola", None, who, budget) for who in ("adaptive", "budgeted") for budget in (3, 2)]
@@ -121,7 +128,7 @@ def precision() -> list[Run]:
     ]
 
 
-GROUPS = {"study": study, "evidence": evidence, "ablations": ablations, "precision": precision}
+GROUPS = {"study": study, "evidence": evidence, "ablations": ablations, "schedules": schedules, "precision": precision}
 
 
 def data_folder(glue: Path, runs: Path, run: Run) -> Path:
