@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -224,8 +224,8 @@ class Predictor:
             raise BudgetError(f"routes: expected a bool array {shape}, inputs by layers")
         pieces = self._load_full() if router == "full" else self._load_chain()
 
-        def answer(some: Sequence[Encoded], routes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-            return self._run_batch(pieces, pad(some), lambda: self._new_router(threshold, max_layers, routes))
+        def answer(some: Sequence[Encoded], forced: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+            return self._run_batch(pieces, pad(some), self._new_router(threshold, max_layers, forced))
 
         if 0 < len(encoded) <= batch_size:
             return answer(encoded, routes)
@@ -238,11 +238,11 @@ class Predictor:
         return logits, ran
 
     def _run_batch(
-        self, pieces: Chain | Speculation | Conditional | Piece, batch: Batch, new_router: Callable[[], Router]
+        self, pieces: Chain | Speculation | Conditional | Piece, batch: Batch, router: Router
     ) -> tuple[np.ndarray, np.ndarray]:
         model = self.bundle.manifest.model
         if isinstance(pieces, Chain | Speculation | Conditional):
-            logits, ran = pieces.run(batch, new_router())
+            logits, ran = pieces.run(batch, router)
         else:
             logits = pieces(*(getattr(batch, name) for name in model.inputs))
             ran = np.ones((len(batch), model.layers), bool)

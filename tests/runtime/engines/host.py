@@ -65,8 +65,10 @@ class PlainLoop:
     def parted(self):
         assert not self._apart
         self._apart = True
-        yield
-        self._apart = False
+        try:
+            yield
+        finally:
+            self._apart = False
 
     def beside(self):
         assert self._apart

@@ -228,10 +228,9 @@ def test_lanes_make_room_for_one_another(engine: str, bundle: Path, tmp_path: Pa
         assert len(model._lanes) == 2
 
 
+@pytest.mark.parametrize("both", WAYS[:1], ids="-".join, indirect=True)  # the chain waits for each of its pieces
 def test_a_call_that_was_broken_off_is_waited_for(both, monkeypatch: pytest.MonkeyPatch):
     ours, _ = both
-    if ours.single is None:
-        pytest.skip("the chain waits for each of its pieces")
     waits = []
     recorder = type(next(iter(ours.engine._models.values())).recorder)
     wait = recorder.wait
@@ -252,10 +251,9 @@ def test_a_call_that_was_broken_off_is_waited_for(both, monkeypatch: pytest.Monk
     assert len(waits) == usual + 1
 
 
+@pytest.mark.parametrize("both", WAYS[:1], ids="-".join, indirect=True)  # the chain has no report
 def test_more_rows_than_a_report_has_room_for_are_refused(both):
     ours, _ = both
-    if ours.single is None:
-        pytest.skip("the chain has no report")
     arrays = [np.ones((40_000, 2), np.int64)] * 3
     with pytest.raises(EngineError, match="graph: more than 32768 inputs at once; lower batch_size"):
         ours.single(*arrays, np.zeros((40_000, 4), np.float32), np.array([4]))
