@@ -71,6 +71,9 @@ ABLATIONS = {
     "ste": ("estimator=ste",),
 }
 
+ADAPTIVE_KNOBS = ("batch_size=16", "batch_size=64", "body_lr=2e-5", "body_lr=1e-4")
+PAPER_KNOBS = ("glide=0", "margin_limit=inf", "gate_bias=0", "gate_bias=3", "gate_lr=1e-4")
+
 
 def student(task: str, rows: int | None, seed: int, who: str, budget: float, *settings: str, name: str = "") -> Run:
     """`who` is a recipe or a rival; `name` what makes this run another than the plain one."""
@@ -118,6 +121,16 @@ def schedules() -> list[Run]:
     ]
 
 
+def knobs() -> list[Run]:
+    """What docs/recipe.md says of a setting that no other group changes: one at a time, on one seed."""
+    changed = {"adaptive": ADAPTIVE_KNOBS, "paper": PAPER_KNOBS}
+    return [
+        student("cola", None, 0, who, 3, *(DIRECT if who == "adaptive" else ()), setting, name=setting)
+        for who, settings in changed.items()
+        for setting in settings
+    ]
+
+
 def precision() -> list[Run]:
     """What bf16 in training costs: some of the study's runs without it."""
     runs = [("cola", None, who, budget) for who in ("adaptive", "budgeted") for budget in (3, 2)]
@@ -128,7 +141,14 @@ def precision() -> list[Run]:
     ]
 
 
-GROUPS = {"study": study, "evidence": evidence, "ablations": ablations, "schedules": schedules, "precision": precision}
+GROUPS = {
+    "study": study,
+    "evidence": evidence,
+    "ablations": ablations,
+    "schedules": schedules,
+    "knobs": knobs,
+    "precision": precision,
+}
 
 
 def data_folder(glue: Path, runs: Path, run: Run) -> Path:

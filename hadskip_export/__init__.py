@@ -6,7 +6,7 @@ Every command of `hadskip-export` is a function here, imported when it is first 
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _FUNCTIONS = {
     "train": "hadskip_export.trainers.train",

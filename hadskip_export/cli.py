@@ -90,7 +90,9 @@ def main(verbose: int) -> None:
 @click.option("--task", help="A GLUE task: sst2, rte, cola, mrpc, qnli, qqp or mnli.")
 @click.option("--data-dir", help="The task's folder (train.tsv, dev.tsv), or GLUE's root; the hub's if left out.")
 @click.option("--train", "train_file", help="Texts to train on: CSV, TSV or JSONL; labelled, unless --fine-tuned.")
-@click.option("--eval", "eval_file", help="Labelled texts to report figures on.")
+@click.option(
+    "--eval", "eval_file", help="Labelled texts to set the threshold on (labels unseen) and to report figures on."
+)
 @click.option("--fine-tuned", is_flag=True, help="MODEL already is the classifier: skip stage I, it is the teacher.")
 @click.option(
     "--method",

@@ -7,6 +7,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from hadskip_export.errors import DataError
@@ -259,11 +260,13 @@ def read_examples(
     for row in read_rows(path):
         if not texts:
             text = find_text(row, columns)
-            has_labels = not unlabelled or columns.label or any(name.lower() in LABEL_COLUMNS for name in row.values)
+            has_labels = not unlabelled or columns.label or _like(row, LABEL_COLUMNS)
             label = _find(row, columns.label, LABEL_COLUMNS, "--label-column") if has_labels else None
         texts.append(text(row))
         if label is not None:
             labels.append(row[label])
+        elif late := _like(row, LABEL_COLUMNS):
+            raise row.error(f"has {late!r}, and the rows before it have no label; give all of them one, or none")
         lines.append(row.line)
     if not texts:
         raise DataError(f"{path}: {NO_ROWS}")
@@ -291,10 +294,22 @@ def find_text(first: Row, columns: Columns) -> Callable[[Row], Text]:
         DataError: a named column is not there, or none has a known name.
     """
     text = _find(first, columns.text, TEXT_COLUMNS, "--text-column")
-    if columns.pair is None and not any(name.lower() in PAIR_COLUMNS for name in first.values):
-        return lambda row: row[text]
+    if columns.pair is None and _like(first, PAIR_COLUMNS) is None:
+        return partial(_text_alone, text)
     pair = _find(first, columns.pair, PAIR_COLUMNS, "--pair-column")
     return lambda row: (row[text], row[pair])
+
+
+def _text_alone(column: str, row: Row) -> str:
+    """A row's text in a file without pairs, of which a JSONL file may turn out to be none."""
+    if late := _like(row, PAIR_COLUMNS):
+        raise row.error(f"has {late!r}, and the rows before it have no second text; give all of them one, or none")
+    return row[column]
+
+
+def _like(row: Row, known: tuple[str, ...]) -> str | None:
+    """The row's first column of a known name."""
+    return next((name for name in row.values if name.lower() in known), None)
 
 
 def _find(first: Row, named: str | None, known: tuple[str, ...], option: str) -> str:

@@ -192,6 +192,19 @@ def test_a_later_row_without_the_text_stops_the_stream_with_its_line(tmp_path):
     refused(lambda: next(stream), "a.jsonl", "line 2", "text")
 
 
+def test_a_second_text_or_a_label_that_comes_late_is_not_lost(tmp_path):
+    """Writers leave out fields that are null, so the first object may not have all."""
+    rows = [{"text": "a"}, {"text": "b", "text_pair": "B"}, {"text": "c"}]
+    file = write(tmp_path, "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    refused(lambda: read_examples(file, unlabelled=True), "a.jsonl", "line 2", "'text_pair'", "no second text")
+    refused(lambda: list(read_texts(file)), "a.jsonl", "line 2", "'text_pair'", "no second text")
+    errors: list[DataError] = []
+    assert list(read_texts(file, refuse=errors.append)) == [(1, "a"), (3, "c")] and len(errors) == 1
+    file = write(tmp_path, "b.jsonl", '{"text": "a"}\n{"text": "b", "label": "x"}\n')
+    refused(lambda: read_examples(file, unlabelled=True), "b.jsonl", "line 2", "'label'", "no label")
+    assert len(list(read_texts(file))) == 2
+
+
 # Columns
 
 

@@ -32,7 +32,7 @@ for (const text of texts) {
     input_ids: int64(ids),
     attention_mask: int64(ids.map(() => 1)),
     token_type_ids: int64(ids.map(() => 0)),
-    // gate_threshold: new ort.Tensor("float32", [0.5], []) would skip more
+    // gate_threshold: new ort.Tensor("float32", [t], []) in place of the manifest's router.threshold; a higher t skips more
   });
   const exponentials = [...logits.data].map((logit) => Math.exp(logit - Math.max(...logits.data)));
   const total = exponentials.reduce((sum, value) => sum + value, 0);

@@ -108,6 +108,8 @@ def bench(
     info, manifest = opened.engine(engine), opened.manifest
     if "full" not in info.files:
         raise BundleError(f"{bundle}: carries no full model to compare with (built with --no-full); build it again")
+    if info.parity == "unverified":
+        raise BundleError(f"{bundle}: {info.name} was never checked; run hadskip-export validate on this machine first")
     golden = read_golden(opened)
     texts: list[Text] = golden.texts
     labels: np.ndarray | None = None

@@ -4,9 +4,10 @@ and checked. No torch; whoever serves the bundle meanwhile goes on, for a day wi
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import filelock
@@ -14,13 +15,14 @@ import filelock
 from hadskip_export.errors import BundleError
 from hadskip_export.exporters.compile import check, check_engine, compile_engine, note_parity, resolve_single
 from hadskip_export.exporters.golden import read_golden
-from hadskip_export.exporters.graph import check_graph, write_graph
+from hadskip_export.exporters.graph import make_graph
 from hadskip_export.exporters.parity import ParityReport, compare
-from hadskip_export.exporters.references import OnnxReference
+from hadskip_export.exporters.references import OnnxReference, Reference
 from hadskip_export.routes import Route
 from hadskip_export.runtime.bundle import GRAPH, Bundle, EngineInfo, GateLayout, Manifest, amend, read_bundle
 from hadskip_export.runtime.engines import Single, engine_class
-from hadskip_export.runtime.tokenization import Tokenizer
+from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.runtime.tokenization import Text
 
 SERVED_SECONDS = 24 * 3600  # that whoever serves an engine may take to load the bundle anew once it is replaced
 
@@ -37,25 +39,40 @@ def add_engine(
 
 
 def add_graph(path: Path) -> None:
-    """Adds the one-file graph, see `write_graph`, unless it is there.
-
-    Raises:
-        EngineError: see `write_graph` and `check_graph`.
-    """
+    """Adds the one-file graph, see `make_graph`, unless it is there."""
     with _alone(path) as bundle:
         if bundle.manifest.graph is not None:
             return
-        golden, folder = read_golden(bundle), path / GRAPH
-        shutil.rmtree(folder, ignore_errors=True)  # of a killed build
-        folder.mkdir()
+        shutil.rmtree(path / GRAPH, ignore_errors=True)  # of a killed build
         try:
-            tokenizer = Tokenizer(bundle.file(bundle.manifest.tokenizer), bundle.manifest.model.max_length)
-            write_graph(bundle, folder / "model.onnx")
-            check_graph(folder / "model.onnx", bundle, golden, tokenizer.encode(golden.texts))
-            amend(bundle, replace(bundle.manifest, graph=f"{GRAPH}/model.onnx"))
+            amend(bundle, replace(bundle.manifest, graph=make_graph(bundle)))
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(path / GRAPH, ignore_errors=True)
             raise
+
+
+def settle_parity(path: Path, engine: str | None) -> None:
+    """Checks an engine that was built where it cannot run, on the machine where it can, as its build would have, and
+    writes down what was found: parity and, below fp32, the tolerance that is measured.
+
+    Raises:
+        BundleError: the bundle cannot be written to.
+    """
+    info = read_bundle(path).engine(engine)
+    if info.parity != "unverified" or engine_class(info.engine).why_not_here() is not None:
+        return
+    if not os.access(path, os.W_OK):
+        raise BundleError(
+            f"{path}: {info.name} was never checked, and what a check finds is to be written there; make it writable"
+            " for this once"
+        )
+    with _alone(path) as bundle:
+        report = check(bundle, info, partial(_compare_golden, OnnxReference(bundle), read_golden(bundle).texts))
+        amend(bundle, _with(bundle.manifest, note_parity(path, info, report)))
+
+
+def _compare_golden(reference: Reference, texts: Sequence[Text], predictor: Predictor) -> ParityReport:
+    return compare(reference, predictor, predictor.tokenizer.encode(texts))
 
 
 @contextmanager
@@ -80,7 +97,7 @@ def _add_engine(
     reference = OnnxReference(bundle)
     info = compile_engine(bundle.path, manifest.pieces, manifest.model, engine, precision, gates, single, guess)
     try:
-        report = check(bundle, info, lambda p: compare(reference, p, p.tokenizer.encode(texts)))
+        report = check(bundle, info, partial(_compare_golden, reference, texts))
         after = _with(manifest, note_parity(bundle.path, info, report))
         for replaced in {one.folder for one in manifest.engines} - {one.folder for one in after.engines}:
             os.utime(bundle.path / replaced)

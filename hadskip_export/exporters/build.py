@@ -56,10 +56,9 @@ def build(
         if engine is None and (single is not None or gates is not None):
             option = "--single" if gates is None else "--gates"
             raise BundleError(f"{option}: {path} is a bundle; say with --engine which engine to add like this")
-        report = None if engine is None else add_engine(path, engine, precision, gates, single)
         if graph:
             add_graph(path)
-        return report
+        return None if engine is None else add_engine(path, engine, precision, gates, single)
     if out is None:
         raise BundleError(f"--out: {path} is to become a bundle; say where to write it")
     optional_import("torch", "train")
@@ -67,7 +66,4 @@ def build(
 
     texts = read_texts(Path(golden)) if golden is not None else None
     run = load_source(path, budget, full)
-    report = write_bundle(run, Path(out), engine or "ort", precision, gates, texts, single)
-    if graph:
-        add_graph(Path(out))
-    return report
+    return write_bundle(run, Path(out), engine or "ort", precision, gates, texts, single, graph)

@@ -1,4 +1,4 @@
-"""A run folder -> a bundle: pieces, golden files, engine, parity, hashes, manifest, rename, in that order."""
+"""A run folder -> a bundle: pieces, engine, golden files, graph, parity, hashes, manifest, rename, in that order."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ from typing import Any
 from hadskip_export.errors import BudgetError, BundleError
 from hadskip_export.exporters import golden as golden_files
 from hadskip_export.exporters.compile import check, check_engine, compile_engine, note_parity, resolve_single
+from hadskip_export.exporters.graph import make_graph
 from hadskip_export.exporters.onnx import OPSET, export
 from hadskip_export.exporters.parity import ParityReport, compare
 from hadskip_export.exporters.pieces import cut
@@ -109,6 +110,7 @@ def write_bundle(
     gates: GateLayout | None = None,
     golden: list[Text] | None = None,
     single: Single | None = None,
+    graph: bool = False,
 ) -> ParityReport | None:
     """Writes a bundle and checks its engine against PyTorch, where this machine can run it; see `build`."""
     from hadskip_export import __version__
@@ -141,6 +143,8 @@ def write_bundle(
         reference = TorchReference(source.model, source.full)
         texts = golden or golden_files.vocabulary_texts(tokenizer.vocabulary())
         golden_files.write_golden(folder, texts, tokenizer, reference, router.threshold)
+        if graph:
+            manifest = replace(manifest, graph=make_graph(Bundle(folder, manifest)))
         golden_inputs = tokenizer.encode(texts)
         real_inputs = tokenizer.encode(source.texts) or golden_inputs
         report = check(

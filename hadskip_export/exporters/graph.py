@@ -13,22 +13,37 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.errors import EngineError, optional_import
-from hadskip_export.exporters.golden import Golden
+from hadskip_export.errors import EngineError, first_line, optional_import
+from hadskip_export.exporters.golden import Golden, read_golden
 from hadskip_export.exporters.joining import HIDDEN_STATES, inlined, save, skippable
 from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, count_flips, largest_difference
 from hadskip_export.routes import as_row
-from hadskip_export.runtime.bundle import Bundle, gate_name, layer_name
-from hadskip_export.runtime.tokenization import Encoded, pad
+from hadskip_export.runtime.bundle import GRAPH, Bundle, gate_name, layer_name
+from hadskip_export.runtime.engines.ort import import_onnxruntime, open_session
+from hadskip_export.runtime.tokenization import Encoded, Tokenizer, pad
 
 THRESHOLD = "gate_threshold"
+
+
+def make_graph(bundle: Bundle) -> str:
+    """Writes the graph into a bundle and checks it; returns its file, relative to the bundle.
+
+    Raises:
+        EngineError: see `write_graph` and `check_graph`.
+    """
+    golden, file = read_golden(bundle), f"{GRAPH}/model.onnx"
+    (bundle.path / GRAPH).mkdir()
+    write_graph(bundle, bundle.path / file)
+    tokenizer = Tokenizer(bundle.file(bundle.manifest.tokenizer), bundle.manifest.model.max_length)
+    check_graph(bundle.path / file, bundle, golden, tokenizer.encode(golden.texts))
+    return file
 
 
 def write_graph(bundle: Bundle, out: Path) -> None:
     """Joins the fp32 pieces of `bundle` into `out`.
 
     Raises:
-        EngineError: `onnx` is not installed.
+        EngineError: `onnx` is not installed, or cannot read a piece.
     """
     onnx: Any = optional_import("onnx", "build")
     helper, kinds = onnx.helper, onnx.TensorProto
@@ -37,7 +52,11 @@ def write_graph(bundle: Bundle, out: Path) -> None:
     batch = 1 if route is None else "batch"
 
     def read(piece: str) -> Any:
-        return onnx.load(bundle.file(manifest.pieces[piece]))
+        file = bundle.file(manifest.pieces[piece])
+        try:
+            return onnx.load(file)
+        except Exception as error:  # protobuf's and onnx's own exceptions have no common base
+            raise EngineError(f"{file}: onnx cannot read it ({first_line(error)})") from error
 
     embeddings = read("embeddings")
     nodes, weights, hidden = inlined(embeddings, "embeddings", {})
@@ -81,10 +100,10 @@ def check_graph(file: Path, bundle: Bundle, golden: Golden, encoded: Iterable[En
     Raises:
         EngineError: it is refused, or does not give the golden answers.
     """
-    ort: Any = optional_import("onnxruntime", "ort or ort-gpu")
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3  # it would warn that an input has a default
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = open_session(ort, file, options, "CPUExecutionProvider")
     answers = []
     for one in encoded:
         batch = pad([one])

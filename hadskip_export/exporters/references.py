@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hadskip_export.errors import optional_import
 from hadskip_export.routes import FIXED_MARGIN, as_row
 from hadskip_export.runtime.bundle import Bundle, gate_name, layer_name
+from hadskip_export.runtime.engines.ort import import_onnxruntime, open_session
 from hadskip_export.runtime.tokenization import Batch, Encoded, pad
 
 
@@ -67,7 +67,7 @@ class OnnxReference:
     name = "ONNX pieces, not optimised"
 
     def __init__(self, bundle: Bundle):
-        self._ort: Any = optional_import("onnxruntime", "ort or ort-gpu")
+        self._ort: Any = import_onnxruntime()
         pieces, model, route = bundle.manifest.pieces, bundle.manifest.model, bundle.manifest.router.route
         sessions = {file: self._session(bundle.file(file)) for file in set(pieces.values())}
         self._pieces = {piece: sessions[file] for piece, file in pieces.items()}
@@ -99,7 +99,7 @@ class OnnxReference:
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        return self._ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return open_session(self._ort, file, options, "CPUExecutionProvider")
 
     def _run(self, piece: str, feed: dict[str, np.ndarray]) -> np.ndarray:
         return self._pieces[piece].run(None, feed)[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from hadskip_export.exporters.additions import settle_parity
 from hadskip_export.exporters.golden import GoldenCheck, check_golden, read_golden
 from hadskip_export.exporters.parity import ParityReport, compare
 from hadskip_export.exporters.quality import DataCheck, check_data
@@ -53,15 +54,17 @@ def validate(
     label_column: str | None = None,
 ) -> Validation:
     """Checks an engine of a bundle against its golden files and, piece by piece, against the ONNX pieces run plainly.
+    The parity of one that was built where it cannot run is settled first, for good (`settle_parity`).
 
     Args:
         engine: which of the bundle's engines; the first if left out.
         data: labelled texts to compare on instead of the golden ones, and to say how well the bundle does on.
 
     Raises:
-        BundleError: see `read_bundle`; a failed engine is checked all the same.
+        BundleError: see `read_bundle` and `settle_parity`; a failed engine is checked all the same.
         DataError: see `read_examples`; a label the model does not know.
     """
+    settle_parity(Path(bundle), engine)
     with Predictor.load(bundle, engine=engine, allow_failed=True) as predictor:
         golden = read_golden(predictor.bundle)
         examples = None

@@ -381,10 +381,13 @@ def new_bundle(path: Path) -> Iterator[Path]:
     loads, for the manifest is written last; what a failed one wrote is removed.
 
     Raises:
-        BundleError: `path` exists already and is not an empty folder.
+        BundleError: `path` exists already and is not an empty folder, or nothing can take its place.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise BundleError(f"{path}: exists already; choose another --out")
+    given, path = path, path.resolve()  # a link stays, and what it leads to is replaced
+    if os.path.ismount(path) or path == Path.cwd():
+        raise BundleError(f"{given}: nothing can take the place of a mount or of the current folder; name one in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.part")
     temporary.mkdir()

@@ -112,9 +112,12 @@ class Predictor:
         _ = self._load_full() if router == "full" else self._load_chain()
         if warm_up:
             ids = [0] * min(WARM_UP_TOKENS, model.max_length)
-            one, every_gate_open = Encoded(ids, ids, False), None if manifest.router.kind == "static" else -math.inf
+            one, every_layer = Encoded(ids, ids, False), CallOptions()
+            if router == "gates":
+                every_layer["max_layers"] = model.layers
+                every_layer["gate_threshold"] = None if manifest.router.kind == "static" else -math.inf
             for rows in [1] if self.single is None else [1, 2]:  # two are always run by the chain
-                self.run([one] * rows, gate_threshold=every_gate_open, max_layers=model.layers)
+                self.run([one] * rows, **every_layer)
 
     @classmethod
     def load(
@@ -149,7 +152,7 @@ class Predictor:
             BundleError: see `read_bundle`; also no such engine, a failed parity check, no full model in the bundle.
             EngineError: the engine's library is missing or refuses a piece.
             BudgetError: `max_layers` is not between 1 and the number of layers; `gate_threshold` is NaN, or the bundle
-                has a static route and no gate.
+                has a static route and no gate; either is given with `router="full"`, which runs every layer.
         """
         started = time.perf_counter()
         bundle = read_bundle(path)
@@ -213,9 +216,9 @@ class Predictor:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The call without its text: tokenised inputs to logits float32 [n, classes] and routes bool [n, L]."""
         router = router or self._router
+        self._check(router, max_layers, gate_threshold, routes)
         max_layers = self._max_layers if max_layers is None else max_layers
         threshold = self._threshold if gate_threshold is None else gate_threshold
-        self._check(router, max_layers, gate_threshold, routes)
         if batch_size < 1:
             raise BudgetError(f"batch_size={batch_size}: expected at least 1")
         shape = (len(encoded), self.bundle.manifest.model.layers)
@@ -254,9 +257,9 @@ class Predictor:
 
     def run_as_built(self, encoded: Sequence[Encoded], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
         """`run` with the bundle's own router, whatever was asked for at load: what its parity is about."""
-        router = self.bundle.manifest.router
-        threshold = None if router.kind == "static" else router.threshold
-        return self.run(encoded, batch_size, router="gates", gate_threshold=threshold)
+        manifest = self.bundle.manifest
+        threshold = None if manifest.router.kind == "static" else manifest.router.threshold
+        return self.run(encoded, batch_size, router="gates", gate_threshold=threshold, max_layers=manifest.model.layers)
 
     @property
     def engine(self) -> Engine:
@@ -311,6 +314,10 @@ class Predictor:
             raise BudgetError(
                 f"{option}: {self.bundle.path} has a static route and no gates; leave it out, or use max_layers"
             )
+        choices = {"max_layers": max_layers, "gate_threshold": gate_threshold, "routes": routes}
+        chosen = [option for option, value in choices.items() if value is not None]
+        if router == "full" and chosen:
+            raise BudgetError(f"{chosen[0]}: router='full' runs every layer; leave one of them out")
 
     def _load_chain(self) -> Chain | Speculation | Conditional:
         """Loads the chain when it is first needed. A call that has it is not disturbed by a `close` from then on, nor

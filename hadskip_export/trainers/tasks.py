@@ -57,11 +57,16 @@ def load_task(
         repository: where on the hub GLUE is, or a folder laid out like it.
 
     Raises:
-        DataError: see `read_folder`, `read_hub`, `read_examples`; also an unknown task, or a label that training (or
-            the model) does not know, or classes in an order that the metric cannot have.
+        DataError: see `read_folder`, `read_hub`, `read_examples`; also an unknown task, what goes with the other of
+            `task` and `train`, a label that training (or the model) does not know, or classes in an order that the
+            metric cannot have.
     """
     if (task is None) == (train is None):
         raise DataError("give either --task, or --train with --eval")
+    alien = {"--data-dir": data_dir} if task is None else {"--eval": evaluation, **_named(columns)}
+    if option := next((option for option, given in alien.items() if given is not None), None):
+        mine, other = ("--train", "--task") if task is None else ("--task", "--train")
+        raise DataError(f"{option}: goes with {other}, not with {mine}; leave it out")
     if task is not None:
         if task not in GLUE_TASKS:
             raise DataError(f"--task {task}: not known; there are {', '.join(GLUE_TASKS)} (or use --train and --eval)")
@@ -86,6 +91,11 @@ def load_task(
         have = ", ".join(labels)
         raise DataError(f"--task {task}: F1 is that of the second class, which must be '1'; the model has {have}")
     return TaskData(name, metric, labels, training, *(examples for _, examples in evaluated))
+
+
+def _named(columns: Columns) -> dict[str, str | None]:
+    """By option."""
+    return {"--text-column": columns.text, "--pair-column": columns.pair, "--label-column": columns.label}
 
 
 def label_names(examples: Examples, known: tuple[str, ...] | None, file: Path) -> tuple[str, ...]:

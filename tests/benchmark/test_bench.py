@@ -137,6 +137,13 @@ def test_an_engine_that_gives_wrong_answers_is_not_timed(bundle: Path, tmp_path:
         bench(copy)
 
 
+def test_an_engine_that_was_never_checked_is_not_timed(bundle: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    change_manifest(copy, lambda plain: plain["engines"][0].update(parity="unverified"))
+    with pytest.raises(BundleError, match="ort-fp32 was never checked; run hadskip-export validate"):
+        bench(copy)
+
+
 def test_golden_texts_are_timed_where_no_data_is_given(lookahead_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(benching, "MOST_CALLS", 3)
     before = psutil.Process().children()

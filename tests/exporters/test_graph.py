@@ -148,6 +148,28 @@ def test_weights_too_large_for_one_file_lie_beside_it(bundle: Path, tmp_path: Pa
         np.testing.assert_allclose(logits, predictor.run(predictor.tokenizer.encode(TEXTS[3:4]))[0], atol=1e-5)
 
 
+def test_of_a_build_whose_graph_fails_nothing_is_left(run_folder: Path, bundle: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(graphs, "check_graph", lambda *_: stop())
+    with pytest.raises(EngineError, match="it answers otherwise"):
+        build(run_folder, out=tmp_path / "bundle", graph=True)
+    assert list(tmp_path.iterdir()) == []
+    mine = copy_of(bundle, tmp_path)
+    with pytest.raises(EngineError, match="it answers otherwise"):
+        build(mine, engine="openvino", graph=True)
+    assert read_bundle(mine).manifest == read_bundle(bundle).manifest
+
+
+def stop() -> None:
+    raise EngineError("it answers otherwise")
+
+
+def test_a_file_that_onnxruntime_refuses_is_said_in_one_line(tmp_path: Path, bundle: Path):
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"no graph")
+    with pytest.raises(EngineError, match=r"model\.onnx: onnxruntime .* refuses it"):
+        graphs.check_graph(file, read_bundle(bundle), None, [])
+
+
 def test_a_graph_that_answers_otherwise_is_not_kept(bundle: Path, tmp_path: Path):
     """The pieces are not those that the golden answers were made with."""
     mine = copy_of(bundle, tmp_path)

@@ -1,6 +1,7 @@
 """`validate`: the bundle as it was built passes; anything else that changes an answer does not."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from hadskip_export import validate
+from hadskip_export import build, validate
 from hadskip_export.errors import BundleError, DataError
-from hadskip_export.runtime import Predictor
+from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.engines.ort import OrtEngine
 from tests.conftest import sentences, write_csv
-from tests.runtime.editing import add_to_weights, change_manifest, change_piece, copy_of
+from tests.runtime.editing import add_to_weights, change_manifest, change_piece, copy_of, reseal
 from tests.runtime.oracle import Oracle
 
 ROWS = [(text, "yes" if label == "positive" else "no") for text, label in sentences(30, 31)]
@@ -155,6 +157,47 @@ def test_an_engine_marked_failed_is_checked_all_the_same(bundle: Path, tmp_path:
     copy = copy_of(bundle, tmp_path)
     change_manifest(copy, lambda plain: plain["engines"][0].update(parity="failed", first_bad_piece="head"))
     assert validate(copy).passed
+
+
+@pytest.fixture
+def never_checked(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle with an int8 engine that was built on a machine that cannot run it."""
+    mine = copy_of(bundle, tmp_path)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(OrtEngine, "why_not_here", staticmethod(lambda: "no such device"))
+        assert build(mine, engine="ort", precision="int8") is None
+    assert read_bundle(mine).engine("ort-int8").parity == "unverified"
+    return mine
+
+
+def test_an_engine_that_was_never_checked_is_checked_for_good(never_checked: Path, bundle: Path, tmp_path: Path):
+    assert validate(never_checked, engine="ort-int8").passed
+    settled = read_bundle(never_checked)
+    beside = copy_of(bundle, tmp_path / "beside")
+    build(beside, engine="ort", precision="int8")
+    assert settled.engine("ort-int8") == read_bundle(beside).engine("ort-int8")  # as if it had been built here
+    assert settled.engine("ort-int8").tolerance.logits > read_bundle(bundle).engine().tolerance.logits
+    assert validate(never_checked, engine="ort-int8").passed
+    assert read_bundle(never_checked).manifest == settled.manifest
+
+
+def test_one_that_turns_out_to_be_wrong_is_marked(never_checked: Path):
+    file = never_checked / read_bundle(never_checked).engine("ort-int8").files["layer_02"]
+    model = onnx.load(file)
+    add_to_weights(float("nan"))(model)
+    onnx.save(model, file)
+    reseal(never_checked)
+    assert not validate(never_checked, engine="ort-int8").passed
+    assert read_bundle(never_checked).engine("ort-int8").first_bad_piece == "layer_02"
+    with pytest.raises(BundleError, match="failed its parity check at layer_02"):
+        Predictor.load(never_checked, engine="ort-int8")
+
+
+def test_nothing_can_be_settled_where_nothing_can_be_written(never_checked: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(BundleError, match=r"ort-int8 was never checked, .*make it writable for this once"):
+        validate(never_checked, engine="ort-int8")
+    assert validate(never_checked).passed  # of an engine that was checked nothing is written
 
 
 def test_columns_have_the_names_they_are_given(bundle: Path, tmp_path: Path):

@@ -453,6 +453,33 @@ def test_a_new_bundle_may_take_the_place_of_an_empty_folder(tmp_path: Path):
     assert (out / "file").read_text() == "content"
 
 
+def test_a_new_bundle_takes_the_place_of_what_a_link_leads_to(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    out = tmp_path / "link"
+    out.symlink_to(tmp_path / "real")
+    with new_bundle(out) as folder:
+        (folder / "file").write_text("content")
+    assert out.is_symlink() and (tmp_path / "real" / "file").read_text() == "content"
+
+
+@pytest.mark.parametrize("where", ["the current folder", "a mount"])
+def test_what_nothing_can_take_the_place_of_is_refused_before_any_work(tmp_path: Path, monkeypatch, where: str):
+    out = tmp_path / "out"
+    out.mkdir()
+    if where == "a mount":
+        monkeypatch.setattr(os.path, "ismount", lambda path: path == out)
+    else:
+        monkeypatch.chdir(out)
+    with (
+        pytest.raises(BundleError, match=r"a mount or .* the current folder; name one in it"),
+        new_bundle(out if where == "a mount" else Path(".")),
+    ):
+        pytest.fail("the block must not run")
+    with new_bundle(out / "bundle") as folder:
+        (folder / "file").write_text("content")
+    assert (out / "bundle" / "file").is_file()
+
+
 @pytest.mark.parametrize("what", ["folder", "file"])
 def test_a_new_bundle_overwrites_nothing(tmp_path: Path, what: str):
     out = tmp_path / "bundle"

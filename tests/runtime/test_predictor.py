@@ -319,6 +319,31 @@ def test_engines_go_by_either_name(bundle: Path):
             assert predictor.engine_info.engine == "ort"
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"max_layers": 2}, {"gate_threshold": 0.5}, {"routes": np.ones((1, 4), bool)}],
+    ids=lambda one: next(iter(one)),
+)
+def test_full_bert_takes_no_orders_but_those_of_load(bundle: Path, predictor: Predictor, option):
+    (name,) = option
+    with pytest.raises(BudgetError, match=f"{name}: router='full' runs every layer; leave one of them out"):
+        predictor(["good"], router="full", **option)
+    if name != "routes":
+        with pytest.raises(BudgetError, match=f"{name}: router='full' runs every layer"):
+            Predictor.load(bundle, router="full", **option)
+        with Predictor.load(bundle, **option) as capped:  # the kill switch is there whatever was asked for at load
+            assert capped("good", router="full").layers == (1, 2, 3, 4)
+
+
+def test_what_was_built_is_run_whatever_was_asked_for_at_load(bundle: Path, predictor: Predictor):
+    encoded = predictor.tokenizer.encode(TEXTS)
+    with Predictor.load(bundle, max_layers=1, gate_threshold=0.7) as capped:
+        logits, routes = capped.run_as_built(encoded)
+    expected, expected_routes = predictor.run(encoded)
+    assert (routes == expected_routes).all() and routes.sum(axis=1).max() > 1
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
 def test_a_bundle_without_the_full_model_has_no_kill_switch(bundle: Path, tmp_path: Path, oracle: Oracle):
     copy = copy_of(bundle, tmp_path)
     (copy / "pieces" / "full.onnx").unlink()

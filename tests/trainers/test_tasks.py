@@ -59,6 +59,21 @@ def test_what_is_missing_in_the_request_is_named(tmp_path, csv_files):
     refused("train.tsv", "no such file", "--data-dir", task="sst2", data_dir=str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("--eval", {"task": "sst2", "evaluation": "dev.csv"}),
+        ("--text-column", {"task": "sst2", "columns": Columns(text="words")}),
+        ("--label-column", {"task": "sst2", "data_dir": "SST-2", "columns": Columns(label="answer")}),
+        ("--data-dir", {"train": "train.csv", "evaluation": "dev.csv", "data_dir": "SST-2"}),
+    ],
+)
+def test_what_would_be_ignored_is_refused(option: str, given: dict[str, object]):
+    nothing = {"task": None, "data_dir": None, "train": None, "evaluation": None, "columns": Columns()}
+    with pytest.raises(DataError, match=f"{option}: goes with --.*; leave it out"):
+        load_task(**nothing | given, known_labels=None)
+
+
 def test_an_evaluation_label_that_training_does_not_know_is_refused(tmp_path):
     train = write_csv(tmp_path / "train.csv", [("a", "no"), ("b", "yes")])
     evaluation = write_csv(tmp_path / "eval.csv", [("a", "yes"), ("b", "maybe")])
