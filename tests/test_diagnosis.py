@@ -1,5 +1,6 @@
 """`doctor`: features are those the system tells, nothing is measured twice, and what is recommended is the fastest."""
 
+import importlib
 import json
 import shutil
 from dataclasses import asdict
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 
 import hadskip_export
 from hadskip_export import diagnosis
-from hadskip_export.benchmark import random_bundle
+from hadskip_export.benchmark import random_bundle, systems
 from hadskip_export.cli import main
 from hadskip_export.diagnosis import FEATURES, WORTH_WHILE, doctor
-from hadskip_export.errors import EngineError
+from hadskip_export.errors import EngineError, optional_import
 from hadskip_export.runtime.engines import ENGINES, engine_class
 
 RUN_HERE = [name for name in ENGINES if engine_class(name).why_not_here() is None]
@@ -210,6 +211,43 @@ def test_measuring_times_a_layer_of_every_engine_that_gives_right_answers(
     said = capsys.readouterr().err
     assert "ort-int8: gives wrong answers on this machine, first at layer_01; left out" in said
     assert "openvino-bf16: this chip computes bf16 as f32; left out" in said
+
+
+def test_an_engine_that_breaks_costs_no_other_its_figure(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """One cannot be loaded by the process that times it, and that of another dies while it is timed."""
+    monkeypatch.setattr(diagnosis, "ROUNDS", 2)
+
+    def write(out: Path, config, engine: str, precision: str, single: str):
+        shutil.copytree(bundle, out)
+        if f"{engine}-{precision}" == "ort-int8":
+            (out / "manifest.json").unlink()
+        return SimpleNamespace(parity="passed", first_bad_piece=None)
+
+    def ask(system: systems.System, request: str, **arguments):
+        if request == "pieces" and "openvino-fp32" in system._load["bundle"]:
+            system._process.kill()
+            system._process.wait()
+        return really(system, request, **arguments)
+
+    really = systems.System.ask
+    monkeypatch.setattr(systems.System, "ask", ask)
+    monkeypatch.setattr(random_bundle, "write_random_bundle", write)
+    found = doctor()
+    assert "ort-fp32" in found.layer_ms and not {"ort-int8", "openvino-fp32"} & set(found.layer_ms)
+    said = capsys.readouterr().err
+    assert "ort-int8: " in said and "not a bundle" in said
+    assert "openvino-fp32: the benchmark's worker process died (pieces)" in said
+
+
+def test_a_library_whose_own_libraries_are_missing_is_an_engine_that_is_lacking(monkeypatch: pytest.MonkeyPatch):
+    def load(name: str):
+        raise OSError("libcudart.so.13: cannot open shared object file\nsome more of it")
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    with pytest.raises(EngineError, match=r"^this needs torch, .*\(libcudart.so.13: .* file\); install it with pip"):
+        optional_import("torch", "train")
 
 
 def test_the_command_prints_what_a_person_reads(measured):

@@ -5,6 +5,7 @@ does nothing, so idle thread pools of one system do not slow another; the parent
 """
 
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -85,7 +86,8 @@ def _hidden(output: Any) -> np.ndarray:
 
 
 def main() -> None:
-    replies, sys.stdout = sys.stdout, sys.stderr  # nothing a library prints may mix with the replies
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing a library prints may mix with the replies
     worker: Worker | None = None
     for line in sys.stdin:
         request = json.loads(line)

@@ -11,7 +11,8 @@ from torch import Tensor
 def sample(margin: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draws each decision, 0. or 1., from its gate's softmax. Sampling, not the argmax, is what ReinMax needs:
     with the argmax even the sign of its gradient can be wrong on a quadratic loss."""
-    return torch.bernoulli(margin.detach().sigmoid(), generator=generator)
+    probability = margin.detach().sigmoid().nan_to_num()  # training says it has diverged; a draw from NaN only fails
+    return torch.bernoulli(probability, generator=generator)
 
 
 def reinmax(margin: Tensor, decision: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from hadskip_export.errors import BundleError
+from hadskip_export.files import replaced
 from hadskip_export.routes import Route, is_route
 from hadskip_export.runtime.engines import GateLayout, Single, built_elsewhere, runs_onnx
 from hadskip_export.runtime.onnx_files import external_data_files
@@ -342,8 +343,10 @@ def amend(bundle: Bundle, manifest: Manifest) -> None:
         files |= _list(bundle.path, bundle.path / folder, known=files)
     content = _encode(replace(manifest, files=files))
     before = (bundle.path / MANIFEST).read_bytes()
-    _replace(bundle.path / DIGEST, (_digest(before) + _digest(content)).encode())
-    _replace(bundle.path / MANIFEST, content)
+    with replaced(bundle.path / DIGEST) as part:
+        part.write_text(_digest(before) + _digest(content))
+    with replaced(bundle.path / MANIFEST) as part:
+        part.write_bytes(content)
 
 
 def _list(root: Path, folder: Path, known: Container[str] = ()) -> dict[str, FileInfo]:
@@ -362,17 +365,6 @@ def _digest(content: bytes) -> str:
     import hashlib
 
     return hashlib.sha256(content).hexdigest() + "\n"
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = file.with_name(f".{file.name}.part")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

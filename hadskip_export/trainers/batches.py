@@ -15,9 +15,8 @@ BATCHES_PER_WINDOW = 32  # lengths are sorted within windows of so many batches:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Tokenised inputs and their class indices, int64 [n], or `UNLABELLED`; the texts stay for the parity report."""
+    """Tokenised inputs and their class indices, int64 [n], or `UNLABELLED`."""
 
-    texts: list[Text]
     encoded: list[Encoded]
     labels: np.ndarray
 
@@ -25,12 +24,12 @@ class Dataset:
         return len(self.encoded)
 
     def subset(self, rows: np.ndarray) -> "Dataset":
-        return Dataset([self.texts[r] for r in rows], [self.encoded[r] for r in rows], self.labels[rows])
+        return Dataset([self.encoded[row] for row in rows], self.labels[rows])
 
 
 def encode(tokenizer: Tokenizer, texts: list[Text], labels: np.ndarray) -> Dataset:
     """Tokenises the inputs once, before training."""
-    return Dataset(texts, tokenizer.encode(texts), labels)
+    return Dataset(tokenizer.encode(texts), labels)
 
 
 @dataclass(frozen=True)

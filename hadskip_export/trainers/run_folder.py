@@ -13,6 +13,7 @@ from typing import Any
 import filelock
 
 from hadskip_export.errors import BundleError, HadskipError
+from hadskip_export.files import replaced
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.trainers.schedule import budget_name
 
@@ -138,9 +139,8 @@ def finished_folder(path: Path) -> Iterator[Path]:
 
 def write_json(file: Path, value: Any) -> None:
     """Writes JSON whole or not at all; dataclasses become objects."""
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_text(json.dumps(value, indent=2, default=asdict) + "\n")
-    os.replace(temporary, file)
+    with replaced(file) as part:
+        part.write_text(json.dumps(value, indent=2, default=asdict) + "\n")
 
 
 def write_texts(file: Path, texts: list[Text]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hadskip_export.errors import RecipeError
 from hadskip_export.metrics import METRICS
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
@@ -136,7 +137,11 @@ def _epochs(
     epochs: int,
     label: str,
 ) -> Iterator[int]:
-    """Trains for `epochs` and yields after each one (number from 1), with the mean of the step's figures logged."""
+    """Trains for `epochs` and yields after each one (number from 1), with the mean of the step's figures logged.
+
+    Raises:
+        RecipeError: one of them is no number.
+    """
     recipe = session.recipe
     device_type = torch.device(session.device).type
     per_epoch = count_batches(session.data, recipe.batch_size)
@@ -168,5 +173,11 @@ def _epochs(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 schedule.step()
-        session.log(phase=label, epoch=epoch, **{name: float(value) / per_epoch for name, value in sums.items()})
+        means = {name: float(value) / per_epoch for name, value in sums.items()}
+        if not all(map(math.isfinite, means.values())):
+            raise RecipeError(
+                f"{label}, epoch {epoch}: the loss is no longer a number; lower the learning rate (--set stage1_lr,"
+                " body_lr, gate_lr) and train into another --out"
+            )
+        session.log(phase=label, epoch=epoch, **means)
         yield epoch

@@ -119,7 +119,13 @@ def train(
         "recipe": asdict(chosen),
     }
     with open_run(Path(out), identity, resume) as run:
-        return _run(run, folder, data, chosen, layers, method, learn, seed, device, length, fine_tuned)
+        try:
+            return _run(run, folder, data, chosen, layers, method, learn, seed, device, length, fine_tuned)
+        except torch.OutOfMemoryError as error:
+            raise RecipeError(
+                f"batch_size={chosen.batch_size}: {device} has too little memory ({first_line(error)}); lower it, let"
+                f" --set accumulate=N make up for it, and train into another --out"
+            ) from error
 
 
 def _method(method: str, route: Route | None, budget: float, num_layers: int, recipe: Recipe) -> Learn:

@@ -15,8 +15,7 @@ def random_dataset(count: int, seed: int = 0, longest: int = CONFIG.max_position
     for length in random.integers(1, longest + 1, size=count):
         ids, types = random.integers(CONFIG.vocab_size, size=length), random.integers(2, size=length)
         encoded.append(Encoded(ids.tolist(), types.tolist(), False))
-    texts = [f"text {row}" for row in range(count)]
-    return Dataset(texts, encoded, random.integers(len(CONFIG.labels), size=count))
+    return Dataset(encoded, random.integers(len(CONFIG.labels), size=count))
 
 
 def alone(data: Dataset, row: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -88,7 +88,7 @@ def test_a_subset_keeps_rows_together(rows):
     data = random_dataset(20)
     part = data.subset(np.array(rows, int))
     assert len(part) == len(rows)
-    assert part.texts == [data.texts[row] for row in rows] and part.labels.tolist() == data.labels[rows].tolist()
+    assert part.encoded == [data.encoded[row] for row in rows] and part.labels.tolist() == data.labels[rows].tolist()
     assert part.encoded == [data.encoded[row] for row in rows]
 
 
@@ -97,7 +97,7 @@ def test_encoding_keeps_order_and_cuts_to_the_maximum(max_length, run_folder):
     tokenizer = Tokenizer(run_folder / "tokenizer" / "tokenizer.json", max_length)
     texts = ["good", "the film was not very good and the plot of it dull", ("good", "bad film")]
     data = encode(tokenizer, texts, np.array([1, 0, 1]))
-    assert data.texts == texts and len(data.encoded) == 3
+    assert len(data) == 3
     assert [len(encoded) for encoded in data.encoded] == [3, min(14, max_length), 6]
     assert data.encoded[2].type_ids == [0, 0, 0, 1, 1, 1]
     assert data.encoded[1].truncated == (max_length == 8)

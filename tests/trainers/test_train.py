@@ -1,6 +1,7 @@
 """A whole run, small: what it leaves, whether its figures are true, and whether a stopped run ends up the same."""
 
 import copy
+import importlib
 import itertools
 import json
 import math
@@ -374,6 +375,27 @@ def test_pairs_of_texts_train_too(model_folder, tmp_path):
     assert [row["budget"] for row in summary["budgets"]] == [3, pytest.approx(2.7)]
     texts = read_texts(tmp_path / "run" / "state" / "texts.jsonl")
     assert len(texts) == 66 and all(isinstance(text, tuple) and len(text) == 2 for text in texts)
+
+
+# What goes wrong on the way
+
+
+@pytest.mark.parametrize("rate", ["stage1_lr", "body_lr"])
+def test_a_loss_that_is_no_number_ends_the_training(rate: str, model_folder, csv_files, tmp_path):
+    with pytest.raises(RecipeError, match=r"^stage I.*, epoch 1: the loss is no longer a number; lower the learning"):
+        repeat(model_folder, csv_files, tmp_path / "run", settings=[*QUICKEST, f"{rate}=1e30"])
+    assert (tmp_path / "run" / "stage1").is_dir() == (rate == "body_lr")  # what was learned before stays
+    assert (tmp_path / "run").exists() == (rate == "body_lr")
+
+
+def test_a_device_that_is_too_small_is_said(model_folder, csv_files, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    def fine_tune(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 0 bytes")
+
+    monkeypatch.setattr(importlib.import_module("hadskip_export.trainers.train"), "fine_tune", fine_tune)
+    with pytest.raises(RecipeError, match=r"^batch_size=\d+: cpu has too little memory \(CUDA out of memory.* GiB\.\)"):
+        repeat(model_folder, csv_files, tmp_path / "run", settings=QUICKEST)
+    assert not (tmp_path / "run").exists()
 
 
 # Requests that cannot be met leave nothing behind

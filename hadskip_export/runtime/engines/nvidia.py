@@ -24,7 +24,7 @@ def device_name() -> str:
         EngineError: there is none.
     """
     if lack := why_no_device():
-        raise EngineError(f"no GPU to build for: {lack}")
+        raise EngineError(f"no GPU: {lack}")
     driver = _driver()
     name, device = ctypes.create_string_buffer(256), ctypes.c_int()
     driver.cuDeviceGet(ctypes.byref(device), 0)

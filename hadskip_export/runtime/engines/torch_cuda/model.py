@@ -7,7 +7,7 @@ to buckets, where a piece of the chain does. One call at a time uses the device.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -20,9 +20,10 @@ from hadskip_export.runtime.engines.torch_cuda.lane import Lane, Sizes
 from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, layer, logits, margins
 from hadskip_export.runtime.engines.torch_cuda.recorder import Program, Recorder
 
+Room = TypeVar("Room")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LENGTH_STEP = 16  # tokens
-MOST_LANES = 128  # four for each length up to 512 tokens
+MOST_SIZES = 128  # of lanes, and of buckets: four for each length up to 512 tokens
 MOST_ROWS = 1 << 15  # that a report has room for, and a kernel's grid
 
 
@@ -117,12 +118,10 @@ class Model:
     def bucket(self, rows: int, length: int) -> "Bucket":
         """The smallest one that has room for so many rows and tokens."""
         size = self._rounded(rows, length)
-        if size not in self._buckets:
-            self._buckets[size] = Bucket(self, *size)
-        return self._buckets[size]
+        return self._kept(self._buckets, size, lambda: Bucket(self, *size))
 
     def lane(self, rows: int, length: int) -> Lane:
-        """Likewise. The lane that was not used for longest makes room, and its programs with it.
+        """Likewise.
 
         Raises:
             ValueError: too many rows.
@@ -130,15 +129,19 @@ class Model:
         if rows > MOST_ROWS:
             raise ValueError(f"more than {MOST_ROWS} inputs at once; lower batch_size")
         size = self._rounded(rows, length)
-        lane = self._lanes.pop(size, None)
-        if lane is None:
-            if len(self._lanes) == MOST_LANES:
+        return self._kept(self._lanes, size, lambda: Lane(self._sizes, *size, self.recorder))
+
+    def _kept(self, kept: dict[tuple[int, int], Room], size: tuple[int, int], make: Callable[[], Room]) -> Room:
+        """What was made for a size, or is made now. What was not used for longest goes, and its programs with it."""
+        room = kept.pop(size, None)
+        if room is None:
+            if len(kept) == MOST_SIZES:
                 self.recorder.wait()  # a call may have been interrupted
-                self._lanes.pop(next(iter(self._lanes)))
+                kept.pop(next(iter(kept)))
             with self.recorder.in_order():
-                lane = Lane(self._sizes, *size, self.recorder)
-        self._lanes[size] = lane
-        return lane
+                room = make()
+        kept[size] = room
+        return room
 
     def _rounded(self, rows: int, length: int) -> tuple[int, int]:
         if length > self.max_positions:
