@@ -89,7 +89,6 @@ def test_a_subset_keeps_rows_together(rows):
     part = data.subset(np.array(rows, int))
     assert len(part) == len(rows)
     assert part.encoded == [data.encoded[row] for row in rows] and part.labels.tolist() == data.labels[rows].tolist()
-    assert part.encoded == [data.encoded[row] for row in rows]
 
 
 @pytest.mark.parametrize("max_length", [8, 32])
