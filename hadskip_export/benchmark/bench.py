@@ -12,13 +12,15 @@ from hadskip_export.environment import busy_share, environment
 from hadskip_export.errors import BundleError, DataError
 from hadskip_export.exporters.golden import check_golden, read_golden
 from hadskip_export.metrics import METRICS
-from hadskip_export.runtime.bundle import read_bundle
+from hadskip_export.runtime.bundle import Bundle, EngineInfo, read_bundle
+from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.tables import Columns, read_examples
 
 PEERS = ("full",)
 MOST_CALLS = 100
+EFFICIENT = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Row(Figures):
         metric, full_metric: with gates and of full BERT, on all of the labelled data; None without labels.
         histogram: share of inputs that ran 0, 1, ..., L layers, over all of the data.
         profile: mean milliseconds of a call by part, see `profile`; None where it was not asked for.
+        hint: how it could be faster, see `faster_alone`; None where nobody knows.
     """
 
     metric_name: str
@@ -38,6 +41,7 @@ class Row(Figures):
     mean_layers: float
     histogram: list[float]
     profile: dict[str, float] | None
+    hint: str | None
 
     def lines(self) -> list[str]:
         """The row as a person reads it."""
@@ -55,6 +59,7 @@ class Row(Figures):
             f" ({self.full_setting})",
             "layers run: " + ", ".join(f"{count}: {share:.0%}" for count, share in enumerate(self.histogram) if share),
             *(f"do not trust this: {warning}" for warning in self.warnings),
+            *([] if self.hint is None else [f"to make it faster: {self.hint}"]),
             *self._profile_lines(),
         ]
 
@@ -151,10 +156,22 @@ def bench(
                     mean_layers=float(layers_run.mean()),
                     histogram=(np.bincount(layers_run, minlength=manifest.model.layers + 1) / len(texts)).tolist(),
                     profile=parts and {part: seconds * 1e3 for part, seconds in parts.items()},
+                    hint=faster_alone(opened, info, size, figures.efficiency),
                 )
             )
     after = {"load_after": environment()["load"]}
     return {"environment": before | after, "rows": [asdict(row) for row in rows]}
+
+
+def faster_alone(bundle: Bundle, info: EngineInfo, batch: int, efficiency: float | None) -> str | None:
+    """What would save an input that comes alone the calls between the pieces, where these cost a small model much."""
+    could = "graph" in engine_class(info.engine).singles(info.precision) and bundle.manifest.router.kind == "gates"
+    if batch > 1 or info.single != "chain" or not could or efficiency is None or efficiency >= EFFICIENT:
+        return None
+    return (
+        f"hadskip-export build {bundle.path} --engine {info.engine} --precision {info.precision} --single graph runs"
+        " inputs that come alone as one engine, which takes the memory of the weights once more"
+    )
 
 
 def choose_calls(texts: int, batch: int, seed: int = 0) -> list[np.ndarray]:

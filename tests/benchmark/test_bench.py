@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from hadskip_export import bench, validate
 from hadskip_export.benchmark import bench as benching
-from hadskip_export.benchmark.bench import MOST_CALLS, Row, choose_calls
+from hadskip_export.benchmark.bench import MOST_CALLS, Row, choose_calls, faster_alone
 from hadskip_export.benchmark.measure import TURNS
 from hadskip_export.errors import BundleError, DataError
-from hadskip_export.runtime import Predictor
+from hadskip_export.runtime import Predictor, read_bundle
 from tests.conftest import sentences, write_csv
 from tests.runtime.editing import Refusal, add_to_weights, change_manifest, change_piece, copy_of, outcome
 
@@ -142,6 +142,23 @@ def test_an_engine_that_was_never_checked_is_not_timed(bundle: Path, tmp_path: P
     change_manifest(copy, lambda plain: plain["engines"][0].update(parity="unverified"))
     with pytest.raises(BundleError, match="ort-fp32 was never checked; run hadskip-export validate"):
         bench(copy)
+
+
+def test_a_small_model_is_told_of_the_graph(bundle: Path, graph_bundle: Path, static_bundle: Path):
+    def hint(path: Path, batch: int = 1, efficiency: float | None = 0.7) -> str | None:
+        opened = read_bundle(path)
+        return faster_alone(opened, opened.engine(), batch, efficiency)
+
+    told = hint(bundle)
+    assert told is not None and f"build {bundle} --engine ort --precision fp32 --single graph" in told
+    assert [hint(bundle, batch=2), hint(bundle, efficiency=0.95), hint(bundle, efficiency=None)] == [None] * 3
+    assert [hint(graph_bundle), hint(static_bundle)] == [None] * 2
+
+
+def test_the_hint_is_printed(result: dict):
+    row = result["rows"][0] | {"hint": "do this"}
+    assert "to make it faster: do this" in Row(**row).lines()
+    assert not any("to make it faster" in line for line in Row(**row | {"hint": None}).lines())
 
 
 def test_golden_texts_are_timed_where_no_data_is_given(lookahead_bundle: Path, monkeypatch: pytest.MonkeyPatch):
