@@ -176,6 +176,9 @@ def predict(bundle: Path, texts: tuple[str, ...], pair: str | None, **options: A
         raise click.UsageError("nothing to classify: give a TEXT or --input FILE")
     if pair is not None and len(texts) != 1:
         raise click.UsageError("--pair goes with exactly one TEXT")
+    for name in ("max_layers", "gate_threshold"):
+        if options["router"] == "full" and options[name] is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')}: --router full runs every layer; leave one of them out")
     inputs = [(texts[0], pair)] if pair is not None else list(texts)
     for line in hadskip_export.predict(bundle, inputs, **options):
         click.echo(line)

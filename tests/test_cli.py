@@ -584,6 +584,8 @@ def test_predict_refuses(made: Made, tmp_path: Path):
     refused(run("predict", made.bundle, "good", "--max-layers", 4), "max_layers", "1 to 3")
     refused(run("predict", made.bundle, "good", "--gate-threshold", "high"), "--gate-threshold", "'high'")
     refused(run("predict", made.bundle, "good", "--router", "dice"), "--router", "dice")
+    for option in ("--max-layers", "--gate-threshold"):
+        refused(run("predict", made.bundle, "good", "--router", "full", option, 2), option, "--router full runs every")
 
 
 def test_predict_refuses_bytes_that_are_no_text(made: Made):

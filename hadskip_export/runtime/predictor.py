@@ -112,12 +112,9 @@ class Predictor:
         _ = self._load_full() if router == "full" else self._load_chain()
         if warm_up:
             ids = [0] * min(WARM_UP_TOKENS, model.max_length)
-            one, every_layer = Encoded(ids, ids, False), CallOptions()
-            if router == "gates":
-                every_layer["max_layers"] = model.layers
-                every_layer["gate_threshold"] = None if manifest.router.kind == "static" else -math.inf
+            one, every_gate_open = Encoded(ids, ids, False), None if manifest.router.kind == "static" else -math.inf
             for rows in [1] if self.single is None else [1, 2]:  # two are always run by the chain
-                self.run([one] * rows, **every_layer)
+                self.run([one] * rows, gate_threshold=every_gate_open, max_layers=model.layers)
 
     @classmethod
     def load(
@@ -141,7 +138,7 @@ class Predictor:
             threads: the most threads one call computes with; the CPUs this process may use if left out.
             spinning: let idle engine threads wait busily, see `EngineOptions`.
             router: `gates` for the bundle's own, a static route too, or `full` to run the fine-tuned BERT with every
-                layer (the kill switch).
+                layer, whatever other options say (the kill switch: it must work with those a service has).
             gate_threshold: a layer runs where its gate's margin, in logits, is above this; the fitted value if left
                 out. Raise it for speed, lower it for accuracy.
             max_layers: the most layers an input may run.
@@ -152,7 +149,7 @@ class Predictor:
             BundleError: see `read_bundle`; also no such engine, a failed parity check, no full model in the bundle.
             EngineError: the engine's library is missing or refuses a piece.
             BudgetError: `max_layers` is not between 1 and the number of layers; `gate_threshold` is NaN, or the bundle
-                has a static route and no gate; either is given with `router="full"`, which runs every layer.
+                has a static route and no gate.
         """
         started = time.perf_counter()
         bundle = read_bundle(path)
@@ -216,9 +213,9 @@ class Predictor:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The call without its text: tokenised inputs to logits float32 [n, classes] and routes bool [n, L]."""
         router = router or self._router
-        self._check(router, max_layers, gate_threshold, routes)
         max_layers = self._max_layers if max_layers is None else max_layers
         threshold = self._threshold if gate_threshold is None else gate_threshold
+        self._check(router, max_layers, gate_threshold, routes)
         if batch_size < 1:
             raise BudgetError(f"batch_size={batch_size}: expected at least 1")
         shape = (len(encoded), self.bundle.manifest.model.layers)
@@ -314,10 +311,6 @@ class Predictor:
             raise BudgetError(
                 f"{option}: {self.bundle.path} has a static route and no gates; leave it out, or use max_layers"
             )
-        choices = {"max_layers": max_layers, "gate_threshold": gate_threshold, "routes": routes}
-        chosen = [option for option, value in choices.items() if value is not None]
-        if router == "full" and chosen:
-            raise BudgetError(f"{chosen[0]}: router='full' runs every layer; leave one of them out")
 
     def _load_chain(self) -> Chain | Speculation | Conditional:
         """Loads the chain when it is first needed. A call that has it is not disturbed by a `close` from then on, nor

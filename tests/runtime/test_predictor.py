@@ -319,20 +319,14 @@ def test_engines_go_by_either_name(bundle: Path):
             assert predictor.engine_info.engine == "ort"
 
 
-@pytest.mark.parametrize(
-    "option",
-    [{"max_layers": 2}, {"gate_threshold": 0.5}, {"routes": np.ones((1, 4), bool)}],
-    ids=lambda one: next(iter(one)),
-)
-def test_full_bert_takes_no_orders_but_those_of_load(bundle: Path, predictor: Predictor, option):
-    (name,) = option
-    with pytest.raises(BudgetError, match=f"{name}: router='full' runs every layer; leave one of them out"):
-        predictor(["good"], router="full", **option)
-    if name != "routes":
-        with pytest.raises(BudgetError, match=f"{name}: router='full' runs every layer"):
-            Predictor.load(bundle, router="full", **option)
-        with Predictor.load(bundle, **option) as capped:  # the kill switch is there whatever was asked for at load
-            assert capped("good", router="full").layers == (1, 2, 3, 4)
+def test_full_bert_runs_every_layer_whatever_else_is_asked_for(bundle: Path):
+    """The kill switch of a service must work with the options that it has."""
+    for options in ({"max_layers": 2}, {"gate_threshold": 1e9}, {"max_layers": 1, "gate_threshold": 1e9}):
+        with Predictor.load(bundle, router="full", **options) as full, Predictor.load(bundle, **options) as gates:
+            expected = full("good")
+            assert expected.layers == (1, 2, 3, 4) and full("good", **options) == expected
+            assert gates("good", router="full", **options) == expected
+            assert full("good", router="gates") == gates("good") != expected
 
 
 def test_what_was_built_is_run_whatever_was_asked_for_at_load(bundle: Path, predictor: Predictor):
