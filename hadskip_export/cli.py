@@ -191,7 +191,8 @@ def predict(bundle: Path, texts: tuple[str, ...], pair: str | None, **options: A
 @engine_option
 @_columns(*COLUMN_OPTIONS)
 def validate(json_file: Path | None, **options: Any) -> None:
-    """Check a bundle on this machine: golden files, every piece, routes, labels."""
+    """Check a bundle on this machine: golden files, every piece, routes, labels. An engine that was never checked is
+    marked in the bundle as what it is found to be."""
     _check_place(json_file)
     validation = hadskip_export.validate(**options)
     click.echo("\n".join(validation.lines()))

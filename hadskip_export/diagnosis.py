@@ -123,7 +123,7 @@ def _recommendation(engines: dict[str, str | None], training: str | None, layer_
     by_precision = [[name for name in layer_ms if name.endswith(f"-{precision}")] for precision in PRECISIONS]
     fastest = [min(names, key=lambda name: layer_ms[name]) for names in by_precision if names]
     if not by_precision[0]:
-        return "nothing: no engine gives right answers in fp32 here"
+        return "nothing: no engine could be measured in fp32 here"
     chosen = plain = fastest[0]
     for name in fastest[1:]:
         if layer_ms[chosen] / layer_ms[name] > WORTH_WHILE:
@@ -146,7 +146,9 @@ def _measured(about: dict[str, Any], engines: list[str], fresh: bool) -> dict[st
         known = {}
     if fresh or key not in known:
         say("measuring a layer on each engine, once; half a minute")
-        known[key] = _measure(engines)
+        known[key], complete = _measure(engines)
+        if not complete:  # what failed may not fail the next time
+            return known[key]
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
             with replaced(cache) as part:
@@ -156,7 +158,8 @@ def _measured(about: dict[str, Any], engines: list[str], fresh: bool) -> dict[st
     return known[key]
 
 
-def _measure(engines: list[str]) -> dict[str, float]:
+def _measure(engines: list[str]) -> tuple[dict[str, float], bool]:
+    """The figures, and whether nothing is missing but what this machine or this version will never have."""
     from contextlib import ExitStack
     from statistics import median
 
@@ -165,6 +168,13 @@ def _measure(engines: list[str]) -> dict[str, float]:
     from hadskip_export.benchmark.systems import System
 
     config = replace(SIZES["bert-base"], num_layers=1, vocab_size=64)
+    complete = True
+
+    def leave_out(name: str, error: HadskipError) -> None:
+        nonlocal complete
+        complete = complete and isinstance(error, EngineError)
+        say(f"{name}: {error}; left out")
+
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         systems = {}
@@ -178,13 +188,13 @@ def _measure(engines: list[str]) -> dict[str, float]:
                         raise EngineError(f"gives wrong answers on this machine, first at {report.first_bad_piece}")
                     systems[name] = stack.enter_context(System(str(bundle), {}, [text_of(TOKENS)]))
                 except HadskipError as error:  # this chip has no bf16, for instance
-                    say(f"{name}: {error}; left out")
+                    leave_out(name, error)
         samples: dict[str, list[float]] = {name: [] for name in systems}
         for _ in track(range(ROUNDS), ROUNDS, "measure"):
             for name in list(samples):
                 try:
                     samples[name].append(systems[name].ask("pieces", calls=[[0]], repeats=10)["layer"])
                 except HadskipError as error:
-                    say(f"{name}: {error}; left out")
+                    leave_out(name, error)
                     del samples[name]
-    return {name: median(seconds) * 1e3 for name, seconds in samples.items()}
+    return {name: median(seconds) * 1e3 for name, seconds in samples.items()}, complete

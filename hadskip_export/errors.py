@@ -48,11 +48,13 @@ def optional_import(module: str, extra: str) -> ModuleType:
         extra: the extra of this package that brings it; several are separated by ` or `.
 
     Raises:
-        EngineError: it is not installed (the message names the extra), or a library that it needs is not.
+        EngineError: it is not installed (the message names the extra), or a library of the system that it needs is not.
     """
     try:
         return importlib.import_module(module)
-    except (ImportError, OSError) as error:
+    except OSError as error:
+        raise EngineError(f"this needs {module}, which lacks a library ({first_line(error)})") from error
+    except ImportError as error:
         names = " or ".join(f'pip install "hadskip-export[{name}]"' for name in extra.split(" or "))
         raise EngineError(
             f"this needs {module}, which cannot be imported ({first_line(error)}); install it with {names}"

@@ -1,6 +1,5 @@
 """Pictures of a run's summary: the paper's Figures 2 to 6, with every budget the run passed through."""
 
-import os
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure  # without pyplot: no window, no global lis
 from matplotlib.ticker import MaxNLocator
 
 from hadskip_export.errors import BundleError
+from hadskip_export.files import replaced
 
 Summary = dict[str, Any]
 
@@ -155,9 +155,5 @@ def _title(axes: Axes, title: str, subtitle: str) -> None:
 
 
 def _save(figure: Figure, file: Path, kind: str) -> None:
-    temporary = file.with_name(file.name + ".part")
-    try:
-        figure.savefig(temporary, format=kind, metadata={"Date": None})  # with its date no file would equal another
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(file) as part:
+        figure.savefig(part, format=kind, metadata={"Date": None})  # with its date no file would equal another

@@ -266,7 +266,7 @@ def read_examples(
         if label is not None:
             labels.append(row[label])
         elif late := _like(row, LABEL_COLUMNS):
-            raise row.error(f"has {late!r}, and the rows before it have no label; give all of them one, or none")
+            raise row.error(f"has {late!r}, and the first row has no label; give all rows one, or none")
         lines.append(row.line)
     if not texts:
         raise DataError(f"{path}: {NO_ROWS}")
@@ -303,13 +303,13 @@ def find_text(first: Row, columns: Columns) -> Callable[[Row], Text]:
 def _text_alone(column: str, row: Row) -> str:
     """A row's text in a file without pairs, of which a JSONL file may turn out to be none."""
     if late := _like(row, PAIR_COLUMNS):
-        raise row.error(f"has {late!r}, and the rows before it have no second text; give all of them one, or none")
+        raise row.error(f"has {late!r}, and the first row has no second text; give all rows one, or none")
     return row[column]
 
 
 def _like(row: Row, known: tuple[str, ...]) -> str | None:
-    """The row's first column of a known name."""
-    return next((name for name in row.values if name.lower() in known), None)
+    """The row's first column of a known name that is not null."""
+    return next((name for name, value in row.values.items() if value is not None and name.lower() in known), None)
 
 
 def _find(first: Row, named: str | None, known: tuple[str, ...], option: str) -> str:

@@ -28,3 +28,11 @@ def test_a_file_is_replaced_when_the_block_ends_well_and_else_nothing_is_left(tm
             write()
     assert (file.read_text() if file.exists() else None) == (before if error else "after")
     assert list(tmp_path.iterdir()) == ([file] if file.exists() else [])
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path):
+    link, file = tmp_path / "link", tmp_path / "file"
+    link.symlink_to(file)
+    with replaced(link) as part:
+        part.write_text("after")
+    assert link.is_symlink() and file.read_text() == "after" and len(list(tmp_path.iterdir())) == 2

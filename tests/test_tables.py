@@ -200,6 +200,9 @@ def test_a_second_text_or_a_label_that_comes_late_is_not_lost(tmp_path):
     refused(lambda: list(read_texts(file)), "a.jsonl", "line 2", "'text_pair'", "no second text")
     errors: list[DataError] = []
     assert list(read_texts(file, refuse=errors.append)) == [(1, "a"), (3, "c")] and len(errors) == 1
+    nulls = [{"text": "a", "text_pair": None, "label": None}, {"text": "b"}, {"text": "c", "text2": None, "label": []}]
+    file = write(tmp_path, "c.jsonl", "".join(json.dumps(row) + "\n" for row in nulls))
+    assert [text for _, text in read_texts(file)] == read_examples(file, unlabelled=True).texts == ["a", "b", "c"]
     file = write(tmp_path, "b.jsonl", '{"text": "a"}\n{"text": "b", "label": "x"}\n')
     refused(lambda: read_examples(file, unlabelled=True), "b.jsonl", "line 2", "'label'", "no label")
     assert len(list(read_texts(file))) == 2

@@ -1,5 +1,6 @@
 """`bench`: a bundle against full BERT on the same inputs, in interleaved turns, each system in its own process."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,8 +99,8 @@ def bench(
         `{"environment": {...}, "rows": [Row, ...]}` as `--json` writes it.
 
     Raises:
-        BundleError: see `read_bundle`; a bundle without its full model; an engine that does not give the answers it
-            gave when it was built, for the speed of wrong answers is worth nothing.
+        BundleError: see `read_bundle`; a bundle without its full model; an engine that was never checked, or does not
+            give the answers it gave when it was built, for the speed of wrong answers is worth nothing.
         BudgetError: `max_layers` is not between 1 and the number of layers.
         DataError: see `read_examples`; a label the model does not know; an unknown peer.
     """
@@ -156,7 +157,7 @@ def bench(
                     mean_layers=float(layers_run.mean()),
                     histogram=(np.bincount(layers_run, minlength=manifest.model.layers + 1) / len(texts)).tolist(),
                     profile=parts and {part: seconds * 1e3 for part, seconds in parts.items()},
-                    hint=faster_alone(opened, info, size, figures.efficiency),
+                    hint=None if figures.warnings else faster_alone(opened, info, size, figures.efficiency),
                 )
             )
     after = {"load_after": environment()["load"]}
@@ -168,9 +169,10 @@ def faster_alone(bundle: Bundle, info: EngineInfo, batch: int, efficiency: float
     could = "graph" in engine_class(info.engine).singles(info.precision) and bundle.manifest.router.kind == "gates"
     if batch > 1 or info.single != "chain" or not could or efficiency is None or efficiency >= EFFICIENT:
         return None
+    command = ["hadskip-export", "build", str(bundle.path), "--engine", info.engine, "--precision", info.precision]
     return (
-        f"hadskip-export build {bundle.path} --engine {info.engine} --precision {info.precision} --single graph runs"
-        " inputs that come alone as one engine, which takes the memory of the weights once more"
+        f"{shlex.join([*command, '--gates', info.gates, '--single', 'graph'])} runs inputs that come alone as one"
+        " engine, which takes the memory of the weights once more"
     )
 
 

@@ -24,6 +24,7 @@ from hadskip_export.runtime.engines import Single, engine_class
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text
 
+SETTLING_SECONDS = 600  # to wait for somebody who checks the same engine, several machines share a bundle perhaps
 SERVED_SECONDS = 24 * 3600  # that whoever serves an engine may take to load the bundle anew once it is replaced
 
 
@@ -52,23 +53,31 @@ def add_graph(path: Path) -> None:
 
 
 def settle_parity(path: Path, engine: str | None) -> None:
-    """Checks an engine that was built where it cannot run, on the machine where it can, as its build would have, and
+    """Checks an engine that was built where it cannot run, on a machine where it can, as `add_engine` would have, and
     writes down what was found: parity and, below fp32, the tolerance that is measured.
 
     Raises:
         BundleError: the bundle cannot be written to.
     """
-    info = read_bundle(path).engine(engine)
-    if info.parity != "unverified" or engine_class(info.engine).why_not_here() is not None:
+
+    def unsettled(bundle: Bundle) -> EngineInfo | None:
+        info = bundle.engine(engine)
+        runs_here = engine_class(info.engine).why_not_here() is None
+        return info if info.parity == "unverified" and runs_here else None
+
+    info = unsettled(read_bundle(path))
+    if info is None:
         return
     if not os.access(path, os.W_OK):
         raise BundleError(
             f"{path}: {info.name} was never checked, and what a check finds is to be written there; make it writable"
             " for this once"
         )
-    with _alone(path) as bundle:
-        report = check(bundle, info, partial(_compare_golden, OnnxReference(bundle), read_golden(bundle).texts))
-        amend(bundle, _with(bundle.manifest, note_parity(path, info, report)))
+    with _alone(path, SETTLING_SECONDS) as bundle:
+        info = unsettled(bundle)
+        if info is not None:  # nobody else was faster
+            report = check(bundle, info, partial(_compare_golden, OnnxReference(bundle), read_golden(bundle).texts))
+            amend(bundle, _with(bundle.manifest, note_parity(path, info, report)))
 
 
 def _compare_golden(reference: Reference, texts: Sequence[Text], predictor: Predictor) -> ParityReport:
@@ -76,13 +85,13 @@ def _compare_golden(reference: Reference, texts: Sequence[Text], predictor: Pred
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[Bundle]:
-    """The bundle, which nobody else adds to meanwhile."""
-    lock = filelock.FileLock(path / ".lock", timeout=0)
+def _alone(path: Path, patience: float = 0) -> Iterator[Bundle]:
+    """The bundle, which nobody else adds to meanwhile. `patience`: seconds to wait for who does."""
+    lock = filelock.FileLock(path / ".lock", timeout=patience)
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise BundleError(f"{path}: another process is adding to it") from None
+        raise BundleError(f"{path}: another process is adding to it; try again when it is done") from None
     try:
         yield read_bundle(path)
     finally:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hadskip_export.errors import BundleError, optional_import
 from hadskip_export.exporters.additions import add_engine, add_graph
+from hadskip_export.exporters.compile import check_engine
 from hadskip_export.exporters.golden import read_texts
 from hadskip_export.exporters.parity import ParityReport
 from hadskip_export.runtime.bundle import MANIFEST, GateLayout
@@ -56,6 +57,8 @@ def build(
         if engine is None and (single is not None or gates is not None):
             option = "--single" if gates is None else "--gates"
             raise BundleError(f"{option}: {path} is a bundle; say with --engine which engine to add like this")
+        if engine is not None:
+            check_engine(engine, precision, gates, single)
         if graph:
             add_graph(path)
         return None if engine is None else add_engine(path, engine, precision, gates, single)

@@ -31,6 +31,7 @@ from hadskip_export.runtime.bundle import (
     seal,
 )
 from hadskip_export.runtime.engines import Single
+from hadskip_export.runtime.engines.ort import import_onnxruntime
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Encoded, Text, Tokenizer
 from hadskip_export.trainers.run_folder import read_run, read_texts
@@ -116,6 +117,8 @@ def write_bundle(
     from hadskip_export import __version__
 
     check_engine(engine, precision, gates, single)
+    if graph:
+        import_onnxruntime()  # which checks it
     config, router = source.model.classifier.config, _router(source)
     how, guess = resolve_single(single, engine, precision, router, source.held_out)
     with new_bundle(out) as folder:

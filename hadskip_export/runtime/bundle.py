@@ -377,7 +377,10 @@ def new_bundle(path: Path) -> Iterator[Path]:
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise BundleError(f"{path}: exists already; choose another --out")
-    given, path = path, path.resolve()  # a link stays, and what it leads to is replaced
+    try:
+        given, path = path, path.resolve()  # a link stays, and what it leads to is replaced
+    except (OSError, RuntimeError) as error:
+        raise BundleError(f"{path}: cannot be a folder ({error}); choose another --out") from error
     if os.path.ismount(path) or path == Path.cwd():
         raise BundleError(f"{given}: nothing can take the place of a mount or of the current folder; name one in it")
     path.parent.mkdir(parents=True, exist_ok=True)

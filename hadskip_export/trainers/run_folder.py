@@ -49,12 +49,16 @@ class RunFolder:
         """Real texts for the parity check of a build: the held-out slice, topped up from the evaluation data."""
         return self.path / "state" / "texts.jsonl"
 
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
     def budget(self, budget: float) -> Path:
         return self.path / "budgets" / budget_name(budget)
 
     def log(self, **record: Any) -> None:
         """Appends a line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with self.metrics.open("a") as file:
             file.write(json.dumps({"time": round(time.time(), 3)} | record) + "\n")
 
 
@@ -95,7 +99,8 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Run
         write_json(run.recipe, settings)
         yield run
     except HadskipError:
-        if not run.stage1.is_dir() and not resume:  # refused before anything was learned: leave nothing behind
+        learned = run.stage1.is_dir() or run.metrics.is_file()
+        if not learned and not resume:  # refused before anything was: leave nothing behind
             shutil.rmtree(path, ignore_errors=True)
         raise
     finally:

@@ -175,9 +175,10 @@ def _epochs(
                 schedule.step()
         means = {name: float(value) / per_epoch for name, value in sums.items()}
         if not all(map(math.isfinite, means.values())):
+            rates = ", ".join(f"{rate:g}" for _, rate in groups)
             raise RecipeError(
-                f"{label}, epoch {epoch}: the loss is no longer a number; lower the learning rate (--set stage1_lr,"
-                " body_lr, gate_lr) and train into another --out"
+                f"{label}, epoch {epoch}: the loss is no longer a number; train anew at a learning rate lower than"
+                f" {rates} (stage1_lr, body_lr, gate_lr; see --set)"
             )
         session.log(phase=label, epoch=epoch, **means)
         yield epoch

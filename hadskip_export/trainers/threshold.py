@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hadskip_export.errors import RecipeError
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.evaluation import above, predict_routed
@@ -42,6 +43,8 @@ class HardRoutes:
         unknown = np.array([row for row in range(len(self.data)) if self._look_up(row, threshold) is None], int)
         if len(unknown):
             _, routes, margins = predict_routed(self.model, self.data.subset(unknown), above(threshold), self.device)
+            if np.isnan(margins).any():
+                raise RecipeError("the gates' margins are no numbers; lower fit_lr, body_lr or gate_lr (--set)")
             low = np.where(routes, -np.inf, margins).max(axis=1)
             high = np.where(routes, margins, np.inf).min(axis=1)
             for row, *interval in zip(unknown, low, high, routes.sum(axis=1), strict=True):

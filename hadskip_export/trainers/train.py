@@ -123,8 +123,9 @@ def train(
             return _run(run, folder, data, chosen, layers, method, learn, seed, device, length, fine_tuned)
         except torch.OutOfMemoryError as error:
             raise RecipeError(
-                f"batch_size={chosen.batch_size}: {device} has too little memory ({first_line(error)}); lower it, let"
-                f" --set accumulate=N make up for it, and train into another --out"
+                f"--device {device}: too little memory ({first_line(error)}); if others use it, go on with --resume"
+                f" when they are done, else train anew with batch_size below {chosen.batch_size} and accumulate=N to"
+                " make up for it (--set)"
             ) from error
 
 

@@ -159,6 +159,13 @@ def test_of_a_build_whose_graph_fails_nothing_is_left(run_folder: Path, bundle: 
     assert read_bundle(mine).manifest == read_bundle(bundle).manifest
 
 
+def test_an_engine_that_is_not_to_be_had_is_refused_before_the_graph_is_made(bundle: Path, tmp_path: Path):
+    mine = copy_of(bundle, tmp_path)
+    with pytest.raises(EngineError, match="--precision fp8"):
+        build(mine, engine="openvino", precision="fp8", graph=True)
+    assert read_bundle(mine).manifest.graph is None
+
+
 def stop() -> None:
     raise EngineError("it answers otherwise")
 

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from hadskip_export import build, validate
 from hadskip_export.errors import BundleError, DataError
+from hadskip_export.exporters import additions
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.engines.ort import OrtEngine
 from tests.conftest import sentences, write_csv
@@ -179,6 +180,22 @@ def test_an_engine_that_was_never_checked_is_checked_for_good(never_checked: Pat
     assert settled.engine("ort-int8").tolerance.logits > read_bundle(bundle).engine().tolerance.logits
     assert validate(never_checked, engine="ort-int8").passed
     assert read_bundle(never_checked).manifest == settled.manifest
+
+
+def test_what_somebody_else_did_meanwhile_stands(never_checked: Path, monkeypatch: pytest.MonkeyPatch):
+    """Between the first look at the bundle and the lock the engine is made anew."""
+    really = additions._alone
+
+    def late(path: Path, patience: float = 0):
+        with monkeypatch.context() as once:
+            once.setattr(additions, "_alone", really)
+            build(path, engine="ort", precision="int8", gates="lookahead")
+        return really(path, patience)
+
+    monkeypatch.setattr(additions, "_alone", late)
+    assert validate(never_checked, engine="ort-int8").passed
+    info = read_bundle(never_checked).engine("ort-int8")
+    assert (info.gates, info.parity) == ("lookahead", "passed")
 
 
 def test_one_that_turns_out_to_be_wrong_is_marked(never_checked: Path):

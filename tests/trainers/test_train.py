@@ -382,7 +382,7 @@ def test_pairs_of_texts_train_too(model_folder, tmp_path):
 
 @pytest.mark.parametrize("rate", ["stage1_lr", "body_lr"])
 def test_a_loss_that_is_no_number_ends_the_training(rate: str, model_folder, csv_files, tmp_path):
-    with pytest.raises(RecipeError, match=r"^stage I.*, epoch 1: the loss is no longer a number; lower the learning"):
+    with pytest.raises(RecipeError, match=r"^stage I.*, epoch 1: the loss is no longer a number; train anew at a "):
         repeat(model_folder, csv_files, tmp_path / "run", settings=[*QUICKEST, f"{rate}=1e30"])
     assert (tmp_path / "run" / "stage1").is_dir() == (rate == "body_lr")  # what was learned before stays
     assert (tmp_path / "run").exists() == (rate == "body_lr")
@@ -393,7 +393,7 @@ def test_a_device_that_is_too_small_is_said(model_folder, csv_files, tmp_path, m
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 0 bytes")
 
     monkeypatch.setattr(importlib.import_module("hadskip_export.trainers.train"), "fine_tune", fine_tune)
-    with pytest.raises(RecipeError, match=r"^batch_size=\d+: cpu has too little memory \(CUDA out of memory.* GiB\.\)"):
+    with pytest.raises(RecipeError, match=r"^--device cpu: too little memory \(CUDA out of memory.* GiB\.\)"):
         repeat(model_folder, csv_files, tmp_path / "run", settings=QUICKEST)
     assert not (tmp_path / "run").exists()
 

@@ -4,7 +4,7 @@ A recorded program reads and writes fixed addresses, so sizes are rounded up: to
 to buckets, where a piece of the chain does. One call at a time uses the device.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,10 +20,12 @@ from hadskip_export.runtime.engines.torch_cuda.lane import Lane, Sizes
 from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, layer, logits, margins
 from hadskip_export.runtime.engines.torch_cuda.recorder import Program, Recorder
 
+Size = tuple[int, int]  # rows, tokens
 Room = TypeVar("Room")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LENGTH_STEP = 16  # tokens
-MOST_SIZES = 128  # of lanes, and of buckets: four for each length up to 512 tokens
+MOST_LANES = 128  # four for each length up to 512 tokens
+MOST_TOKENS = 1 << 19  # in all buckets: 1.6 GB of a BERT-base; every size up to 32 rows of 128 tokens takes half of it
 MOST_ROWS = 1 << 15  # that a report has room for, and a kernel's grid
 
 
@@ -71,8 +73,8 @@ class Model:
         self.dtype = DTYPES[precision]
         self.recorder = recorder
         self._parts: dict[str, Part] = {}
-        self._buckets: dict[tuple[int, int], Bucket] = {}
-        self._lanes: dict[tuple[int, int], Lane] = {}
+        self._buckets: dict[Size, Bucket] = {}
+        self._lanes: dict[Size, Lane] = {}
         with safetensors.safe_open(file, "pt") as opened:
             said, self._names = opened.metadata(), list(opened.keys())
             self.max_positions, self.hidden_size = opened.get_slice("embeddings.position.weight").get_shape()
@@ -118,7 +120,7 @@ class Model:
     def bucket(self, rows: int, length: int) -> "Bucket":
         """The smallest one that has room for so many rows and tokens."""
         size = self._rounded(rows, length)
-        return self._kept(self._buckets, size, lambda: Bucket(self, *size))
+        return self._kept(self._buckets, size, _too_many_tokens, lambda: Bucket(self, *size))
 
     def lane(self, rows: int, length: int) -> Lane:
         """Likewise.
@@ -129,14 +131,17 @@ class Model:
         if rows > MOST_ROWS:
             raise ValueError(f"more than {MOST_ROWS} inputs at once; lower batch_size")
         size = self._rounded(rows, length)
-        return self._kept(self._lanes, size, lambda: Lane(self._sizes, *size, self.recorder))
+        return self._kept(self._lanes, size, _too_many, lambda: Lane(self._sizes, *size, self.recorder))
 
-    def _kept(self, kept: dict[tuple[int, int], Room], size: tuple[int, int], make: Callable[[], Room]) -> Room:
-        """What was made for a size, or is made now. What was not used for longest goes, and its programs with it."""
+    def _kept(
+        self, kept: dict[Size, Room], size: Size, full: Callable[[Collection[Size]], bool], make: Callable[[], Room]
+    ) -> Room:
+        """What was made for a size, or is made now; what was not used for longest makes room, with its programs."""
         room = kept.pop(size, None)
         if room is None:
-            if len(kept) == MOST_SIZES:
+            if full([*kept, size]):
                 self.recorder.wait()  # a call may have been interrupted
+            while kept and full([*kept, size]):
                 kept.pop(next(iter(kept)))
             with self.recorder.in_order():
                 room = make()
@@ -221,6 +226,14 @@ class Bucket:
 
     def states(self, rows: int, length: int) -> DeviceTensor:
         return DeviceTensor(self.hidden[:rows, :length].clone(), self._recorder)
+
+
+def _too_many(sizes: Collection[Size]) -> bool:
+    return len(sizes) > MOST_LANES
+
+
+def _too_many_tokens(sizes: Collection[Size]) -> bool:
+    return sum(rows * length for rows, length in sizes) > MOST_TOKENS
 
 
 def round_rows(rows: int) -> int:
