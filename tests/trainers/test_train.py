@@ -91,8 +91,9 @@ def test_the_log_follows_the_stages(run_folder):
     assert [line["epoch"] for line in lines if line.get("phase") == "stage III, budget 1.5"] == [1, 2, 3]
 
 
-def test_texts_for_the_parity_check_are_the_held_out_ones_then_those_of_evaluation(run_folder, slices):
-    held_out, evaluation = slices
+def test_texts_for_the_parity_check_are_the_held_out_ones_then_those_of_evaluation(run_folder, csv_files):
+    training, evaluation = map(read_examples, csv_files)
+    held_out = training[hold_out(len(training), 0)[1].tolist()]
     assert read_texts(run_folder / "state" / "texts.jsonl") == held_out.texts + evaluation.texts
 
 
