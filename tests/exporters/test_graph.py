@@ -151,7 +151,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(bundle: Path, tmp_path: Pa
 def test_of_a_build_whose_graph_fails_nothing_is_left(run_folder: Path, bundle: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(graphs, "check_graph", lambda *_: stop())
     with pytest.raises(EngineError, match="it answers otherwise"):
-        build(run_folder, out=tmp_path / "bundle", graph=True)
+        build(run_folder, out=tmp_path / "bundle", full=False, graph=True)
     assert list(tmp_path.iterdir()) == []
     mine = copy_of(bundle, tmp_path)
     with pytest.raises(EngineError, match="it answers otherwise"):
