@@ -53,7 +53,7 @@ def optional_import(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except OSError as error:
-        raise EngineError(f"this needs {module}, which lacks a library ({first_line(error)})") from error
+        raise EngineError(f"this needs {module}, which lacks a library ({first_line(error)}); install that") from error
     except ImportError as error:
         names = " or ".join(f'pip install "hadskip-export[{name}]"' for name in extra.split(" or "))
         raise EngineError(

@@ -247,7 +247,9 @@ def test_a_library_whose_own_libraries_are_missing_is_an_engine_that_is_lacking(
         raise OSError("libcudart.so.13: cannot open shared object file\nsome more of it")
 
     monkeypatch.setattr(importlib, "import_module", load)
-    with pytest.raises(EngineError, match=r"^this needs torch, which lacks a library .*\(libcudart.so.13: .* file\)$"):
+    with pytest.raises(
+        EngineError, match=r"^this needs torch, which lacks a library .*\(libcudart.so.13: .* file\); install that$"
+    ):
         optional_import("torch", "train")
 
 

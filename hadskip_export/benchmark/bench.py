@@ -21,7 +21,7 @@ from hadskip_export.tables import Columns, read_examples
 
 PEERS = ("full",)
 MOST_CALLS = 100
-EFFICIENT = 0.9
+EFFICIENT = 0.9  # from here on the calls between the pieces are not worth the memory that would save them
 
 
 @dataclass(frozen=True, kw_only=True)

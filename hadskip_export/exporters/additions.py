@@ -52,32 +52,33 @@ def add_graph(path: Path) -> None:
             raise
 
 
-def settle_parity(path: Path, engine: str | None) -> None:
-    """Checks an engine that was built where it cannot run, on a machine where it can, as `add_engine` would have, and
-    writes down what was found: parity and, below fp32, the tolerance that is measured.
+def settled(bundle: Bundle, engine: str | None) -> Bundle:
+    """The bundle, in which an engine that was built where it cannot run has been checked on this machine, where it can,
+    as `add_engine` would have: parity and, below fp32, the tolerance that is measured are written down.
 
     Raises:
         BundleError: the bundle cannot be written to.
     """
-
-    def unsettled(bundle: Bundle) -> EngineInfo | None:
-        info = bundle.engine(engine)
-        runs_here = engine_class(info.engine).why_not_here() is None
-        return info if info.parity == "unverified" and runs_here else None
-
-    info = unsettled(read_bundle(path))
+    path, info = bundle.path, _unsettled(bundle, engine)
     if info is None:
-        return
+        return bundle
     if not os.access(path, os.W_OK):
         raise BundleError(
             f"{path}: {info.name} was never checked, and what a check finds is to be written there; make it writable"
             " for this once"
         )
     with _alone(path, SETTLING_SECONDS) as bundle:
-        info = unsettled(bundle)
+        info = _unsettled(bundle, engine)
         if info is not None:  # nobody else was faster
             report = check(bundle, info, partial(_compare_golden, OnnxReference(bundle), read_golden(bundle).texts))
             amend(bundle, _with(bundle.manifest, note_parity(path, info, report)))
+    return read_bundle(path)
+
+
+def _unsettled(bundle: Bundle, engine: str | None) -> EngineInfo | None:
+    info = bundle.engine(engine)
+    runs_here = engine_class(info.engine).why_not_here() is None
+    return info if info.parity == "unverified" and runs_here else None
 
 
 def _compare_golden(reference: Reference, texts: Sequence[Text], predictor: Predictor) -> ParityReport:

@@ -57,7 +57,7 @@ def build(
         if engine is None and (single is not None or gates is not None):
             option = "--single" if gates is None else "--gates"
             raise BundleError(f"{option}: {path} is a bundle; say with --engine which engine to add like this")
-        if engine is not None:
+        if engine is not None:  # what is not to be had is refused before the graph is made
             check_engine(engine, precision, gates, single)
         if graph:
             add_graph(path)

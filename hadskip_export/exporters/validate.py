@@ -6,11 +6,12 @@ from typing import Any
 
 import msgspec
 
-from hadskip_export.exporters.additions import settle_parity
+from hadskip_export.exporters.additions import settled
 from hadskip_export.exporters.golden import GoldenCheck, check_golden, read_golden
 from hadskip_export.exporters.parity import ParityReport, compare
 from hadskip_export.exporters.quality import DataCheck, check_data
 from hadskip_export.exporters.references import OnnxReference
+from hadskip_export.runtime.bundle import read_bundle
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.tables import Columns, read_examples
 
@@ -54,18 +55,17 @@ def validate(
     label_column: str | None = None,
 ) -> Validation:
     """Checks an engine of a bundle against its golden files and, piece by piece, against the ONNX pieces run plainly.
-    The parity of one that was built where it cannot run is settled first, for good (`settle_parity`).
+    The parity of one that was built where it cannot run is settled first, for good.
 
     Args:
         engine: which of the bundle's engines; the first if left out.
         data: labelled texts to compare on instead of the golden ones, and to say how well the bundle does on.
 
     Raises:
-        BundleError: see `read_bundle` and `settle_parity`; a failed engine is checked all the same.
+        BundleError: see `read_bundle` and `settled`; a failed engine is checked all the same.
         DataError: see `read_examples`; a label the model does not know.
     """
-    settle_parity(Path(bundle), engine)
-    with Predictor.load(bundle, engine=engine, allow_failed=True) as predictor:
+    with Predictor(settled(read_bundle(bundle), engine), engine, allow_failed=True) as predictor:
         golden = read_golden(predictor.bundle)
         examples = None
         if data is not None:

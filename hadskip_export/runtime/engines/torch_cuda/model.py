@@ -139,9 +139,8 @@ class Model:
         """What was made for a size, or is made now; what was not used for longest makes room, with its programs."""
         room = kept.pop(size, None)
         if room is None:
-            if full([*kept, size]):
-                self.recorder.wait()  # a call may have been interrupted
             while kept and full([*kept, size]):
+                self.recorder.wait()  # a call may have been interrupted
                 kept.pop(next(iter(kept)))
             with self.recorder.in_order():
                 room = make()
