@@ -137,7 +137,7 @@ def main(
         raise SystemExit(f"{engine}: {lack}")
     config, on_gpu = SIZES[model], torch.cuda.is_available()
     device, started = "cuda" if on_gpu else "cpu", time.time()
-    one = [Encoded([WORD] * tokens, [0] * tokens, False)]
+    one = [_words(tokens)]
     mixed = draw_routes(ROWS, config.num_layers, layers, "mixed", np.random.default_rng(0))
     name = torch.cuda.get_device_name() if on_gpu else "no GPU: these figures mean nothing"
     click.echo(f"{model}, {engine}-{precision}, torch {torch.__version__}, {name}")
@@ -179,6 +179,10 @@ def main(
     click.echo(f"{time.time() - started:.0f} s")
 
 
+def _words(tokens: int) -> Encoded:
+    return Encoded(np.full(tokens, WORD), np.zeros(tokens, np.int64), False)
+
+
 def ideal_speedup(graph: Predictor, one: list[Encoded], layers: int, calls: int, on_gpu: bool) -> float:
     """What the layers left out would save if nothing else cost anything: a layer's time is the slope of calls with few,
     some and all layers; what is outside the layers is the rest."""
@@ -211,7 +215,7 @@ def growth(predictor: Predictor, longest: int, calls: int, on_gpu: bool) -> str:
         return 0 if not on_gpu else torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]
 
     def call(length: int) -> None:
-        predictor.run([Encoded([WORD] * length, [0] * length, False)])
+        predictor.run([_words(length)])
 
     for length in range(16, longest + 1, 16):
         call(length)

@@ -57,7 +57,7 @@ def main(threads: int, tokens: int, model: str | None, precision: str, device: s
     paper, adaptive = (replace(load_recipe(name), precision=precision) for name in ("paper", "adaptive"))
     random = np.random.default_rng(0)
     ids = [random.integers(1000, 20000, size=random.integers(4, tokens)) for _ in range(BATCHES * paper.batch_size)]
-    encoded = [Encoded(row.tolist(), [0] * len(row), False) for row in ids]
+    encoded = [Encoded(row, np.zeros_like(row), False) for row in ids]
     data = Dataset(encoded, random.integers(2, size=len(ids)))
     predictions = replace(paper, alpha2=0.0, alpha3=0.0, alpha4=0.0)
     plain = Draw([tuple(range(1, layers + 1))], layers, 0)

@@ -111,7 +111,7 @@ class Predictor:
         self._full: Piece | None = None
         _ = self._load_full() if router == "full" else self._load_chain()
         if warm_up:
-            ids = [0] * min(WARM_UP_TOKENS, model.max_length)
+            ids = np.zeros(min(WARM_UP_TOKENS, model.max_length), np.int64)
             one, every_gate_open = Encoded(ids, ids, False), None if manifest.router.kind == "static" else -math.inf
             for rows in [1] if self.single is None else [1, 2]:  # two are always run by the chain
                 self.run([one] * rows, gate_threshold=every_gate_open, max_layers=model.layers)

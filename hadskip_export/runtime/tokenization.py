@@ -14,12 +14,12 @@ Ids = Mapping[str, Sequence[int]]  # what a tokenizer of `transformers` gives fo
 Input = Text | Ids
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded:
-    """One input as ids, not padded. `truncated`: it was longer than the model's maximum length."""
+    """One input as ids, not padded: int64 [s] each. `truncated`: it was longer than the model's maximum length."""
 
-    ids: list[int]
-    type_ids: list[int]
+    ids: np.ndarray
+    type_ids: np.ndarray
     truncated: bool
 
     def __len__(self) -> int:
@@ -88,9 +88,10 @@ class Tokenizer:
             raise DataError(
                 f"input {index + 1}: a text that is not valid Unicode; it holds half of a character"
             ) from error
-        if not encoding.ids:
+        if not len(encoding):
             raise DataError(f"input {index + 1}: a text of no tokens; this tokenizer adds none of its own")
-        return Encoded(encoding.ids, encoding.type_ids, bool(encoding.overflowing))
+        ids, type_ids = (np.array(values, np.int64) for values in (encoding.ids, encoding.type_ids))
+        return Encoded(ids, type_ids, bool(encoding.overflowing))
 
     def _from_ids(self, index: int, given: Ids) -> Encoded:
         try:
@@ -116,7 +117,7 @@ class Tokenizer:
             raise DataError(f"input {index + 1}: an id that is not in the vocabulary of {self._vocab_size}")
         if not np.isin(type_ids, (0, 1)).all():
             raise DataError(f"input {index + 1}: token_type_ids other than 0 and 1")
-        return Encoded(ids.tolist(), type_ids.tolist(), truncated=False)
+        return Encoded(ids.astype(np.int64), type_ids.astype(np.int64), truncated=False)
 
 
 def pad(inputs: Sequence[Encoded]) -> Batch:

@@ -103,5 +103,5 @@ def one_at_a_time(batch: Batch, salts: list[int], threshold: float, most: int | 
 
 def ragged(lengths: list[int], seed: int) -> Batch:
     random = np.random.default_rng(seed)
-    rows = [random.integers(1, 50, length).tolist() for length in lengths]
-    return pad([Encoded(ids, [int(i > len(ids) / 2) for i in range(len(ids))], False) for ids in rows])
+    rows = [random.integers(1, 50, length) for length in lengths]
+    return pad([Encoded(ids, (np.arange(len(ids)) > len(ids) / 2).astype(np.int64), False) for ids in rows])

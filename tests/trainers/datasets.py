@@ -14,11 +14,11 @@ def random_dataset(count: int, seed: int = 0, longest: int = CONFIG.max_position
     encoded = []
     for length in random.integers(1, longest + 1, size=count):
         ids, types = random.integers(CONFIG.vocab_size, size=length), random.integers(2, size=length)
-        encoded.append(Encoded(ids.tolist(), types.tolist(), False))
+        encoded.append(Encoded(ids, types, False))
     return Dataset(encoded, random.integers(len(CONFIG.labels), size=count))
 
 
 def alone(data: Dataset, row: int) -> tuple[Tensor, Tensor, Tensor]:
     """One input as a batch of its own, without padding: input_ids, attention_mask, token_type_ids."""
-    ids, types = (torch.tensor([values]) for values in (data.encoded[row].ids, data.encoded[row].type_ids))
+    ids, types = (torch.tensor(values)[None] for values in (data.encoded[row].ids, data.encoded[row].type_ids))
     return ids, torch.ones_like(ids), types

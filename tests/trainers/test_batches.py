@@ -31,7 +31,8 @@ def check(batches: list[TrainingBatch], data: Dataset, batch_size: int) -> None:
         assert ids.shape == (len(batch.rows), max(len(data.encoded[row]) for row in batch.rows))
         for place, row in enumerate(batch.rows):
             encoded, length = data.encoded[row], len(data.encoded[row])
-            assert ids[place, :length].tolist() == encoded.ids and types[place, :length].tolist() == encoded.type_ids
+            for array, expected in ((ids, encoded.ids), (types, encoded.type_ids)):
+                assert array[place, :length].tolist() == expected.tolist()
             assert mask[place].tolist() == [1] * length + [0] * (mask.shape[1] - length)
             assert batch.labels[place] == data.labels[row]
 
@@ -98,5 +99,5 @@ def test_encoding_keeps_order_and_cuts_to_the_maximum(max_length, run_folder):
     data = encode(tokenizer, texts, np.array([1, 0, 1]))
     assert len(data) == 3
     assert [len(encoded) for encoded in data.encoded] == [3, min(14, max_length), 6]
-    assert data.encoded[2].type_ids == [0, 0, 0, 1, 1, 1]
+    assert data.encoded[2].type_ids.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.encoded[1].truncated == (max_length == 8)
