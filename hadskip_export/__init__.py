@@ -18,6 +18,7 @@ _FUNCTIONS = {
     "doctor": "hadskip_export.diagnosis",
     "demo": "hadskip_export.demonstration",
     "predict": "hadskip_export.prediction",
+    "calibrate": "hadskip_export.calibration",
 }
 
 __all__ = ["__version__", *_FUNCTIONS]  # noqa: PLE0604

@@ -201,6 +201,23 @@ def validate(json_file: Path | None, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="Texts like those to be served (CSV, TSV, JSONL); labels are not needed.")
+@click.option(
+    "--budget", "budgets", type=float, multiple=True, help="Mean layers; repeatable; the bundle's if left out."
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write it there, too.")
+@engine_option
+@_columns(*COLUMN_OPTIONS)
+def calibrate(json_file: Path | None, **options: Any) -> None:
+    """Find the thresholds at which a bundle keeps a budget on your own texts."""
+    _check_place(json_file)
+    calibration = hadskip_export.calibrate(**options)
+    click.echo("\n".join(calibration.lines()))
+    _write_json(json_file, asdict(calibration))
+
+
+@main.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest or summary as JSON.")
 @click.option("--plots", type=click.Path(path_type=Path), help="Draw a run's figures there, as SVG and PNG.")

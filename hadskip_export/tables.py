@@ -294,15 +294,16 @@ def find_text(first: Row, columns: Columns) -> Callable[[Row], Text]:
         DataError: a named column is not there, or none has a known name.
     """
     text = _find(first, columns.text, TEXT_COLUMNS, "--text-column")
-    if columns.pair is None and _like(first, PAIR_COLUMNS) is None:
-        return partial(_text_alone, text)
-    pair = _find(first, columns.pair, PAIR_COLUMNS, "--pair-column")
+    others = tuple(name for name in PAIR_COLUMNS if name != text.lower())
+    if columns.pair is None and _like(first, others) is None:
+        return partial(_text_alone, text, others)
+    pair = _find(first, columns.pair, others, "--pair-column")
     return lambda row: (row[text], row[pair])
 
 
-def _text_alone(column: str, row: Row) -> str:
+def _text_alone(column: str, pair_columns: tuple[str, ...], row: Row) -> str:
     """A row's text in a file without pairs, of which a JSONL file may turn out to be none."""
-    if late := _like(row, PAIR_COLUMNS):
+    if late := _like(row, pair_columns):
         raise row.error(f"has {late!r}, and the first row has no second text; give all rows one, or none")
     return row[column]
 

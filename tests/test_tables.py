@@ -239,6 +239,19 @@ def test_named_columns_win(tmp_path):
     assert list(read_texts(file, Columns(pair="title"))) == [(2, ("t", "ti"))]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_column_named_as_the_text_is_not_its_pair_too(kind, tmp_path):
+    """Whatever its name."""
+    content = {
+        "csv": "question1,question2,label\na,b,l\n",
+        "jsonl": '{"question1": "a", "question2": "b", "label": "l"}\n',
+    }
+    file = write(tmp_path, f"a.{kind}", content[kind])
+    assert read_examples(file, Columns(text="question2")) == Examples(["b"], ["l"])
+    assert read_examples(file, Columns("question2", "question1")) == Examples([("b", "a")], ["l"])
+    assert read_examples(file, Columns(text="question1")) == Examples([("a", "b")], ["l"])
+
+
 @pytest.mark.parametrize(
     ("columns", "option"),
     [

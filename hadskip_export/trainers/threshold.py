@@ -1,104 +1,30 @@
-"""The threshold at which hard gates meet the budget.
-
-Sampled gates meet the budget in training; hard gates can miss it by up to a layer. One threshold on every margin
-mends that. Mean layers is not monotone in it (opening an early gate changes what later gates see), so it is searched
-on a grid and refined around the best crossing, on rows no gradient has seen. Labels play no part. They should be
-like those of deployment: a threshold met on SST-2's training phrases runs a tenth more layers on its sentences.
-"""
-
-from dataclasses import dataclass, field
+"""Sampled gates meet the budget in training; hard gates can miss it by up to a layer. A threshold mends that."""
 
 import numpy as np
 
 from hadskip_export.errors import RecipeError
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.thresholds import HardRoutes, find_threshold
 from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.evaluation import above, predict_routed
 
-GRID_POINTS = 17
-BISECTIONS = 16
 
+def hard_routes(model: GatedClassifier, data: Dataset, device: str = "cpu") -> HardRoutes:
+    """What the model's hard gates do with `data`, of which no gradient has seen a row.
 
-@dataclass
-class HardRoutes:
-    """Mean layers as a function of the threshold, remembering what it has seen.
-
-    An input keeps its route while the threshold stays at or above the largest margin it skipped at and below the
-    smallest it ran at. So each evaluated route answers for an interval, and only inputs outside all of their
-    intervals are run again.
+    Raises:
+        RecipeError: once asked: the gates' margins are no numbers.
     """
 
-    model: GatedClassifier
-    data: Dataset
-    device: str = "cpu"
-    intervals: list[list[tuple[float, float, int]]] = field(default_factory=list)  # per input: low <= t < high, layers
-    margins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # all seen
+    def evaluate(rows: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        _, routes, margins = predict_routed(model, data.subset(rows), above(threshold), device)
+        if np.isnan(margins).any():
+            raise RecipeError("the gates' margins are no numbers; lower fit_lr, body_lr or gate_lr (--set)")
+        return routes, margins
 
-    def __post_init__(self) -> None:
-        self.intervals = [[] for _ in range(len(self.data))]
-
-    def layers(self, threshold: float) -> np.ndarray:
-        """Layers each input runs at `threshold` (rounded to float32, as margins are), int [n]."""
-        threshold = float(np.float32(threshold))
-        unknown = np.array([row for row in range(len(self.data)) if self._look_up(row, threshold) is None], int)
-        if len(unknown):
-            _, routes, margins = predict_routed(self.model, self.data.subset(unknown), above(threshold), self.device)
-            if np.isnan(margins).any():
-                raise RecipeError("the gates' margins are no numbers; lower fit_lr, body_lr or gate_lr (--set)")
-            low = np.where(routes, -np.inf, margins).max(axis=1)
-            high = np.where(routes, margins, np.inf).min(axis=1)
-            for row, *interval in zip(unknown, low, high, routes.sum(axis=1), strict=True):
-                self.intervals[row].append((float(interval[0]), float(interval[1]), int(interval[2])))
-            self.margins = np.concatenate([self.margins, margins.ravel()])
-        return np.array([self._look_up(row, threshold) for row in range(len(self.data))])
-
-    def mean_layers(self, threshold: float) -> float:
-        return float(self.layers(threshold).mean())
-
-    def _look_up(self, row: int, threshold: float) -> int | None:
-        return next((layers for low, high, layers in self.intervals[row] if low <= threshold < high), None)
+    return HardRoutes(evaluate, len(data))
 
 
 def fit_threshold(model: GatedClassifier, data: Dataset, budget: float, device: str = "cpu") -> float:
-    """The threshold at which mean layers over `data` meet `budget`, in logits.
-
-    Where they cross it more than once, the crossing nearest to 0, where training left the gates; where they never do,
-    the grid's closest. The value is the midpoint between neighbouring margins: one that lies exactly on an input's
-    margin would flip with the last bit.
-    """
-    routes = HardRoutes(model, data, device)
-    routes.mean_layers(0.0)
-    grid = np.unique(np.append(np.quantile(routes.margins, np.linspace(0, 1, GRID_POINTS)), 0.0))
-    grid = np.concatenate([[grid[0] - 1], grid, [grid[-1] + 1]])
-    excess = np.array([routes.mean_layers(float(t)) - budget for t in grid])
-    best = min(((abs(e), abs(t), t) for e, t in zip(excess, grid, strict=True)))[2]
-    crossings = [i for i in range(len(grid) - 1) if excess[i] >= 0 > excess[i + 1] or excess[i] < 0 <= excess[i + 1]]
-    if crossings:
-        at = min(crossings, key=lambda i: abs(grid[i] + grid[i + 1]))
-        best = _bisect(routes, budget, float(grid[at]), float(grid[at + 1]))
-    return _between_margins(routes, float(best))
-
-
-def _bisect(routes: HardRoutes, budget: float, low: float, high: float) -> float:
-    candidates = [low, high]
-    rising = routes.mean_layers(low) < budget
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        candidates.append(middle)
-        if (routes.mean_layers(middle) < budget) == rising:
-            low = middle
-        else:
-            high = middle
-    return min(candidates, key=lambda t: abs(routes.mean_layers(t) - budget))
-
-
-def _between_margins(routes: HardRoutes, threshold: float) -> float:
-    """The middle of the interval around `threshold` in which no input's route changes."""
-    threshold = float(np.float32(threshold))
-    low, high = -np.inf, np.inf
-    for intervals in routes.intervals:
-        lower, upper = next((i[0], i[1]) for i in intervals if i[0] <= threshold < i[1])
-        low, high = max(low, lower), min(high, upper)
-    if np.isinf(low) or np.isinf(high):  # no margin on that side: keep a distance of one logit from the other
-        low, high = max(low, min(threshold, high) - 2), min(high, max(threshold, low) + 2)
-    return float(np.float32((low + high) / 2))
+    """`find_threshold` on `hard_routes`."""
+    return find_threshold(hard_routes(model, data, device), budget)

@@ -12,7 +12,7 @@ from hadskip_export.modeling.encoder import attention_bias
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.evaluation import above, predict_routed
-from hadskip_export.trainers.threshold import HardRoutes, fit_threshold
+from hadskip_export.trainers.threshold import fit_threshold, hard_routes
 from tests.modeling.random_models import random_gated
 from tests.trainers.datasets import alone, random_dataset
 
@@ -81,7 +81,7 @@ SEEDS = range(5)
 def test_remembered_routes_equal_direct_evaluation(seed, thresholds):
     """Whatever was asked before, in whatever order."""
     model, data, tree = case(seed)
-    routes = HardRoutes(model, data)
+    routes = hard_routes(model, data)
     for threshold in thresholds:
         if away_from_margins(tree, threshold):
             assert routes.layers(threshold).tolist() == tree.layers(threshold)
@@ -90,7 +90,7 @@ def test_remembered_routes_equal_direct_evaluation(seed, thresholds):
 
 def test_the_extremes_run_everything_and_nothing():
     model, data, _ = case(0)
-    routes = HardRoutes(model, data)
+    routes = hard_routes(model, data)
     assert routes.layers(-1e6).tolist() == [LAYERS] * ROWS and routes.layers(1e6).tolist() == [0] * ROWS
 
 
@@ -150,11 +150,11 @@ def test_a_model_with_one_route_still_gets_a_threshold_off_its_margins():
         gate.logits.weight.data.zero_()
         gate.logits.bias.data.copy_(torch.tensor([margin, 0.0]))
     threshold = fit_threshold(model, data, 2.5)
-    assert abs(HardRoutes(model, data).mean_layers(threshold) - 2.5) == 0.5
+    assert abs(hard_routes(model, data).mean_layers(threshold) - 2.5) == 0.5
     assert min(abs(threshold - margin) for margin in (2.0, -1.0, 1.0, -2.0)) >= 0.5
 
 
 def test_one_input_is_enough():
     model, data, _ = case(0)
     one = data.subset(np.array([3]))
-    assert HardRoutes(model, one).mean_layers(fit_threshold(model, one, 4)) == 4
+    assert hard_routes(model, one).mean_layers(fit_threshold(model, one, 4)) == 4

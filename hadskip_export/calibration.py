@@ -1,0 +1,145 @@
+"""`calibrate`: the thresholds at which a bundle keeps its budget on texts of one's own.
+
+A threshold was met on the texts of training or evaluation; longer or harder ones run more layers at it. No retraining,
+and nothing in the bundle changes: the threshold is an option of whoever loads it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hadskip_export.errors import BudgetError
+from hadskip_export.metrics import METRICS
+from hadskip_export.progress import track
+from hadskip_export.routes import RouteStatistics, statistics
+from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.runtime.routers import GateRouter
+from hadskip_export.runtime.tokenization import Encoded, pad
+from hadskip_export.tables import Columns, read_examples
+from hadskip_export.thresholds import HardRoutes, find_threshold
+from hadskip_export.trainers.schedule import resolve_budget
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the bundle does with the texts at a threshold.
+
+    Args:
+        budget: mean layers asked for; None for the bundle's own threshold, whatever it gives.
+        threshold: in logits.
+        routes: their mean layers are as near to `budget` as these texts allow.
+        metric: None without labels.
+    """
+
+    budget: float | None
+    threshold: float
+    routes: RouteStatistics
+    metric: float | None
+
+    def line(self) -> str:
+        name = "as built" if self.budget is None else f"{self.budget:g}"
+        metric = "" if self.metric is None else f"{self.metric:>11.4f}"
+        share = self.routes.commonest[0][1]
+        return f"{name:>8} {self.threshold:>+10.4f} {self.routes.mean_layers:>7.2f} {share:>10.1%}{metric}"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of one engine of a bundle, on so many texts; the bundle's own threshold first."""
+
+    bundle: str
+    engine: str
+    texts: int
+    metric: str
+    rows: tuple[Row, ...]
+
+    def lines(self) -> list[str]:
+        """As a person reads it."""
+        metric = "" if self.rows[0].metric is None else f"{self.metric:>11}"
+        last = self.rows[-1].threshold
+        return [
+            f"{self.texts} texts on {self.engine}",
+            f"{'budget':>8} {'threshold':>10} {'layers':>7} {'commonest':>10}{metric}",
+            *(row.line() for row in self.rows),
+            f"to use one: Predictor.load({self.bundle!r}, gate_threshold={last:.6g}), or predict --gate-threshold",
+        ]
+
+
+def calibrate(
+    bundle: str | Path,
+    data: str | Path,
+    budgets: Sequence[float] = (),
+    *,
+    engine: str | None = None,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+) -> Calibration:
+    """Finds, for each budget, the threshold at which the texts of a file run so many layers on average.
+
+    Args:
+        data: a CSV, TSV or JSONL file like the texts to be served; labels play no part but in the figures.
+        budgets: mean layers, below 1 a share of them; the bundle's own if left out.
+
+    Raises:
+        BudgetError: a budget beyond the model, or a bundle with a static route, which has nothing to set.
+        DataError: see `read_examples`.
+        HadskipError: see `Predictor.load`.
+    """
+    with Predictor.load(bundle, engine=engine) as predictor:
+        manifest = predictor.bundle.manifest
+        if manifest.router.kind == "static":
+            raise BudgetError(f"{bundle}: has a static route and no threshold to set; build a run with gates")
+        wanted = [resolve_budget(budget, manifest.model.layers) for budget in budgets] or [manifest.router.budget]
+        columns = Columns(text_column, pair_column, label_column)
+        examples = read_examples(data, columns, predictor.labels, unlabelled=True)
+        encoded = predictor.tokenizer.encode(examples.texts)
+        expected = np.array([predictor.labels.index(label) for label in examples.labels])
+
+        def row(budget: float | None, threshold: float) -> Row:
+            logits, routes = predictor.run(encoded, BATCH, gate_threshold=threshold)
+            metric = METRICS[manifest.metric](logits.argmax(-1), expected) if len(expected) else None
+            return Row(budget, threshold, statistics(routes), metric)
+
+        found = [
+            find_threshold(_hard_routes(predictor, encoded), budget)  # anew: what it has seen makes the search's grid
+            for budget in track(wanted, len(wanted), "thresholds")
+        ]
+        rows = (row(None, manifest.router.threshold), *map(row, wanted, found))
+        return Calibration(str(bundle), predictor.engine_info.name, len(encoded), manifest.metric, rows)
+
+
+class _Asked(GateRouter):
+    """Keeps the margins that it decided by, float32 [b, L]."""
+
+    def __init__(self, threshold: float, rows: int, num_layers: int):
+        super().__init__(threshold)
+        self.margins = np.zeros((rows, num_layers), np.float32)
+
+    def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
+        self.margins[:, index] = margin
+        return super().select(index, margin, routes)
+
+
+def _hard_routes(predictor: Predictor, encoded: Sequence[Encoded]) -> HardRoutes:
+    """What the chain's gates do with inputs; inputs of similar length share a batch."""
+    chain = predictor.chain
+    assert chain is not None
+
+    def evaluate(rows: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        some = [encoded[row] for row in rows.tolist()]
+        routes = np.zeros((len(some), chain.num_layers), bool)
+        margins = np.zeros(routes.shape, np.float32)
+        order = sorted(range(len(some)), key=lambda place: len(some[place]))
+        for start in range(0, len(order), BATCH):
+            places = order[start : start + BATCH]
+            router = _Asked(threshold, len(places), chain.num_layers)
+            _, routes[places] = chain.run(pad([some[place] for place in places]), router)
+            margins[places] = router.margins
+        return routes, margins
+
+    return HardRoutes(evaluate, len(encoded))

@@ -1,0 +1,102 @@
+"""The threshold at which hard gates meet a budget, on texts whose labels play no part.
+
+One threshold moves every gate. Mean layers is not monotone in it (opening an early gate changes what later gates see),
+so it is searched on a grid and refined around the best crossing. The texts should be like those of deployment: a
+threshold met on SST-2's training phrases runs a tenth more layers on its sentences.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+GRID_POINTS = 17
+BISECTIONS = 16
+
+# (some inputs' numbers int [k], threshold) -> routes bool [k, L] and the margins met on the way float32 [k, L]
+Evaluate = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass
+class HardRoutes:
+    """Mean layers as a function of the threshold, remembering what it has seen.
+
+    An input keeps its route while the threshold stays at or above the largest margin it skipped at and below the
+    smallest it ran at. So each evaluated route answers for an interval, and only inputs outside all of their
+    intervals are run again.
+
+    Args:
+        evaluate: runs inputs with hard gates.
+        count: how many inputs there are.
+    """
+
+    evaluate: Evaluate
+    count: int
+    intervals: list[list[tuple[float, float, int]]] = field(default_factory=list)  # per input: low <= t < high, layers
+    margins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # all seen
+
+    def __post_init__(self) -> None:
+        self.intervals = [[] for _ in range(self.count)]
+
+    def layers(self, threshold: float) -> np.ndarray:
+        """Layers each input runs at `threshold` (rounded to float32, as margins are), int [n]."""
+        threshold = float(np.float32(threshold))
+        unknown = np.array([row for row in range(self.count) if self._look_up(row, threshold) is None], int)
+        if len(unknown):
+            routes, margins = self.evaluate(unknown, threshold)
+            low = np.where(routes, -np.inf, margins).max(axis=1)
+            high = np.where(routes, margins, np.inf).min(axis=1)
+            for row, *interval in zip(unknown, low, high, routes.sum(axis=1), strict=True):
+                self.intervals[row].append((float(interval[0]), float(interval[1]), int(interval[2])))
+            self.margins = np.concatenate([self.margins, margins.ravel()])
+        return np.array([self._look_up(row, threshold) for row in range(self.count)])
+
+    def mean_layers(self, threshold: float) -> float:
+        return float(self.layers(threshold).mean())
+
+    def _look_up(self, row: int, threshold: float) -> int | None:
+        return next((layers for low, high, layers in self.intervals[row] if low <= threshold < high), None)
+
+
+def find_threshold(routes: HardRoutes, budget: float) -> float:
+    """The threshold at which mean layers meet `budget`, in logits.
+
+    Where they cross it more than once, the crossing nearest to 0, where training left the gates; where they never do,
+    the grid's closest. The value is the midpoint between neighbouring margins: one that lies exactly on an input's
+    margin would flip with the last bit.
+    """
+    routes.mean_layers(0.0)
+    grid = np.unique(np.append(np.quantile(routes.margins, np.linspace(0, 1, GRID_POINTS)), 0.0))
+    grid = np.concatenate([[grid[0] - 1], grid, [grid[-1] + 1]])
+    excess = np.array([routes.mean_layers(float(t)) - budget for t in grid])
+    best = min(((abs(e), abs(t), t) for e, t in zip(excess, grid, strict=True)))[2]
+    crossings = [i for i in range(len(grid) - 1) if excess[i] >= 0 > excess[i + 1] or excess[i] < 0 <= excess[i + 1]]
+    if crossings:
+        at = min(crossings, key=lambda i: abs(grid[i] + grid[i + 1]))
+        best = _bisect(routes, budget, float(grid[at]), float(grid[at + 1]))
+    return _between_margins(routes, float(best))
+
+
+def _bisect(routes: HardRoutes, budget: float, low: float, high: float) -> float:
+    candidates = [low, high]
+    rising = routes.mean_layers(low) < budget
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        candidates.append(middle)
+        if (routes.mean_layers(middle) < budget) == rising:
+            low = middle
+        else:
+            high = middle
+    return min(candidates, key=lambda t: abs(routes.mean_layers(t) - budget))
+
+
+def _between_margins(routes: HardRoutes, threshold: float) -> float:
+    """The middle of the interval around `threshold` in which no input's route changes."""
+    threshold = float(np.float32(threshold))
+    low, high = -np.inf, np.inf
+    for intervals in routes.intervals:
+        lower, upper = next((i[0], i[1]) for i in intervals if i[0] <= threshold < i[1])
+        low, high = max(low, lower), min(high, upper)
+    if np.isinf(low) or np.isinf(high):  # no margin on that side: keep a distance of one logit from the other
+        low, high = max(low, min(threshold, high) - 2), min(high, max(threshold, low) + 2)
+    return float(np.float32((low + high) / 2))
