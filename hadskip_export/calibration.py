@@ -1,7 +1,8 @@
 """`calibrate`: the thresholds at which a bundle keeps its budget on texts of one's own.
 
 A threshold was met on the texts of training or evaluation; longer or harder ones run more layers at it. No retraining,
-and nothing in the bundle changes: the threshold is an option of whoever loads it.
+and nothing in the bundle changes: the threshold is an option of whoever loads it. All is of batches of 32, which below
+fp32 is not quite what texts do that come alone.
 """
 
 from collections.abc import Sequence
@@ -10,18 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from hadskip_export.errors import BudgetError
+from hadskip_export.errors import BudgetError, EngineError
 from hadskip_export.metrics import METRICS
-from hadskip_export.progress import track
+from hadskip_export.progress import say, track
 from hadskip_export.routes import RouteStatistics, statistics
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.routers import GateRouter
 from hadskip_export.runtime.tokenization import Encoded, pad
-from hadskip_export.tables import Columns, read_examples
+from hadskip_export.tables import Columns, Examples, check_labels, read_examples
 from hadskip_export.thresholds import HardRoutes, find_threshold
 from hadskip_export.trainers.schedule import resolve_budget
 
 BATCH = 32
+OFF = 0.03  # share of a budget; a row farther from it says so
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Row:
     Args:
         budget: mean layers asked for; None for the bundle's own threshold, whatever it gives.
         threshold: in logits.
-        routes: their mean layers are as near to `budget` as these texts allow.
+        routes: their mean layers are as near to `budget` as was found.
         metric: None without labels.
     """
 
@@ -43,8 +45,10 @@ class Row:
     def line(self) -> str:
         name = "as built" if self.budget is None else f"{self.budget:g}"
         metric = "" if self.metric is None else f"{self.metric:>11.4f}"
-        share = self.routes.commonest[0][1]
-        return f"{name:>8} {self.threshold:>+10.4f} {self.routes.mean_layers:>7.2f} {share:>10.1%}{metric}"
+        share, met = self.routes.commonest[0][1], self.routes.mean_layers
+        off = self.budget is not None and abs(met - self.budget) > OFF * self.budget
+        note = "  these gates come no nearer" if off else ""
+        return f"{name:>8} {self.threshold:>+10.4f} {met:>7.2f} {share:>10.1%}{metric}{note}"
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,14 @@ class Calibration:
 
     def lines(self) -> list[str]:
         """As a person reads it."""
-        metric = "" if self.rows[0].metric is None else f"{self.metric:>11}"
-        last = self.rows[-1].threshold
+        metric, last = "" if self.rows[0].metric is None else f"{self.metric:>11}", self.rows[-1]
+        threshold = f"{last.threshold:.6g}"
         return [
             f"{self.texts} texts on {self.engine}",
             f"{'budget':>8} {'threshold':>10} {'layers':>7} {'commonest':>10}{metric}",
             *(row.line() for row in self.rows),
-            f"to use one: Predictor.load({self.bundle!r}, gate_threshold={last:.6g}), or predict --gate-threshold",
+            f"for {last.budget:g}: Predictor.load({self.bundle!r}, engine={self.engine!r}, gate_threshold={threshold})",
+            f"or hadskip-export predict {self.bundle} --engine {self.engine} --gate-threshold {threshold}",
         ]
 
 
@@ -82,12 +87,14 @@ def calibrate(
     """Finds, for each budget, the threshold at which the texts of a file run so many layers on average.
 
     Args:
-        data: a CSV, TSV or JSONL file like the texts to be served; labels play no part but in the figures.
+        data: a CSV, TSV or JSONL file like the texts to be served, a few thousand of them; all are run some five times.
         budgets: mean layers, below 1 a share of them; the bundle's own if left out.
+        label_column: for the metric; left out, a column that looks like it, if all it has are the bundle's labels.
 
     Raises:
         BudgetError: a budget beyond the model, or a bundle with a static route, which has nothing to set.
         DataError: see `read_examples`.
+        EngineError: margins that are no numbers.
         HadskipError: see `Predictor.load`.
     """
     with Predictor.load(bundle, engine=engine) as predictor:
@@ -96,7 +103,7 @@ def calibrate(
             raise BudgetError(f"{bundle}: has a static route and no threshold to set; build a run with gates")
         wanted = [resolve_budget(budget, manifest.model.layers) for budget in budgets] or [manifest.router.budget]
         columns = Columns(text_column, pair_column, label_column)
-        examples = read_examples(data, columns, predictor.labels, unlabelled=True)
+        examples = _known(read_examples(data, columns, unlabelled=True), predictor.labels, Path(data), label_column)
         encoded = predictor.tokenizer.encode(examples.texts)
         expected = np.array([predictor.labels.index(label) for label in examples.labels])
 
@@ -105,12 +112,23 @@ def calibrate(
             metric = METRICS[manifest.metric](logits.argmax(-1), expected) if len(expected) else None
             return Row(budget, threshold, statistics(routes), metric)
 
-        found = [
-            find_threshold(_hard_routes(predictor, encoded), budget)  # anew: what it has seen makes the search's grid
-            for budget in track(wanted, len(wanted), "thresholds")
-        ]
+        routes = _hard_routes(predictor, encoded)
+        try:
+            found = [find_threshold(routes, budget) for budget in track(wanted, len(wanted), "thresholds")]
+        except ValueError as error:
+            raise EngineError(f"{bundle}: {predictor.engine_info.name}: {error} here; try another engine") from error
         rows = (row(None, manifest.router.threshold), *map(row, wanted, found))
         return Calibration(str(bundle), predictor.engine_info.name, len(encoded), manifest.metric, rows)
+
+
+def _known(examples: Examples, labels: tuple[str, ...], file: Path, label_column: str | None) -> Examples:
+    """Without labels, where what was taken for them is something else."""
+    if label_column is not None:
+        check_labels(examples, labels, file)
+    elif not set(examples.labels) <= set(labels):
+        say(f"{file}: its labels are not those of the model, which has {', '.join(labels)}; so no metric")
+        return Examples(examples.texts, [])
+    return examples
 
 
 class _Asked(GateRouter):
@@ -135,7 +153,9 @@ def _hard_routes(predictor: Predictor, encoded: Sequence[Encoded]) -> HardRoutes
         routes = np.zeros((len(some), chain.num_layers), bool)
         margins = np.zeros(routes.shape, np.float32)
         order = sorted(range(len(some)), key=lambda place: len(some[place]))
-        for start in range(0, len(order), BATCH):
+        starts = range(0, len(order), BATCH)
+        # All of them at first; then ever fewer.
+        for start in track(starts, len(starts), "texts, in batches") if len(some) == len(encoded) else starts:
             places = order[start : start + BATCH]
             router = _Asked(threshold, len(places), chain.num_layers)
             _, routes[places] = chain.run(pad([some[place] for place in places]), router)

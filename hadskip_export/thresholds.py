@@ -33,22 +33,29 @@ class HardRoutes:
     evaluate: Evaluate
     count: int
     intervals: list[list[tuple[float, float, int]]] = field(default_factory=list)  # per input: low <= t < high, layers
-    margins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # all seen
+    margins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # of the first evaluation
 
     def __post_init__(self) -> None:
         self.intervals = [[] for _ in range(self.count)]
 
     def layers(self, threshold: float) -> np.ndarray:
-        """Layers each input runs at `threshold` (rounded to float32, as margins are), int [n]."""
+        """Layers each input runs at `threshold` (rounded to float32, as margins are), int [n].
+
+        Raises:
+            ValueError: margins that are no numbers.
+        """
         threshold = float(np.float32(threshold))
         unknown = np.array([row for row in range(self.count) if self._look_up(row, threshold) is None], int)
         if len(unknown):
             routes, margins = self.evaluate(unknown, threshold)
+            if not np.isfinite(margins).all():
+                raise ValueError("the gates' margins are no numbers")
             low = np.where(routes, -np.inf, margins).max(axis=1)
             high = np.where(routes, margins, np.inf).min(axis=1)
             for row, *interval in zip(unknown, low, high, routes.sum(axis=1), strict=True):
                 self.intervals[row].append((float(interval[0]), float(interval[1]), int(interval[2])))
-            self.margins = np.concatenate([self.margins, margins.ravel()])
+            if not len(self.margins):
+                self.margins = margins.ravel()
         return np.array([self._look_up(row, threshold) for row in range(self.count)])
 
     def mean_layers(self, threshold: float) -> float:
@@ -62,8 +69,8 @@ def find_threshold(routes: HardRoutes, budget: float) -> float:
     """The threshold at which mean layers meet `budget`, in logits.
 
     Where they cross it more than once, the crossing nearest to 0, where training left the gates; where they never do,
-    the grid's closest. The value is the midpoint between neighbouring margins: one that lies exactly on an input's
-    margin would flip with the last bit.
+    the grid's closest. Where they jump over it and are as near on both sides, the side of more layers. The value is
+    the midpoint between neighbouring margins: one that lies exactly on an input's margin would flip with the last bit.
     """
     routes.mean_layers(0.0)
     grid = np.unique(np.append(np.quantile(routes.margins, np.linspace(0, 1, GRID_POINTS)), 0.0))
@@ -87,7 +94,8 @@ def _bisect(routes: HardRoutes, budget: float, low: float, high: float) -> float
             low = middle
         else:
             high = middle
-    return min(candidates, key=lambda t: abs(routes.mean_layers(t) - budget))
+    means = {threshold: routes.mean_layers(threshold) for threshold in candidates}
+    return min(candidates, key=lambda threshold: (abs(means[threshold] - budget), -means[threshold]))
 
 
 def _between_margins(routes: HardRoutes, threshold: float) -> float:

@@ -30,7 +30,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         "hadskip_export", "hadskip_export.runtime", "hadskip_export.cli", "hadskip_export.inspection",
         "hadskip_export.exporters.validate", "hadskip_export.benchmark.bench", "hadskip_export.runtime.engines.ort",
-        "hadskip_export.runtime.engines.torch_cuda",
+        "hadskip_export.runtime.engines.torch_cuda", "hadskip_export.calibration",
     ],
 )  # fmt: skip
 def test_serving_imports_nothing_heavy(module: str):

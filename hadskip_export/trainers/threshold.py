@@ -10,21 +10,21 @@ from hadskip_export.trainers.evaluation import above, predict_routed
 
 
 def hard_routes(model: GatedClassifier, data: Dataset, device: str = "cpu") -> HardRoutes:
-    """What the model's hard gates do with `data`, of which no gradient has seen a row.
-
-    Raises:
-        RecipeError: once asked: the gates' margins are no numbers.
-    """
+    """What the model's hard gates do with `data`, of which no gradient has seen a row."""
 
     def evaluate(rows: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        _, routes, margins = predict_routed(model, data.subset(rows), above(threshold), device)
-        if np.isnan(margins).any():
-            raise RecipeError("the gates' margins are no numbers; lower fit_lr, body_lr or gate_lr (--set)")
-        return routes, margins
+        return predict_routed(model, data.subset(rows), above(threshold), device)[1:]
 
     return HardRoutes(evaluate, len(data))
 
 
 def fit_threshold(model: GatedClassifier, data: Dataset, budget: float, device: str = "cpu") -> float:
-    """`find_threshold` on `hard_routes`."""
-    return find_threshold(hard_routes(model, data, device), budget)
+    """`find_threshold` on `hard_routes`.
+
+    Raises:
+        RecipeError: training has diverged.
+    """
+    try:
+        return find_threshold(hard_routes(model, data, device), budget)
+    except ValueError as error:
+        raise RecipeError(f"{error}; lower fit_lr, body_lr or gate_lr (--set)") from error
