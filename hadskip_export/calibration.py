@@ -144,22 +144,22 @@ class _Asked(GateRouter):
 
 
 def _hard_routes(predictor: Predictor, encoded: Sequence[Encoded]) -> HardRoutes:
-    """What the chain's gates do with inputs; inputs of similar length share a batch."""
+    """What the chain's gates do with inputs."""
     chain = predictor.chain
     assert chain is not None
+    inputs = sorted(encoded, key=len)  # those of similar length share a batch
 
     def evaluate(rows: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        some = [encoded[row] for row in rows.tolist()]
-        routes = np.zeros((len(some), chain.num_layers), bool)
+        routes = np.zeros((len(rows), chain.num_layers), bool)
         margins = np.zeros(routes.shape, np.float32)
-        order = sorted(range(len(some)), key=lambda place: len(some[place]))
-        starts = range(0, len(order), BATCH)
+        starts = range(0, len(rows), BATCH)
         # All of them at first; then ever fewer.
-        for start in track(starts, len(starts), "texts, in batches") if len(some) == len(encoded) else starts:
-            places = order[start : start + BATCH]
-            router = _Asked(threshold, len(places), chain.num_layers)
-            _, routes[places] = chain.run(pad([some[place] for place in places]), router)
-            margins[places] = router.margins
+        for start in track(starts, len(starts), "texts, in batches") if len(rows) == len(inputs) else starts:
+            part = slice(start, start + BATCH)
+            batch = pad([inputs[row] for row in rows[part].tolist()])
+            router = _Asked(threshold, len(batch), chain.num_layers)
+            _, routes[part] = chain.run(batch, router)
+            margins[part] = router.margins
         return routes, margins
 
-    return HardRoutes(evaluate, len(encoded))
+    return HardRoutes(evaluate, len(inputs))
