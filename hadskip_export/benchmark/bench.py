@@ -135,10 +135,11 @@ def bench(
             " hadskip-export validate"
         )
     rows = []
-    with Contest(str(bundle), info, manifest.model, texts, {"max_layers": max_layers}) as contest:
+    with Contest(str(bundle), info, manifest, texts, {"max_layers": max_layers}) as contest:
         for size in batch:
             answers = contest.skip.ask("answers", batch_size=size)
-            layers_run = np.array(answers["layers_run"])
+            routes = np.array(answers["routes"])
+            layers_run = routes.sum(axis=1)
             metric = full_metric = None
             if labels is not None:
                 measured = METRICS[manifest.metric]
@@ -146,7 +147,7 @@ def bench(
                 metric = measured(np.array(answers["predicted"]), labels)
                 full_metric = measured(np.array(full_answers["predicted"]), labels)
             calls = choose_calls(len(texts), size)
-            figures = contest.measure(calls, lengths, layers_run, "data", f"batch {size}", busy)
+            figures = contest.measure(calls, lengths, routes, "data", f"batch {size}", busy)
             parts = contest.skip.ask("profile", calls=[call.tolist() for call in calls])["parts"] if profile else None
             rows.append(
                 Row(

@@ -63,8 +63,8 @@ def estimate(
         layers_run: layers that each input runs; below 1 a share of them.
         seq: tokens per input; a row for each.
         batch: inputs per call; a row for each.
-        routing: `same`: all inputs run the same layers, evenly spread; `mixed`: each its own, drawn at random. Left
-            out: `same` at batch 1, where the two cost the same, and both above.
+        routing: `same`: all inputs run the same layers, evenly spread, the last one among them, as trained gates do
+            (docs/results.md); `mixed`: each its own, drawn at random. Left out: `same` at batch 1, and both above.
         gates: their layout in the chain, which then runs single inputs too unless `single` says otherwise.
         single: how an input that comes alone is run, `chain` or `graph`; the engine's own way if left out.
         against: the engine of full BERT, as `ort-fp32`; the same as the layers' if left out. With another one there is
@@ -124,12 +124,10 @@ def estimate(
         opened = read_bundle(bundle)
         rows_out: list[Figures] = []
         info, full = opened.engine(), opened.engine(against)
-        with Contest(str(bundle), info, opened.manifest.model, texts, routes=all_routes, full=full) as contest:
+        with Contest(str(bundle), info, opened.manifest, texts, routes=all_routes, full=full) as contest:
             for (length, size, kind), workload in zip(workloads, calls, strict=True):
                 label = f"{length} tokens, batch {size}, {kind} layers"
-                rows_out.append(
-                    contest.measure(workload, lengths, all_routes.sum(axis=1), kind, label, busy, turns=TURNS)
-                )
+                rows_out.append(contest.measure(workload, lengths, all_routes, kind, label, busy, turns=TURNS))
     after = {"load_after": environment()["load"]}
     return {"environment": before | after, "rows": [asdict(row) for row in rows_out]}
 
@@ -168,7 +166,7 @@ def draw_routes(
     """bool [rows, num_layers], `layers_run` of them true in every row."""
     if routing == "same":
         route = np.zeros(num_layers, bool)
-        route[np.arange(layers_run) * num_layers // layers_run] = True
+        route[num_layers - 1 - np.arange(layers_run) * num_layers // layers_run] = True
         return np.tile(route, (rows, 1))
     return random.permuted(np.tile(np.arange(num_layers) < layers_run, (rows, 1)), axis=1)
 

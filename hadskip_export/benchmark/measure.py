@@ -9,7 +9,7 @@ import numpy as np
 
 from hadskip_export.benchmark.statistics import Ratio, ideal_speedup, percentiles, speedup
 from hadskip_export.benchmark.systems import System, take_turns
-from hadskip_export.runtime.bundle import EngineInfo, ModelInfo
+from hadskip_export.runtime.bundle import EngineInfo, Manifest
 from hadskip_export.runtime.tokenization import Text
 
 TURNS = 5
@@ -28,7 +28,9 @@ class Figures:
         seq: mean tokens per input.
         routing: `data` (the gates decide), `same` or `mixed` (forced, the same layers for all inputs or not).
         layers_run: mean layers per input.
-        embeddings_ms, layer_ms, head_ms: p50 of each alone, in the same run; a layer with what is fused with it.
+        last_run: the share of inputs that run the last layer that any may run.
+        embeddings_ms, layer_ms, last_layer_ms, head_ms: p50 of each alone, in the same run; a layer with what is fused
+            with it.
         speedup, speedup_low, speedup_high: full BERT's time over the Predictor's, and its 95 % interval.
         ideal: the speedup if gates, routing and copies cost nothing; `efficiency = speedup / ideal`. None where full
             BERT is in another engine.
@@ -46,8 +48,10 @@ class Figures:
     routing: str
     layers: int
     layers_run: float
+    last_run: float
     embeddings_ms: float
     layer_ms: float
+    last_layer_ms: float
     head_ms: float
     full_p50_ms: float
     skip_p50_ms: float
@@ -83,13 +87,13 @@ class Contest:
         self,
         bundle: str,
         info: EngineInfo,
-        model: ModelInfo,
+        manifest: Manifest,
         texts: Sequence[Text],
         options: dict[str, Any] | None = None,
         routes: np.ndarray | None = None,
         full: EngineInfo | None = None,
     ):
-        self._info, self._full_info, self._model = info, full or info, model
+        self._info, self._full_info, self._manifest = info, full or info, manifest
         self.skip = System(bundle, {"engine": info.name} | (options or {}), texts, routes)
         self.full = {
             setting: System(bundle, {"engine": self._full_info.name, "router": "full", "spinning": spinning}, texts)
@@ -110,7 +114,7 @@ class Contest:
         self,
         calls: Sequence[np.ndarray],
         lengths: np.ndarray,
-        layers_run: np.ndarray,
+        routes: np.ndarray,
         routing: str,
         label: str,
         busy: float | None,
@@ -120,7 +124,8 @@ class Contest:
 
         Args:
             calls: rows of the texts, int arrays of one size; each call is one batch.
-            lengths, layers_run: of every text, int [texts].
+            lengths: of every text, int [texts].
+            routes: of every text, bool [texts, L].
             busy: share of the processors in use before anything was started; None if the system does not tell.
         """
         few = calls[: max(1, len(calls) // 5)]
@@ -131,11 +136,14 @@ class Contest:
         milliseconds = {part: seconds * 1e3 for part, seconds in parts.items()}
         skip, full = found.seconds["skip"], found.seconds["full"]
         timed = np.concatenate(calls)
-        k = float(layers_run[timed].mean())
+        layers, last = self._manifest.model.layers, self._manifest.reachable_layers[-1]
+        layers_run, last_run = float(routes[timed].sum(axis=1).mean()), float(routes[timed, last].mean())
         ratio = speedup(full, skip)
         ideal = None
         if self._full_info == self._info:
-            ideal = ideal_speedup(parts["embeddings"], parts["layer"], parts["head"], self._model.layers, k)
+            ideal = ideal_speedup(
+                parts["embeddings"], parts["layer"], parts["last_layer"], parts["head"], layers, layers_run, last_run
+            )
         p50, p90, p99 = percentiles(skip)
         full_p50, full_p90, full_p99 = percentiles(full)
         return Figures(
@@ -144,10 +152,12 @@ class Contest:
             seq=float(lengths[timed].mean()),
             batch=len(calls[0]),
             routing=routing,
-            layers=self._model.layers,
-            layers_run=k,
+            layers=layers,
+            layers_run=layers_run,
+            last_run=last_run,
             embeddings_ms=milliseconds["embeddings"],
             layer_ms=milliseconds["layer"],
+            last_layer_ms=milliseconds["last_layer"],
             head_ms=milliseconds["head"],
             full_p50_ms=full_p50,
             skip_p50_ms=p50,

@@ -44,7 +44,15 @@ def percentiles(seconds: np.ndarray) -> tuple[float, float, float]:
     return float(p50), float(p90), float(p99)
 
 
-def ideal_speedup(embeddings: float, layer: float, head: float, layers: int, layers_run: float) -> float:
-    """The speedup if gates, routing and copies cost nothing: `(e + L l + h) / (e + k l + h)`."""
-    outside = embeddings + head
-    return (outside + layers * layer) / (outside + layers_run * layer)
+def ideal_speedup(
+    embeddings: float, layer: float, last_layer: float, head: float, layers: int, layers_run: float, last_run: float
+) -> float:
+    """The speedup if gates, routing and copies cost nothing: `(e + L l + h) / (e + k l + h)`, where the last layer,
+    which only the first token leaves, counts with what it costs.
+
+    Args:
+        layers_run: mean layers that run, of all inputs, the last one included.
+        last_run: the share of inputs that run the last one.
+    """
+    outside, saved = embeddings + head, layer - last_layer
+    return (outside + layers * layer - saved) / (outside + layers_run * layer - last_run * saved)

@@ -49,10 +49,12 @@ class Worker:
         return {"seconds": time.process_time()}
 
     def pieces(self, calls: Calls, repeats: int) -> dict[str, Any]:
-        """Embeddings, one layer and head timed alone on the batches that the calls would make; seconds, medians."""
+        """Embeddings, one layer, the last one, which may compute the first token alone, and head timed alone on the
+        batches that the calls would make; seconds, medians."""
         chain = self._predictor.chain
         assert chain is not None
         samples = []
+        *before, last = chain.layers.values()
         for rows in calls:
             batch = pad(self._predictor.tokenizer.encode([self._texts[row] for row in rows]))
             inputs = [getattr(batch, name) for name in chain.embedding_inputs]
@@ -60,24 +62,27 @@ class Worker:
                 moments = [time.perf_counter()]
                 hidden = chain.embeddings(*inputs)
                 moments.append(time.perf_counter())
-                for layer in chain.layers.values():
+                for layer in before:
                     hidden = _hidden(layer(hidden, batch.attention_mask))
+                moments.append(time.perf_counter())
+                hidden = _hidden(last(hidden, batch.attention_mask))
                 moments.append(time.perf_counter())
                 chain.head(hidden)
                 moments.append(time.perf_counter())
                 samples.append(np.diff(moments))
-        embeddings, layers, head = np.median(samples, axis=0).tolist()
-        return {"embeddings": embeddings, "layer": layers / len(chain.layers), "head": head}
+        embeddings, layers, last_layer, head = np.median(samples, axis=0).tolist()
+        layer = layers / len(before) if before else last_layer
+        return {"embeddings": embeddings, "layer": layer, "last_layer": last_layer, "head": head}
 
     def profile(self, calls: Calls) -> dict[str, Any]:
         """Where the time of a call goes: mean seconds by part."""
         return {"parts": profile(self._predictor, [[self._texts[row] for row in rows] for rows in calls])}
 
     def answers(self, batch_size: int) -> dict[str, Any]:
-        """Class index and layers run of every text, untimed."""
+        """Class index and route of every text, untimed."""
         encoded = self._predictor.tokenizer.encode(self._texts)
         logits, routes = self._predictor.run(encoded, batch_size, routes=self._routes)
-        return {"predicted": logits.argmax(axis=1).tolist(), "layers_run": routes.sum(axis=1).tolist()}
+        return {"predicted": logits.argmax(axis=1).tolist(), "routes": routes.tolist()}
 
 
 def _hidden(output: Any) -> np.ndarray:

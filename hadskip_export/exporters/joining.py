@@ -68,7 +68,8 @@ def join_route(pieces: Mapping[str, Path], num_layers: int, route: Route, out: P
     sees on this route: a guess, which the margins confirm or not (see `Speculation`).
 
     The new piece takes what the embeddings take and the attention_mask, and gives logits float32 [b, classes], margins
-    float32 [b, L] and hidden_states float32 [b, s, H] of the embeddings and after each layer of the route.
+    float32 [b, L] and hidden_states float32 [b, s, H] of the embeddings and after each layer of the route; after the
+    model's last one [b, 1, H].
 
     Args:
         pieces: ONNX file of each piece, gates one by one.
@@ -82,7 +83,8 @@ def join_route(pieces: Mapping[str, Path], num_layers: int, route: Route, out: P
     try:
         embeddings = onnx.load(pieces["embeddings"])
         nodes, weights, hidden = inlined(embeddings, "embeddings", {})
-        inputs, states, margins = {one.name: one for one in embeddings.graph.input}, [hidden], []
+        inputs, margins = {one.name: one for one in embeddings.graph.input}, []
+        states = [named(embeddings.graph.output[0], hidden)]
         for index in range(num_layers):
             gate = onnx.load(pieces[gate_name(index)])
             inputs |= {one.name: one for one in gate.graph.input if one.name != HIDDEN_STATES}
@@ -93,7 +95,8 @@ def join_route(pieces: Mapping[str, Path], num_layers: int, route: Route, out: P
             if index + 1 in route:
                 layer = onnx.load(pieces[layer_name(index)])
                 inside, layer_weights, hidden = inlined(layer, layer_name(index), {HIDDEN_STATES: hidden})
-                nodes, weights, states = nodes + inside, weights + layer_weights, [*states, hidden]
+                nodes, weights = nodes + inside, weights + layer_weights
+                states.append(named(layer.graph.output[0], hidden))
         head = onnx.load(pieces["head"])
         last, head_weights, logits = inlined(head, "head", {HIDDEN_STATES: hidden})
     except Exception as error:  # see `fuse`
@@ -101,24 +104,28 @@ def join_route(pieces: Mapping[str, Path], num_layers: int, route: Route, out: P
     nodes += [*last, helper.make_node("Concat", margins, ["margins"], axis=1)]
     weights += [*head_weights, onnx.numpy_helper.from_array(np.ones(1, np.int64), "columns")]
     outputs = [
-        head.graph.output[0],
+        named(head.graph.output[0], logits),
         helper.make_tensor_value_info("margins", onnx.TensorProto.FLOAT, [None, num_layers]),
+        *states,
     ]
-    outputs[0].name = logits
-    for state in states:
-        output = type(outputs[0])()
-        output.CopyFrom(embeddings.graph.output[0])
-        output.name = state
-        outputs.append(output)
     graph = helper.make_graph(nodes, "guess", list(inputs.values()), outputs, weights)
     save(helper.make_model(graph, opset_imports=embeddings.opset_import, ir_version=embeddings.ir_version), out)
+
+
+def named(output: Any, name: str) -> Any:
+    """An output of a piece, described under another name."""
+    copy = type(output)()
+    copy.CopyFrom(output)
+    copy.name = name
+    return copy
 
 
 def skippable(piece: Any, layer: str, state: str, run: str, narrow: bool = False) -> tuple[list[Any], str]:
     """A layer as an `If`, for one input: (nodes, name of the state after it).
 
     Where the layer does not run the branch gives next to nothing, and the state is taken again behind the `If`: engines
-    copy what goes into a branch and what comes out of it.
+    copy what goes into a branch and what comes out of it. After a layer that gives the first token alone it is that of
+    the state before.
 
     Args:
         run: name of what decides, bool of one element.
@@ -137,10 +144,14 @@ def skippable(piece: Any, layer: str, state: str, run: str, narrow: bool = False
     new, none = (helper.make_tensor_value_info(name, kind, [1, None, None]) for name in (output, f"{layer}/none"))
     skip = helper.make_graph([helper.make_node("Constant", [], [none.name], value=nothing)], "skip", [], [none])
     then = helper.make_graph(inside, layer, [], [new], weights)
-    return [
-        helper.make_node("If", [run], [f"{layer}/new"], f"{layer}/if", then_branch=then, else_branch=skip),
-        helper.make_node("Where", [run, f"{layer}/new", state], [f"{layer}/out"], f"{layer}/taken"),
-    ], f"{layer}/out"
+    nodes = [helper.make_node("If", [run], [f"{layer}/new"], f"{layer}/if", then_branch=then, else_branch=skip)]
+    if piece.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 1:
+        index, old = f"{layer}/index", f"{layer}/old"
+        nodes.append(helper.make_node("Constant", [], [index], index, value_ints=[0]))
+        nodes.append(helper.make_node("Gather", [state, index], [old], old, axis=1))
+        state = old
+    nodes.append(helper.make_node("Where", [run, f"{layer}/new", state], [f"{layer}/out"], f"{layer}/taken"))
+    return nodes, f"{layer}/out"
 
 
 def inlined(

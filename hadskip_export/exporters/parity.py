@@ -318,7 +318,8 @@ def _compare_pieces(
                 output, margins = output
                 alone = pieces["gates"](output, mask)
                 differences[FUSED.format(layer)].add(margins[:, index + 1 :], alone[:, index + 1 :])
-            before = output, expected
+            tokens = min(output.shape[1], expected.shape[1])  # the last one may give the first alone
+            before = output[:, :tokens], expected[:, :tokens]
             differences[layer].add(*before)
     differences["head"].add(pieces["head"](trace.states[-1]), logits_on(trace.states[-1]))
     if info.guess is not None:

@@ -34,6 +34,33 @@ class LayerPiece(nn.Module):
         return self.layer(hidden_states, attention_bias(attention_mask, hidden_states.dtype))[0]
 
 
+class LastLayerPiece(nn.Module):
+    """The last layer that an input may run. The head reads the first token alone, and no gate comes after it: so only
+    that token's state is computed, [b, 1, H], from the keys and values of all."""
+
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.layer = layer
+        hidden_size = layer.query_key_value.in_features
+        self.query, self.key_value = (
+            _rows_of(layer.query_key_value, rows) for rows in (slice(hidden_size), slice(hidden_size, None))
+        )
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        first = hidden_states[:, 0][:, None]
+        (query,) = self.layer.heads(self.query(first), 1)
+        key, value = self.layer.heads(self.key_value(hidden_states), 2)
+        return self.layer.attend(first, query, key, value, attention_bias(attention_mask, hidden_states.dtype))[0]
+
+
+def _rows_of(linear: nn.Linear, rows: slice) -> nn.Linear:
+    """Those outputs of a linear map, as one of its own."""
+    weight, bias = linear.weight[rows].detach(), linear.bias[rows].detach()
+    part = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    part.weight, part.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    return part
+
+
 class GatesPiece(nn.Module):
     """Gates on the same states, margins [b, L]: for the layouts that look ahead.
 
@@ -65,17 +92,24 @@ class GatePiece(GatesPiece):
 
 
 class FullPiece(nn.Module):
+    """BERT with every layer, the last one as in the chain: what it is compared with has the same advantage."""
+
     def __init__(self, model: Classifier):
         super().__init__()
-        self.model = model
+        self.embeddings, self.layers, self.head = model.embeddings, model.layers[:-1], model.head
+        self.last = LastLayerPiece(model.layers[-1])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        return self.model(input_ids, attention_mask, token_type_ids).logits
+        hidden = self.embeddings(input_ids, token_type_ids)
+        bias = attention_bias(attention_mask, hidden.dtype)
+        for layer in self.layers:
+            hidden = layer(hidden, bias)[0]
+        return self.head(self.last(hidden, attention_mask))
 
 
 def cut(model: GatedClassifier, full: Classifier | None) -> Iterator[Piece]:
     """The pieces of a bundle, gates one by one and all in one; of a fixed route its layers, no gates. Layers that are
-    one module stay one.
+    one module stay one, but for the last, which is a piece of its own kind.
 
     Args:
         full: the fine-tuned BERT, or None to leave it out.
@@ -84,10 +118,12 @@ def cut(model: GatedClassifier, full: Classifier | None) -> Iterator[Piece]:
     body = model.classifier
     layers = {layer: LayerPiece(layer) for layer in body.layers}
     route = model.fixed_route
+    last = len(body.layers) if route is None else max(route)
     yield Piece("embeddings", body.embeddings, ("input_ids", "token_type_ids"), "hidden_states")
     for index, layer in enumerate(body.layers):
         if route is None or index + 1 in route:
-            yield Piece(layer_name(index), layers[layer], states, "layer_output")
+            module = LastLayerPiece(layer) if index + 1 == last else layers[layer]
+            yield Piece(layer_name(index), module, states, "layer_output")
     if route is None:
         gates = {gate: GatePiece(gate) for gate in model.gates}
         for index, gate in enumerate(model.gates):

@@ -24,7 +24,7 @@ class Trace:
     Args:
         states: L + 1 of float32 [1, s, H], h_0 to h_L, on the route taken.
         layer_outputs: L of float32 [1, s, H]: f_i(h_{i-1}), also of layers that were skipped; h_{i-1} of those that a
-            bundle of a static route leaves out.
+            bundle of a static route leaves out. After the last layer that may run both may have the first token alone.
         margins: float32 [L]; of a static route `FIXED_MARGIN` where a layer runs, less than 0 by as much where not.
         route: bool [L].
         logits: float32 [1, classes].

@@ -55,7 +55,7 @@ def _found(graph: Any, piece: str, num_layers: int) -> Iterator[tuple[str, np.nd
     named = list(zip(parts, kinds, strict=True))
     weights = arrays_of(graph)
     linear = [part + name for part, kind in named for name in LINEAR[kind]]
-    for name, (weight, bias) in zip(linear, linear_maps(graph, weights), strict=True):
+    for name, (weight, bias) in zip(linear, _joined(linear, linear_maps(graph, weights)), strict=True):
         yield f"{name}.weight", weight
         yield f"{name}.bias", bias
     nodes = [node for node in graph.node if node.op_type == "LayerNormalization" and len(node.input) == 3]
@@ -67,6 +67,18 @@ def _found(graph: Any, piece: str, num_layers: int) -> Iterator[tuple[str, np.nd
     for node in graph.node:
         if node.op_type == "Gather" and node.input[0] in weights:
             yield f"{prefix}{TABLES.get(node.input[1], 'position')}.weight", weights[node.input[0]]
+
+
+def _joined(
+    names: list[str], maps: Iterator[tuple[np.ndarray, np.ndarray]]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The linear maps that bear these names. The last layer (`LastLayerPiece`) has its query apart from key and value."""
+    for name, (weight, bias) in zip(names, maps, strict=False):
+        if name.endswith("query_key_value") and len(weight) == weight.shape[1]:
+            key_value, key_value_bias = next(maps)
+            weight, bias = np.concatenate([weight, key_value]), np.concatenate([bias, key_value_bias])
+        yield weight, bias
+    yield from maps  # more than there are names for: somebody will complain
 
 
 def arrays_of(graph: Any) -> dict[str, np.ndarray]:

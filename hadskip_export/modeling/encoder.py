@@ -91,13 +91,31 @@ class Layer(nn.Module):
         Returns:
             The new hidden states, float32 [b, s, H], and the attention probabilities, float32 [b, N, s, s].
         """
-        b, s, H = hidden_states.shape  # noqa: N806 (the paper's letters)
-        heads = self.query_key_value(hidden_states).view(b, s, 3, self.num_heads, H // self.num_heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [b, N, s, H / N]
-        scores = query @ key.transpose(-1, -2) / math.sqrt(H // self.num_heads) + bias  # [b, N, s, s]
+        query, key, value = self.heads(self.query_key_value(hidden_states), 3)
+        return self.attend(hidden_states, query, key, value, bias)
+
+    def heads(self, projected: Tensor, parts: int) -> Tensor:
+        """Several projections side by side, [b, s, parts H] -> [parts, b, N, s, H / N]."""
+        b, s, width = projected.shape
+        return projected.view(b, s, parts, self.num_heads, width // parts // self.num_heads).permute(2, 0, 3, 1, 4)
+
+    def attend(
+        self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The rest of the layer, for as many tokens as there are queries.
+
+        Args:
+            hidden_states: of the tokens that ask, float32 [b, t, H].
+            query: float32 [b, N, t, H / N].
+            key, value: float32 [b, N, s, H / N].
+
+        Returns:
+            As `forward`: float32 [b, t, H] and [b, N, t, s].
+        """
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias  # [b, N, t, s]
         probabilities = scores.softmax(dim=-1)
-        context = self.attention_dropout(probabilities) @ value  # [b, N, s, H / N]
-        context = context.transpose(1, 2).reshape(b, s, H)
+        context = self.attention_dropout(probabilities) @ value  # [b, N, t, H / N]
+        context = context.transpose(1, 2).reshape(hidden_states.shape)
         attended = self.attention_norm(hidden_states + self.dropout(self.attention_output(context)))
         fed_forward = self.down(self.activation(self.up(attended)))
         return self.output_norm(attended + self.dropout(fed_forward)), probabilities

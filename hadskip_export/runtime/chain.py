@@ -17,7 +17,8 @@ class Chain:
 
     Args:
         layers: by index from 0, ascending: those that some input may run; every input skips the others. They give
-            hidden_states or, where gates are fused with them, those and the gates' margins.
+            hidden_states or, where gates are fused with them, those and the gates' margins. The last one may leave out
+            the tokens that the head does not read, [b, 1, H].
         gates: margin [b] of each, asked before its layer; none in the layouts that look ahead, and of a static route.
         lookahead: all gates as one piece, margins [b, L], asked after the embeddings and each layer that gives
             none itself; None where `gates` are asked, or none.
@@ -64,7 +65,8 @@ class Chain:
                 rows = [row for row, run in enumerate(runs) if run]
                 length = mask[rows].sum(axis=1).max()  # padding that only the other rows needed is left out
                 few = mask[rows, :length]
-                hidden[rows, :length], seen = self._seen(layer(hidden[rows, :length], few), few, index + 1)
+                states, seen = self._seen(layer(hidden[rows, :length], few), few, index + 1)
+                hidden[rows, : states.shape[1]] = states
                 for row, new in zip(rows, seen, strict=True):
                     margins[row] = new
         return self.head(hidden), np.array(routes).T

@@ -22,8 +22,8 @@ from tests.runtime.editing import Refusal, add_to_weights, change_manifest, chan
 ROWS = [(text, "yes" if label == "positive" else "no") for text, label in sentences(12, 51)]
 # DESIGN.md: a row of `estimate`, and what `bench` has besides.
 FIELDS = [
-    "engine", "precision", "seq", "batch", "routing", "layers", "layers_run", "embeddings_ms", "layer_ms",
-    "head_ms", "full_p50_ms", "skip_p50_ms", "speedup", "speedup_low", "speedup_high", "ideal", "efficiency",
+    "engine", "precision", "seq", "batch", "routing", "layers", "layers_run", "last_run", "embeddings_ms", "layer_ms",
+    "last_layer_ms", "head_ms", "full_p50_ms", "skip_p50_ms", "speedup", "speedup_low", "speedup_high", "ideal", "efficiency",
     "metric", "full_metric", "mean_layers", "p50", "p90", "p99",
 ]  # fmt: skip
 
@@ -60,8 +60,9 @@ def test_samples_are_calls_by_turns_and_the_figures_follow_from_them(result: dic
         ratio = np.median(full, axis=1).sum() / np.median(skip, axis=1).sum()
         assert row["speedup"] == pytest.approx(ratio)
         assert row["speedup_low"] <= ratio <= row["speedup_high"]
-        outside = row["embeddings_ms"] + row["head_ms"]
-        ideal = (outside + 4 * row["layer_ms"]) / (outside + row["layers_run"] * row["layer_ms"])
+        outside, layer, last = row["embeddings_ms"] + row["head_ms"], row["layer_ms"], row["last_layer_ms"]
+        before = row["layers_run"] - row["last_run"]
+        ideal = (outside + 3 * layer + last) / (outside + before * layer + row["last_run"] * last)
         assert row["ideal"] == pytest.approx(ideal)
         assert row["efficiency"] == pytest.approx(ratio / ideal)
 

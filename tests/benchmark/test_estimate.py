@@ -24,8 +24,8 @@ from tests.runtime.editing import outcome
 FEWEST, CALLS = 3, 8
 # DESIGN.md: a row of `estimate`.
 FIELDS = [
-    "engine", "precision", "seq", "batch", "routing", "layers", "layers_run", "embeddings_ms", "layer_ms",
-    "head_ms", "full_p50_ms", "skip_p50_ms", "speedup", "speedup_low", "speedup_high", "ideal", "efficiency",
+    "engine", "precision", "seq", "batch", "routing", "layers", "layers_run", "last_run", "embeddings_ms", "layer_ms",
+    "last_layer_ms", "head_ms", "full_p50_ms", "skip_p50_ms", "speedup", "speedup_low", "speedup_high", "ideal", "efficiency",
 ]  # fmt: skip
 
 
@@ -87,8 +87,9 @@ def test_every_workload_has_a_row_and_routes_differ_only_within_batches(rows: li
 
 def test_figures_follow_from_the_parts(rows: list[dict[str, Any]]):
     for row in rows:
+        parts = [row[f"{part}_ms"] for part in ("embeddings", "layer", "last_layer", "head")]
         assert row["ideal"] == pytest.approx(
-            ideal_speedup(row["embeddings_ms"], row["layer_ms"], row["head_ms"], row["layers"], row["layers_run"])
+            ideal_speedup(*parts, row["layers"], row["layers_run"], row["last_run"])
         )
         assert row["efficiency"] == pytest.approx(row["speedup"] / row["ideal"])
         assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
@@ -137,8 +138,8 @@ def test_the_same_layers_are_evenly_spread(layers: int, data):
     routes = draw_routes(5, layers, run, "same", np.random.default_rng(0))
     assert (routes == routes[0]).all()
     positions = np.flatnonzero(routes[0])
-    assert positions[0] == 0
-    assert set(np.diff([*positions, layers])) <= {layers // run, -(-layers // run)}
+    assert positions[-1] == layers - 1
+    assert set(np.diff([-1, *positions])) <= {layers // run, -(-layers // run)}
 
 
 def test_mixed_routes_use_all_layers_alike():

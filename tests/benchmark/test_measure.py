@@ -90,12 +90,12 @@ def figures(bundle: Path, routes: np.ndarray) -> Figures:
     before = psutil.Process().children(recursive=True)
     opened = read_bundle(bundle)
     calls = [np.array([0, 2, 4]), np.array([6, 1, 3])]
-    with Contest(str(bundle), opened.engine(), opened.manifest.model, TEXTS, {"threads": 1}, routes) as contest:
+    with Contest(str(bundle), opened.engine(), opened.manifest, TEXTS, {"threads": 1}, routes) as contest:
         assert len(psutil.Process().children(recursive=True)) >= len(before) + 3
-        assert contest.skip.ask("answers", batch_size=32)["layers_run"] == routes.sum(axis=1).tolist()
+        assert contest.skip.ask("answers", batch_size=32)["routes"] == routes.tolist()
         for full in contest.full.values():
-            assert full.ask("answers", batch_size=32)["layers_run"] == [4] * len(TEXTS)
-        found = contest.measure(calls, LENGTHS, routes.sum(axis=1), "mixed", "here", 0.9, turns=2)
+            assert full.ask("answers", batch_size=32)["routes"] == [[True] * 4] * len(TEXTS)
+        found = contest.measure(calls, LENGTHS, routes, "mixed", "here", 0.9, turns=2)
     assert psutil.Process().children(recursive=True) == before
     return found
 
@@ -105,6 +105,7 @@ def test_figures_say_what_was_timed(figures: Figures, routes: np.ndarray):
     assert (figures.engine, figures.precision, figures.batch, figures.routing) == ("ort", "fp32", 3, "mixed")
     assert figures.layers == 4
     assert figures.layers_run == pytest.approx(routes[timed].sum(axis=1).mean())
+    assert figures.last_run == pytest.approx(routes[timed, 3].mean())
     assert figures.seq == pytest.approx(LENGTHS[timed].mean())
     assert figures.full_setting in FULL_SETTINGS
     assert np.array(figures.samples["skip"]).shape == np.array(figures.samples["full"]).shape == (2, 2)
@@ -116,9 +117,9 @@ def test_figures_follow_from_samples_and_parts(figures: Figures):
     assert (figures.speedup, figures.speedup_low, figures.speedup_high) == (ratio.value, ratio.low, ratio.high)
     assert figures.skip_p50_ms == figures.p50 == pytest.approx(np.median(skip) * 1e3)
     assert figures.full_p50_ms == pytest.approx(np.median(full) * 1e3)
-    assert min(figures.embeddings_ms, figures.layer_ms, figures.head_ms) > 0
-    parts = figures.embeddings_ms, figures.layer_ms, figures.head_ms
-    assert figures.ideal == pytest.approx(ideal_speedup(*parts, 4, figures.layers_run))
+    parts = figures.embeddings_ms, figures.layer_ms, figures.last_layer_ms, figures.head_ms
+    assert min(parts) > 0
+    assert figures.ideal == pytest.approx(ideal_speedup(*parts, 4, figures.layers_run, figures.last_run))
     assert figures.efficiency == pytest.approx(figures.speedup / figures.ideal)
 
 
@@ -131,7 +132,7 @@ def test_a_contest_that_cannot_begin_leaves_no_process(bundle: Path):
     before = psutil.Process().children(recursive=True)
     with (
         pytest.raises(BudgetError),
-        Contest(str(bundle), opened.engine(), opened.manifest.model, TEXTS, {"max_layers": 99}),
+        Contest(str(bundle), opened.engine(), opened.manifest, TEXTS, {"max_layers": 99}),
     ):
         pytest.fail("it must not begin")
     assert psutil.Process().children(recursive=True) == before
@@ -144,17 +145,17 @@ def noisy(seconds: float, seed: int, calls: int = 100, turns: int = 5) -> np.nda
     return seconds * np.random.default_rng(seed).lognormal(0, 0.05, (calls, turns))
 
 
-EMBEDDINGS, LAYER, HEAD, LAYERS, RUN = 1.0, 2.0, 0.5, 12, 6
+EMBEDDINGS, LAYER, LAST, HEAD, LAYERS, RUN, LAST_RUN = 1.0, 2.0, 0.7, 0.5, 12, 6, 0.25
 
 
 @pytest.mark.parametrize("slow_layers", [1, RUN])
 def test_layers_a_fifth_slower_show_in_speedup_and_efficiency(slow_layers: int):
     """Of the layers that run, with noise of 5 %: in every one of twenty measurements each interval leaves out the
     other's speedup, and if all layers are slower the intervals lie apart."""
-    sound = EMBEDDINGS + RUN * LAYER + HEAD
+    sound = EMBEDDINGS + (RUN - LAST_RUN) * LAYER + LAST_RUN * LAST + HEAD
     slow = sound + slow_layers * 0.2 * LAYER
-    full_time = EMBEDDINGS + LAYERS * LAYER + HEAD
-    ideal = ideal_speedup(EMBEDDINGS, LAYER, HEAD, LAYERS, RUN)
+    full_time = EMBEDDINGS + (LAYERS - 1) * LAYER + LAST + HEAD
+    ideal = ideal_speedup(EMBEDDINGS, LAYER, LAST, HEAD, LAYERS, RUN, LAST_RUN)
     for seed in range(20):
         full = noisy(full_time, 3 * seed)
         as_it_is, planted = speedup(full, noisy(sound, 3 * seed + 1)), speedup(full, noisy(slow, 3 * seed + 2))

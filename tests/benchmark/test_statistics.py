@@ -77,12 +77,21 @@ def test_percentiles_are_numpy_s_in_milliseconds(seconds):
 
 
 def test_ideal_is_the_formula_of_the_design():
-    assert ideal_speedup(1.0, 2.0, 0.5, 12, 6.0) == pytest.approx((1.5 + 24) / (1.5 + 12))
-    assert ideal_speedup(1.0, 2.0, 0.5, 12, 12.0) == 1.0
-    assert ideal_speedup(0.0, 1.0, 0.0, 12, 3.0) == 4.0
+    assert ideal_speedup(1.0, 2.0, 2.0, 0.5, 12, 6.0, 0.3) == pytest.approx((1.5 + 24) / (1.5 + 12))
+    assert ideal_speedup(1.0, 2.0, 0.5, 0.5, 12, 12.0, 1.0) == 1.0
+    assert ideal_speedup(0.0, 1.0, 1.0, 0.0, 12, 3.0, 1.0) == 4.0
+    assert ideal_speedup(0.0, 1.0, 0.25, 0.0, 6, 3.0, 1.0) == 5.25 / 2.25
+    assert ideal_speedup(0.0, 1.0, 0.25, 0.0, 6, 3.0, 0.0) == 5.25 / 3
 
 
-@given(st.floats(0, 10), st.floats(0.01, 10), st.floats(0, 10), st.integers(1, 24), st.data())
-def test_ideal_lies_between_one_and_layers_over_layers_run(e, layer, h, layers, data):
-    run = data.draw(st.floats(0.1, layers))
-    assert 1 - 1e-9 <= ideal_speedup(e, layer, h, layers, run) <= layers / run + 1e-9
+@given(st.floats(0, 10), st.floats(0.01, 10), st.floats(0, 1), st.floats(0, 10), st.integers(1, 24), st.data())
+def test_ideal_is_full_bert_s_cost_over_that_of_the_layers_that_ran(e, layer, share, h, layers, data):
+    """Summed layer by layer, over inputs of which each has a route of its own."""
+    routes = data.draw(st.lists(st.lists(st.booleans(), min_size=layers, max_size=layers), min_size=1, max_size=5))
+    cost = [layer] * (layers - 1) + [share * layer]
+    spent = [e + h + sum(c for c, ran in zip(cost, route, strict=True) if ran) for route in routes]
+    run, last = (np.mean([f(route) for route in routes]) for f in (sum, lambda route: route[-1]))
+    if np.mean(spent) > 1e-3:
+        ideal = ideal_speedup(e, layer, share * layer, h, layers, run, last)
+        assert ideal == pytest.approx((e + h + sum(cost)) / np.mean(spent), rel=1e-6)
+        assert ideal >= 1 - 1e-9

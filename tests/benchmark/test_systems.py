@@ -12,6 +12,7 @@ import pytest
 from hadskip_export.benchmark import systems as systems_module
 from hadskip_export.benchmark.systems import CALLS_PER_TURN, System, take_turns
 from hadskip_export.errors import BudgetError, BundleError, EngineError, HadskipError
+from hadskip_export.routes import as_route
 from hadskip_export.runtime import Predictor
 from tests.conftest import sentences
 from tests.runtime.editing import change_manifest, copy_of
@@ -30,20 +31,20 @@ def test_a_worker_answers_as_the_predictor_does(bundle: Path):
         answers = system.ask("answers", batch_size=32)
         expected = predictor(TEXTS)
         assert [predictor.labels[index] for index in answers["predicted"]] == [p.label for p in expected]
-        assert answers["layers_run"] == [len(p.layers) for p in expected]
+        assert [as_route(row) for row in answers["routes"]] == [p.layers for p in expected]
         seconds = system.ask("calls", calls=[[0, 6], [8]])["seconds"]
         assert len(seconds) == 2 and min(seconds) > 0
         pieces = system.ask("pieces", calls=[[0, 1, 2], [4]], repeats=2)
-        assert set(pieces) == {"embeddings", "layer", "head"}
+        assert set(pieces) == {"embeddings", "layer", "last_layer", "head"}
         assert all(seconds > 0 for seconds in pieces.values())
     assert children() == before
 
 
 def test_options_are_those_of_load(bundle: Path):
     with System(str(bundle), {"router": "full"}, TEXTS) as system:
-        assert system.ask("answers", batch_size=32)["layers_run"] == [4] * len(TEXTS)
+        assert system.ask("answers", batch_size=32)["routes"] == [[True] * 4] * len(TEXTS)
     with System(str(bundle), {"gate_threshold": 1e9}, TEXTS) as system:
-        assert system.ask("answers", batch_size=32)["layers_run"] == [0] * len(TEXTS)
+        assert system.ask("answers", batch_size=32)["routes"] == [[False] * 4] * len(TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_an_engine_error_comes_through(bundle: Path, tmp_path: Path):
 
 def test_a_worker_that_refused_one_request_answers_the_next(bundle: Path):
     with System(str(bundle), {}, ["good"]) as system:
-        assert system.ask("answers", batch_size=32)["layers_run"]
+        assert system.ask("answers", batch_size=32)["routes"]
         with pytest.raises(BudgetError):
             system.ask("load", bundle=str(bundle), options={"max_layers": 99}, texts=[], routes=None)
         assert system.ask("calls", calls=[[0]])["seconds"][0] > 0
@@ -101,7 +102,7 @@ def test_what_a_worker_did_not_expect_is_told_in_one_line_and_it_answers_the_nex
 def test_forced_routes_are_run_and_the_gates_do_not_matter(bundle: Path):
     routes = np.random.default_rng(0).random((len(TEXTS), 4)) < 0.5
     with System(str(bundle), {"gate_threshold": 1e9}, TEXTS, routes) as system:
-        assert system.ask("answers", batch_size=32)["layers_run"] == routes.sum(axis=1).tolist()
+        assert system.ask("answers", batch_size=32)["routes"] == routes.tolist()
 
 
 def test_turns_fill_a_table_of_calls_by_turns(bundle: Path):

@@ -28,10 +28,10 @@ def run(file: Path, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def fused(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Path]:
-    """Every layer with every number of gates taken out."""
+    """Every layer that gates come after, with every number of them taken out."""
     folder, pieces = tmp_path_factory.mktemp("fused"), bundle / "pieces"
     files = {}
-    for layer in range(1, LAYERS + 1):
+    for layer in range(1, LAYERS):
         for first in range(LAYERS):
             file = files[layer, first] = folder / f"{layer}_{first}.onnx"
             fuse(pieces / f"layer_0{layer}.onnx", pieces / "gates.onnx", first, file)
@@ -39,7 +39,7 @@ def fused(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, LAYERS), st.integers(0, LAYERS - 1), st.integers(1, 5), st.integers(1, 12), st.integers(0, 99))
+@given(st.integers(1, LAYERS - 1), st.integers(0, LAYERS - 1), st.integers(1, 5), st.integers(1, 12), st.integers(0, 99))
 def test_it_gives_what_the_two_give(bundle: Path, fused, layer: int, first: int, rows: int, length: int, seed: int):
     random = np.random.default_rng(seed)
     hidden = random.normal(size=(rows, length, 32)).astype(np.float32)

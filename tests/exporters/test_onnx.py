@@ -10,12 +10,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hadskip_export.errors import EngineError
 from hadskip_export.exporters import onnx as exporter
 from hadskip_export.exporters.onnx import OPSET, export
-from hadskip_export.exporters.pieces import Piece, cut
+from hadskip_export.exporters.pieces import LastLayerPiece, LayerPiece, Piece, cut
+from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.runtime.onnx_files import external_data_files
+from tests.modeling.random_models import random_classifier
 
 NAMES = [
     "embeddings",
@@ -36,6 +40,7 @@ INPUTS = {
 OUTPUT = {
     "embeddings": ("hidden_states", ["batch", "length", 32]),
     "layer": ("layer_output", ["batch", "length", 32]),
+    "layer_04": ("layer_output", ["batch", 1, 32]),  # the head reads no other token
     "gate": ("margin", ["batch"]),
     "gates": ("margins", ["batch", 4]),
     "head": ("logits", ["batch", 2]),
@@ -102,7 +107,7 @@ def test_names_dtypes_and_axes_are_those_of_the_design(bundle: Path, name: str):
     onnx.checker.check_model(model, full_check=True)
     assert described(model.graph.input) == INPUTS[kind(name)]
     assert list(described(model.graph.input)) == list(INPUTS[kind(name)])
-    output, shape = OUTPUT[kind(name)]
+    output, shape = OUTPUT.get(name, OUTPUT[kind(name)])
     assert described(model.graph.output) == {output: ("float32", shape)}
     assert {opset.domain: opset.version for opset in model.opset_import}[""] == OPSET
 
@@ -139,6 +144,30 @@ def test_any_batch_and_length_gives_what_pytorch_gives(bundle: Path, pieces, nam
     (got,) = session.run(None, inputs)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from([1, 2, 4]), st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 99))
+def test_the_last_layer_gives_the_first_token_of_what_the_whole_layer_gives(heads: int, lengths: list[int], seed: int):
+    layer = random_classifier(seed, num_heads=heads).layers[0]
+    hidden, rows = torch.randn(len(lengths), max(lengths), 16), torch.arange(max(lengths))
+    mask = (rows < torch.tensor(lengths)[:, None]).long()
+    with torch.no_grad():
+        whole, first = LayerPiece(layer)(hidden, mask), LastLayerPiece(layer)(hidden, mask)
+    torch.testing.assert_close(first, whole[:, :1], rtol=0, atol=1e-5)
+
+
+def test_full_bert_with_such_a_last_layer_is_the_fine_tuned_one(source, pieces):
+    ids = feed(pieces["full"], 5, 17)
+    with torch.no_grad():
+        got, expected = (model(*map(torch.from_numpy, ids.values())) for model in (pieces["full"].module, source.full))
+    torch.testing.assert_close(got, expected.logits, rtol=0, atol=1e-5)
+
+
+def test_of_a_fixed_route_the_last_layer_on_it_is_the_last(source):
+    static = GatedClassifier(source.model.classifier, fixed_route=(1, 3))
+    kinds = {piece.name: type(piece.module) for piece in cut(static, None) if piece.name.startswith("layer")}
+    assert kinds == {"layer_01": LayerPiece, "layer_03": LastLayerPiece}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -16,7 +16,9 @@ from hadskip_export.cli import main
 from hadskip_export.errors import BundleError, EngineError
 from hadskip_export.exporters.conditional import join_conditional, without_products
 from hadskip_export.exporters.joining import join_route
+from hadskip_export.exporters.onnx import export
 from hadskip_export.exporters.parity import compare
+from hadskip_export.exporters.pieces import LayerPiece, Piece
 from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.engines.ort import OrtEngine
@@ -64,7 +66,7 @@ def test_in_the_whole_model_layers_are_only_inside_branches(bundle: Path, tmp_pa
     branches = [node for node in model.graph.node if node.op_type == "If"]
     assert len(branches) == 4
     outside = {node.op_type for node in model.graph.node if node.name.startswith("layer_")}
-    assert outside == {"If", "Where"}
+    assert outside == {"If", "Where", "Constant", "Gather"}  # the first token where the last layer does not run
     for index, node in enumerate(branches):
         inside = {one.name: len(one.g.node) for one in node.attribute}
         assert inside["then_branch"] > 10 and inside["else_branch"] == 1
@@ -106,6 +108,18 @@ def test_forced_routes_are_run_too(both, text: str, route: list[bool], most: int
 def both(request: pytest.FixtureRequest, fused_bundle: Path):
     with Predictor.load(request.getfixturevalue(request.param)) as ours, Predictor.load(fused_bundle) as theirs:
         yield ours, theirs
+
+
+def test_a_bundle_whose_last_layer_gives_all_tokens_gets_engines_too(guessing_bundle: Path, guessing_source, tmp_path):
+    """As bundles were made before it gave the first one alone."""
+    copy = copy_of(guessing_bundle, tmp_path)
+    layer = LayerPiece(guessing_source.model.classifier.layers[3])
+    piece = Piece("layer_04", layer, ("hidden_states", "attention_mask"), "layer_output")
+    export(piece, 32, copy / "pieces" / "layer_04.onnx")
+    reseal(copy)
+    for single in ("guess", "graph"):
+        assert build(copy, engine="ort", single=single).parity == "passed"
+    build(copy, graph=True)  # which checks it
 
 
 def test_many_threads_get_their_own_answers(both):

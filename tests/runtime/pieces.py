@@ -72,13 +72,22 @@ def fused(index: int, salts: list[int]):
     return run
 
 
-def chain(salts: list[int], layout: str = "separate") -> Chain:
-    """Layers and gates count; `none` is a chain without gates."""
+def first_token(piece):
+    """Of a layer, only what the head reads."""
+    return lambda hidden, mask: piece(hidden, mask)[:, :1]
+
+
+def chain(salts: list[int], layout: str = "separate", whole: bool = False) -> Chain:
+    """Layers and gates count; `none` is a chain without gates. `whole`: the last layer gives all tokens, as in bundles
+    made before it gave the first one alone."""
     num_layers = len(salts)
     separate = [Counting(gate(salt)) for salt in salts] if layout == "separate" else []
     lookahead = Counting(gates(salts)) if layout in ("lookahead", "fused") else None
     looks = num_layers - 1 if layout == "fused" else 0  # the last layer has no gate after it
-    layers = {index: Counting(fused(index, salts) if index < looks else layer(index)) for index in range(num_layers)}
+    made = [fused(index, salts) if index < looks else layer(index) for index in range(num_layers)]
+    if not whole:
+        made[-1] = first_token(made[-1])
+    layers = {index: Counting(piece) for index, piece in enumerate(made)}
     return Chain(embeddings, layers, separate, lookahead, head, ("input_ids", "token_type_ids"), num_layers)
 
 

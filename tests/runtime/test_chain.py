@@ -16,10 +16,10 @@ layouts = st.sampled_from(["separate", "lookahead", "fused"])
 
 
 @settings(max_examples=200, deadline=None)
-@given(lengths, salts, thresholds, st.integers(0, 1000), layouts)
-def test_a_batch_gives_what_each_input_gives_alone(lengths, salts, threshold, seed, layout):
+@given(lengths, salts, thresholds, st.integers(0, 1000), layouts, st.booleans())
+def test_a_batch_gives_what_each_input_gives_alone(lengths, salts, threshold, seed, layout, whole):
     batch = pieces.ragged(lengths, seed)
-    logits, routes = pieces.chain(salts, layout).run(batch, GateRouter(threshold))
+    logits, routes = pieces.chain(salts, layout, whole).run(batch, GateRouter(threshold))
     expected_logits, expected_routes = pieces.one_at_a_time(batch, salts, threshold)
     np.testing.assert_array_equal(routes, expected_routes)
     np.testing.assert_array_equal(logits, expected_logits)

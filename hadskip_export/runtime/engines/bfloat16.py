@@ -33,6 +33,10 @@ class Bfloat16States:
     def __len__(self) -> int:
         return len(self.bits)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.bits.shape
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         states = (self.bits.astype(np.uint32) << 16).view(np.float32)
         return states if dtype is None else states.astype(dtype, copy=False)

@@ -27,6 +27,10 @@ class DeviceArray:
     def __len__(self) -> int:
         return len(self._value) if isinstance(self._value, np.ndarray) else self._value.shape()[0]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._value.shape if isinstance(self._value, np.ndarray) else tuple(self._value.shape())
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         found = self._value if isinstance(self._value, np.ndarray) else self._value.numpy()
         return np.asarray(found, dtype) if copy is False else np.array(found, dtype)

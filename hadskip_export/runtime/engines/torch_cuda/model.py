@@ -39,6 +39,10 @@ class DeviceTensor:
     def __len__(self) -> int:
         return len(self.value)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         with self._recorder.in_order():
             return self.value.cpu().numpy().astype(dtype or np.float32)
