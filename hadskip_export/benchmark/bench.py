@@ -49,14 +49,16 @@ class Row(Figures):
         quality = ["", "", ""]
         if self.metric is not None:
             quality = [f"{self.metric_name:>10}", f"{self.full_metric:>10.4f}", f"{self.metric:>10.4f}"]
+        ideal = ""
+        if self.ideal is not None and self.efficiency is not None:
+            ideal = f" ideal {self.ideal:.2f}x at {self.layers_run:.2f} layers run, efficiency {self.efficiency:.0%}"
         return [
             f"{self.engine}-{self.precision}, batch {self.batch}, {self.seq:.0f} tokens per input on average",
             f"{'':<12} {'layers':>7} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {quality[0]}",
             f"{'full BERT':<12} {self.layers:>7.2f} {self.full_p50_ms:>8.2f} {self.full_p90_ms:>8.2f}"
             f" {self.full_p99_ms:>8.2f} {quality[1]}",
             f"{'hadskip':<12} {self.mean_layers:>7.2f} {self.p50:>8.2f} {self.p90:>8.2f} {self.p99:>8.2f} {quality[2]}",
-            f"speedup {self.speedup:.2f}x (95 % interval {self.speedup_low:.2f} to {self.speedup_high:.2f}),"
-            f" ideal {self.ideal:.2f}x at {self.layers_run:.2f} layers run, efficiency {self.efficiency:.0%}"
+            f"speedup {self.speedup:.2f}x (95 % interval {self.speedup_low:.2f} to {self.speedup_high:.2f}),{ideal}"
             f" ({self.full_setting})",
             "layers run: " + ", ".join(f"{count}: {share:.0%}" for count, share in enumerate(self.histogram) if share),
             *(f"do not trust this: {warning}" for warning in self.warnings),

@@ -30,10 +30,10 @@ class Figures:
         layers_run: mean layers per input.
         last_run: the share of inputs that run the last layer that any may run.
         embeddings_ms, layer_ms, last_layer_ms, head_ms: p50 of each alone, in the same run; a layer with what is fused
-            with it.
+            with it. `layer_ms` is None where the route is one layer, which is the last.
         speedup, speedup_low, speedup_high: full BERT's time over the Predictor's, and its 95 % interval.
         ideal: the speedup if gates, routing and copies cost nothing; `efficiency = speedup / ideal`. None where full
-            BERT is in another engine.
+            BERT is in another engine, or `layer_ms` is None.
         single: what runs an input that comes alone, see `EngineInfo`.
         full_engine: full BERT's.
         full_setting: the thread setting at which full BERT was faster; that is what it is timed at.
@@ -50,7 +50,7 @@ class Figures:
     layers_run: float
     last_run: float
     embeddings_ms: float
-    layer_ms: float
+    layer_ms: float | None
     last_layer_ms: float
     head_ms: float
     full_p50_ms: float
@@ -133,17 +133,15 @@ class Contest:
         setting = min(settings, key=lambda name: float(np.median(settings[name], axis=1).sum()))
         found = take_turns({"skip": self.skip, "full": self.full[setting]}, calls, turns, label)
         parts = self.skip.ask("pieces", calls=[call.tolist() for call in few], repeats=3 * max(1, 20 // len(few)))
-        milliseconds = {part: seconds * 1e3 for part, seconds in parts.items()}
+        embeddings, layer, last_layer, head = (parts[name] for name in ("embeddings", "layer", "last_layer", "head"))
         skip, full = found.seconds["skip"], found.seconds["full"]
         timed = np.concatenate(calls)
         layers, last = self._manifest.model.layers, self._manifest.reachable_layers[-1]
         layers_run, last_run = float(routes[timed].sum(axis=1).mean()), float(routes[timed, last].mean())
         ratio = speedup(full, skip)
         ideal = None
-        if self._full_info == self._info:
-            ideal = ideal_speedup(
-                parts["embeddings"], parts["layer"], parts["last_layer"], parts["head"], layers, layers_run, last_run
-            )
+        if self._full_info == self._info and layer is not None:
+            ideal = ideal_speedup(embeddings, layer, last_layer, head, layers, layers_run, last_run)
         p50, p90, p99 = percentiles(skip)
         full_p50, full_p90, full_p99 = percentiles(full)
         return Figures(
@@ -155,10 +153,10 @@ class Contest:
             layers=layers,
             layers_run=layers_run,
             last_run=last_run,
-            embeddings_ms=milliseconds["embeddings"],
-            layer_ms=milliseconds["layer"],
-            last_layer_ms=milliseconds["last_layer"],
-            head_ms=milliseconds["head"],
+            embeddings_ms=embeddings * 1e3,
+            layer_ms=None if layer is None else layer * 1e3,
+            last_layer_ms=last_layer * 1e3,
+            head_ms=head * 1e3,
             full_p50_ms=full_p50,
             skip_p50_ms=p50,
             speedup=ratio.value,

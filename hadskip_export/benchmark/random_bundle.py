@@ -33,10 +33,10 @@ def write_random_bundle(
 ) -> ParityReport:
     """Writes a bundle of a size, checked like any other.
 
-    All its layers have the same weights, and so have its gates: they share a file, all layers but the last, which every
-    engine loads for itself, so a layer costs what it would cost, and only one of them is to be exported. Full BERT has layers of its
-    own, and so has a model that single inputs run as one file: there the engine would keep equal weights once. Margins
-    and label are far from a tie.
+    All its layers have the same weights, and so have its gates: they share a file (but for the last layer), which every
+    engine loads for itself, so a layer costs what it would cost, and only one of them is to be exported. Full BERT has
+    layers of its own, and so has a model that single inputs run as one file: there the engine would keep equal weights
+    once. Margins and label are far from a tie.
 
     Raises:
         BundleError: there is nothing to guess.

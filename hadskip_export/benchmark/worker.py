@@ -48,9 +48,9 @@ class Worker:
         """Processor time used so far by all threads: what grows between requests was taken from somebody else."""
         return {"seconds": time.process_time()}
 
-    def pieces(self, calls: Calls, repeats: int) -> dict[str, Any]:
+    def pieces(self, calls: Calls, repeats: int) -> dict[str, float | None]:
         """Embeddings, one layer, the last one, which may compute the first token alone, and head timed alone on the
-        batches that the calls would make; seconds, medians."""
+        batches that the calls would make; seconds, medians. None for a layer where there is only the last one."""
         chain = self._predictor.chain
         assert chain is not None
         samples = []
@@ -71,8 +71,8 @@ class Worker:
                 moments.append(time.perf_counter())
                 samples.append(np.diff(moments))
         embeddings, layers, last_layer, head = np.median(samples, axis=0).tolist()
-        layer = layers / len(before) if before else last_layer
-        return {"embeddings": embeddings, "layer": layer, "last_layer": last_layer, "head": head}
+        each = layers / len(before) if before else None
+        return {"embeddings": embeddings, "layer": each, "last_layer": last_layer, "head": head}
 
     def profile(self, calls: Calls) -> dict[str, Any]:
         """Where the time of a call goes: mean seconds by part."""

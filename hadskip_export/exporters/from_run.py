@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from hadskip_export.errors import BudgetError, BundleError
 from hadskip_export.exporters import golden as golden_files
 from hadskip_export.exporters.compile import check, check_engine, compile_engine, note_parity, resolve_single
 from hadskip_export.exporters.graph import make_graph
+from hadskip_export.exporters.joining import join_layers
 from hadskip_export.exporters.onnx import OPSET, export
 from hadskip_export.exporters.parity import ParityReport, compare
-from hadskip_export.exporters.pieces import cut
+from hadskip_export.exporters.pieces import Piece, cut, cut_full
 from hadskip_export.exporters.references import Reference
 from hadskip_export.exporters.torch_reference import TorchReference
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated
@@ -125,10 +128,10 @@ def write_bundle(
         (folder / TOKENIZER).parent.mkdir()
         shutil.copyfile(source.tokenizer, folder / TOKENIZER)
         tokenizer = Tokenizer(folder / TOKENIZER, source.max_length)
-        pieces = _write_pieces(source, folder)
         model = ModelInfo(
             "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels
         )
+        pieces = _write_pieces(source, model, folder)
         info = compile_engine(folder, pieces, model, engine, precision, gates, how, guess)
         manifest = Manifest(
             format=1,
@@ -180,16 +183,31 @@ def _wider(one: Tolerance, other: Tolerance) -> Tolerance:
     return Tolerance(margins, max(one.logits, other.logits))
 
 
-def _write_pieces(source: Source, folder: Path) -> dict[str, str]:
+def _write_pieces(source: Source, model: ModelInfo, bundle: Path) -> dict[str, str]:
     """Exports every piece; returns piece -> file, relative to the bundle."""
-    (folder / "pieces").mkdir()
-    pieces = list(cut(source.model, source.full))
-    hidden_size = source.model.classifier.config.hidden_size
-    files, written = {}, {}
     traced: dict[tuple[Any, ...], Any] = {}
-    for piece in track(pieces, len(pieces), "export"):
+    folder = bundle / "pieces"
+    folder.mkdir()
+    files = _export(cut(source.model), model.hidden_size, folder, traced, "export")
+    if source.full is not None:
+        alike = source.full.config == source.model.classifier.config
+        with tempfile.TemporaryDirectory(dir=bundle) as parts:
+            known = traced if alike else {}
+            full = _export(cut_full(source.full), model.hidden_size, Path(parts), known, "export of full BERT")
+            files["full"] = folder / "full.onnx"
+            join_layers(full, model.inputs, files["full"])
+    return {piece: file.relative_to(bundle).as_posix() for piece, file in files.items()}
+
+
+def _export(
+    pieces: Iterable[Piece], hidden_size: int, folder: Path, traced: dict[tuple[Any, ...], Any], label: str
+) -> dict[str, Path]:
+    """Writes a file for each module of the pieces; returns piece -> file."""
+    found = list(pieces)
+    files, written = {}, {}
+    for piece in track(found, len(found), label):
         if piece.module not in written:
-            written[piece.module] = f"pieces/{piece.name}.onnx"
-            export(piece, hidden_size, folder / written[piece.module], traced)
+            written[piece.module] = folder / f"{piece.name}.onnx"
+            export(piece, hidden_size, written[piece.module], traced)
         files[piece.name] = written[piece.module]
     return files

@@ -1,6 +1,6 @@
 """ONNX pieces joined into larger graphs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,34 @@ def _leave_out(graph: Any, gates: int, arrays: Any) -> None:
     used = {name for node in graph.node for name in node.input}
     del graph.initializer[:]
     graph.initializer.extend(tensor for name, tensor in weights.items() if name in used)
+
+
+def join_layers(pieces: Mapping[str, Path], inputs: Sequence[str], out: Path) -> None:
+    """Embeddings, layers and head in one graph that decides nothing: full BERT, logits float32 [b, classes].
+
+    Args:
+        pieces: ONNX file of each piece, layers in their order.
+        inputs: of the new piece, in order.
+
+    Raises:
+        EngineError: see `fuse`.
+    """
+    onnx: Any = optional_import("onnx", "build")
+    nodes: list[Any] = []
+    weights: list[Any] = []
+    found: dict[str, Any] = {}
+    hidden = ""  # the embeddings take none
+    try:
+        for piece, file in pieces.items():
+            model = onnx.load(file)
+            found |= {one.name: one for one in model.graph.input}
+            inside, piece_weights, hidden = inlined(model, piece, {HIDDEN_STATES: hidden}, {"logits": "logits"})
+            nodes, weights = nodes + inside, weights + piece_weights
+    except Exception as error:  # see `fuse`
+        raise EngineError(f"{out.name}: the pieces cannot be joined ({first_line(error)})") from error
+    outputs = model.graph.output  # the head's
+    graph = onnx.helper.make_graph(nodes, "full", [found[name] for name in inputs], outputs, weights)
+    save(onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version), out)
 
 
 def join_route(pieces: Mapping[str, Path], num_layers: int, route: Route, out: Path) -> None:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import torch
 
 from hadskip_export.errors import EngineError, first_line
-from hadskip_export.exporters.pieces import GatePiece, LayerPiece, Piece
+from hadskip_export.exporters.pieces import Piece
 from hadskip_export.exporters.silence import silenced
 from hadskip_export.runtime.onnx_files import EXTERNAL_DATA_ABOVE
 
@@ -18,8 +18,8 @@ def export(piece: Piece, hidden_size: int, file: Path, traced: dict[tuple[Any, .
     """Writes `piece` to `file` with dynamic batch and length; weights beside it only where they would not fit in it.
 
     Args:
-        traced: what torch has traced of this model's pieces so far, to be filled in: a layer differs from the next one,
-            and a gate, in its weights alone, and tracing is nearly all of an export's time.
+        traced: what torch has traced so far of the pieces of models of one configuration, to be filled in: a layer
+            differs from the next one, a gate too, in its weights alone, and tracing is nearly all of an export's time.
 
     Raises:
         EngineError: torch cannot export it.
@@ -53,10 +53,9 @@ def export(piece: Piece, hidden_size: int, file: Path, traced: dict[tuple[Any, .
                 )
             assert program is not None
             as_traced = program.model
-            if isinstance(piece.module, LayerPiece | GatePiece):  # others of the kind may come: optimise a copy
-                traced[kind] = program
-                program.apply_weights(weights)
-                program.model = ir.from_proto(ir.to_proto(as_traced))
+            traced[kind] = program
+            program.apply_weights(weights)
+            program.model = ir.from_proto(ir.to_proto(as_traced))  # others of the kind may come: optimise a copy
             program.optimize()
             _forget_origin(program.model)
             program.save(file, external_data=size > EXTERNAL_DATA_ABOVE)

@@ -318,8 +318,9 @@ def _compare_pieces(
                 output, margins = output
                 alone = pieces["gates"](output, mask)
                 differences[FUSED.format(layer)].add(margins[:, index + 1 :], alone[:, index + 1 :])
-            tokens = min(output.shape[1], expected.shape[1])  # the last one may give the first alone
-            before = output[:, :tokens], expected[:, :tokens]
+            before = output, expected
+            if index == manifest.reachable_layers[-1]:  # either may give the first token alone
+                before = output[:, :1], expected[:, :1]
             differences[layer].add(*before)
     differences["head"].add(pieces["head"](trace.states[-1]), logits_on(trace.states[-1]))
     if info.guess is not None:

@@ -48,7 +48,7 @@ class LastLayerPiece(nn.Module):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         first = hidden_states[:, 0][:, None]
-        (query,) = self.layer.heads(self.query(first), 1)
+        query = self.layer.heads(self.query(first), 1)[0]
         key, value = self.layer.heads(self.key_value(hidden_states), 2)
         return self.layer.attend(first, query, key, value, attention_bias(attention_mask, hidden_states.dtype))[0]
 
@@ -91,29 +91,9 @@ class GatePiece(GatesPiece):
         return super().forward(hidden_states, attention_mask)[:, 0]
 
 
-class FullPiece(nn.Module):
-    """BERT with every layer, the last one as in the chain: what it is compared with has the same advantage."""
-
-    def __init__(self, model: Classifier):
-        super().__init__()
-        self.embeddings, self.layers, self.head = model.embeddings, model.layers[:-1], model.head
-        self.last = LastLayerPiece(model.layers[-1])
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        hidden = self.embeddings(input_ids, token_type_ids)
-        bias = attention_bias(attention_mask, hidden.dtype)
-        for layer in self.layers:
-            hidden = layer(hidden, bias)[0]
-        return self.head(self.last(hidden, attention_mask))
-
-
-def cut(model: GatedClassifier, full: Classifier | None) -> Iterator[Piece]:
-    """The pieces of a bundle, gates one by one and all in one; of a fixed route its layers, no gates. Layers that are
-    one module stay one, but for the last, which is a piece of its own kind.
-
-    Args:
-        full: the fine-tuned BERT, or None to leave it out.
-    """
+def cut(model: GatedClassifier) -> Iterator[Piece]:
+    """The pieces of a model, gates one by one and all in one; of a fixed route its layers, no gates. Layers that are
+    one module stay one, but for the last, which is a piece of its own kind."""
     states = ("hidden_states", "attention_mask")
     body = model.classifier
     layers = {layer: LayerPiece(layer) for layer in body.layers}
@@ -130,5 +110,9 @@ def cut(model: GatedClassifier, full: Classifier | None) -> Iterator[Piece]:
             yield Piece(gate_name(index), gates[gate], states, "margin")
         yield Piece("gates", GatesPiece(list(model.gates)), states, "margins")
     yield Piece("head", body.head, ("hidden_states",), "logits")
-    if full is not None:
-        yield Piece("full", FullPiece(full), ("input_ids", "attention_mask", "token_type_ids"), "logits")
+
+
+def cut_full(model: Classifier) -> Iterator[Piece]:
+    """Those of BERT with every layer, to be joined again. Its last layer is as in the chain: what that is compared with
+    has the same advantage."""
+    return cut(GatedClassifier(model, fixed_route=tuple(range(1, len(model.layers) + 1))))

@@ -51,7 +51,7 @@ class Reference(Protocol):
         ...
 
     def logits(self, hidden_states: np.ndarray) -> np.ndarray:
-        """The head's on [1, s, H]: float32 [1, classes]."""
+        """The head's on [1, s, H], or the first token's [1, 1, H]: float32 [1, classes]."""
         ...
 
 

@@ -69,16 +69,14 @@ def _found(graph: Any, piece: str, num_layers: int) -> Iterator[tuple[str, np.nd
             yield f"{prefix}{TABLES.get(node.input[1], 'position')}.weight", weights[node.input[0]]
 
 
-def _joined(
-    names: list[str], maps: Iterator[tuple[np.ndarray, np.ndarray]]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The linear maps that bear these names. The last layer (`LastLayerPiece`) has its query apart from key and value."""
+def _joined(names: list[str], maps: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The linear maps that bear these names. A `LastLayerPiece` has its query apart from key and value."""
     for name, (weight, bias) in zip(names, maps, strict=False):
         if name.endswith("query_key_value") and len(weight) == weight.shape[1]:
             key_value, key_value_bias = next(maps)
             weight, bias = np.concatenate([weight, key_value]), np.concatenate([bias, key_value_bias])
         yield weight, bias
-    yield from maps  # more than there are names for: somebody will complain
+    yield from maps  # more than there are names for, which the caller refuses
 
 
 def arrays_of(graph: Any) -> dict[str, np.ndarray]:

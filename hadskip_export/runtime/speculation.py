@@ -22,7 +22,7 @@ class Speculation:
     Args:
         guess: takes what the chain's embeddings take and the attention_mask; gives logits [1, classes], margins [1, L]
             of every gate on the state that it sees on `route`, and hidden_states [1, s, H] of the embeddings and after
-            each layer of `route`.
+            each layer of `route`, of which the model's last may give [1, 1, H].
         route: the layers that `guess` runs, numbered from 1.
     """
 

@@ -15,16 +15,17 @@ from hadskip_export.benchmark import bench as benching
 from hadskip_export.benchmark.bench import MOST_CALLS, Row, choose_calls, faster_alone
 from hadskip_export.benchmark.measure import TURNS
 from hadskip_export.errors import BundleError, DataError
+from hadskip_export.exporters.from_run import write_bundle
 from hadskip_export.runtime import Predictor, read_bundle
-from tests.conftest import sentences, write_csv
+from tests.conftest import make_source, sentences, write_csv
 from tests.runtime.editing import Refusal, add_to_weights, change_manifest, change_piece, copy_of, outcome
 
 ROWS = [(text, "yes" if label == "positive" else "no") for text, label in sentences(12, 51)]
 # DESIGN.md: a row of `estimate`, and what `bench` has besides.
 FIELDS = [
     "engine", "precision", "seq", "batch", "routing", "layers", "layers_run", "last_run", "embeddings_ms", "layer_ms",
-    "last_layer_ms", "head_ms", "full_p50_ms", "skip_p50_ms", "speedup", "speedup_low", "speedup_high", "ideal", "efficiency",
-    "metric", "full_metric", "mean_layers", "p50", "p90", "p99",
+    "last_layer_ms", "head_ms", "full_p50_ms", "skip_p50_ms", "speedup", "speedup_low", "speedup_high", "ideal",
+    "efficiency", "metric", "full_metric", "mean_layers", "p50", "p90", "p99",
 ]  # fmt: skip
 
 
@@ -122,6 +123,17 @@ def test_a_static_route_is_timed_and_profiled_on_its_layers(
     assert (row["metric"], row["full_metric"]) == (expected.value, expected.full_value)
     (capped,) = bench(static_bundle, data=data, batch=(3,), max_layers=1)["rows"]
     assert capped["mean_layers"] == 1
+
+
+def test_of_a_route_of_one_layer_nobody_knows_what_the_others_cost(model_folder: Path, tmp_path: Path, monkeypatch):
+    """It is the last one, which computes less than they do, so there is no ideal."""
+    monkeypatch.setattr(benching, "MOST_CALLS", 2)
+    write_bundle(make_source(model_folder, tmp_path, layers=2, fixed_route=(2,)), tmp_path / "bundle")
+    (row,) = bench(tmp_path / "bundle", batch=(3,))["rows"]
+    assert (row["layers_run"], row["last_run"]) == (1, 1)
+    assert (row["layer_ms"], row["ideal"], row["efficiency"]) == (None, None, None)
+    assert row["last_layer_ms"] > 0
+    assert not any("ideal" in line for line in Row(**row).lines())
 
 
 def test_a_static_route_that_gives_wrong_answers_is_not_timed(static_bundle: Path, tmp_path: Path):

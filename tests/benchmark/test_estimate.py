@@ -25,7 +25,8 @@ FEWEST, CALLS = 3, 8
 # DESIGN.md: a row of `estimate`.
 FIELDS = [
     "engine", "precision", "seq", "batch", "routing", "layers", "layers_run", "last_run", "embeddings_ms", "layer_ms",
-    "last_layer_ms", "head_ms", "full_p50_ms", "skip_p50_ms", "speedup", "speedup_low", "speedup_high", "ideal", "efficiency",
+    "last_layer_ms", "head_ms", "full_p50_ms", "skip_p50_ms", "speedup", "speedup_low", "speedup_high", "ideal",
+    "efficiency",
 ]  # fmt: skip
 
 
@@ -88,9 +89,7 @@ def test_every_workload_has_a_row_and_routes_differ_only_within_batches(rows: li
 def test_figures_follow_from_the_parts(rows: list[dict[str, Any]]):
     for row in rows:
         parts = [row[f"{part}_ms"] for part in ("embeddings", "layer", "last_layer", "head")]
-        assert row["ideal"] == pytest.approx(
-            ideal_speedup(*parts, row["layers"], row["layers_run"], row["last_run"])
-        )
+        assert row["ideal"] == pytest.approx(ideal_speedup(*parts, row["layers"], row["layers_run"], row["last_run"]))
         assert row["efficiency"] == pytest.approx(row["speedup"] / row["ideal"])
         assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
 

@@ -20,6 +20,7 @@ from hadskip_export.errors import BudgetError, BundleError, DataError, EngineErr
 from hadskip_export.exporters import from_run as building
 from hadskip_export.exporters import parity
 from hadskip_export.modeling.checkpoint import load_gated, save_gated
+from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import RouterInfo, new_bundle
@@ -310,6 +311,14 @@ def test_nothing_half_written_is_left_when_the_export_stops(run_folder: Path, tm
         build(run_folder, out=tmp_path / "out", full=False)
     assert exported == PIECES[:3]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_full_bert_may_be_of_another_configuration(model_folder: Path, tmp_path: Path):
+    """What was traced of the student's pieces has its heads, activation and eps in it."""
+    source = make_source(model_folder, tmp_path, layers=2)
+    config = replace(source.full.config, num_heads=2, activation="relu", layer_norm_eps=0.1)
+    full = Classifier(config).init_weights(std=0.1)
+    assert building.write_bundle(replace(source, full=full), tmp_path / "bundle").parity == "passed"
 
 
 def test_a_bundle_that_misses_parity_is_written_marked_and_refused(one_layer, tmp_path: Path, monkeypatch):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hadskip_export import build
 from hadskip_export.errors import EngineError
-from hadskip_export.exporters.joining import fuse
+from hadskip_export.exporters.joining import fuse, join_layers
 from hadskip_export.exporters.parity import compare
 from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.runtime import Predictor, read_bundle
@@ -39,7 +39,9 @@ def fused(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, LAYERS - 1), st.integers(0, LAYERS - 1), st.integers(1, 5), st.integers(1, 12), st.integers(0, 99))
+@given(
+    st.integers(1, LAYERS - 1), st.integers(0, LAYERS - 1), st.integers(1, 5), st.integers(1, 12), st.integers(0, 99)
+)
 def test_it_gives_what_the_two_give(bundle: Path, fused, layer: int, first: int, rows: int, length: int, seed: int):
     random = np.random.default_rng(seed)
     hidden = random.normal(size=(rows, length, 32)).astype(np.float32)
@@ -83,6 +85,15 @@ def test_files_that_are_something_else_are_refused_in_one_line(bundle: Path, tmp
         with pytest.raises(EngineError, match=r"\.onnx: cannot be fused with .*--gates separate") as error:
             fuse(pieces / f"{layer}.onnx", pieces / f"{gates}.onnx", 1, tmp_path / "out.onnx")
         assert "\n" not in str(error.value)
+
+
+def test_what_is_joined_and_no_piece_is_refused_in_one_line(bundle: Path, tmp_path: Path):
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    pieces = {"embeddings": bundle / "pieces" / "embeddings.onnx", "layer_01": tmp_path / "junk.onnx"}
+    with pytest.raises(EngineError, match=r"^full\.onnx: the pieces cannot be joined") as error:
+        join_layers(pieces, ("input_ids", "attention_mask"), tmp_path / "full.onnx")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "full.onnx").exists()
 
 
 def test_without_onnx_nothing_is_added_and_the_message_names_the_extra(

@@ -20,7 +20,6 @@ from onnx import numpy_helper
 
 from hadskip_export import build, validate
 from hadskip_export.errors import EngineError
-from hadskip_export.exporters import from_run as building
 from hadskip_export.exporters import parity
 from hadskip_export.exporters.from_run import write_bundle
 from hadskip_export.exporters.parity import (
@@ -38,7 +37,7 @@ from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import Tolerance
 from hadskip_export.runtime.engines import is_reduced
 from hadskip_export.runtime.tokenization import Batch, Encoded
-from tests.conftest import sentences
+from tests.conftest import sentences, write_again
 from tests.runtime.editing import add_to_weights, copy_of, reseal
 
 QUANTISED = [*(f"layer_0{number}" for number in range(1, 5)), "full"]
@@ -49,16 +48,8 @@ COUNT = 200  # of texts whose label fp32 and int8 agree on, so that a point is t
 
 @pytest.fixture(scope="module")
 def built(source, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ParityReport]:
-    """An int8 bundle of the model of `bundle`, whose pieces it starts from: exporting them again takes long."""
-
-    def take_pieces(_: object, folder: Path) -> dict[str, str]:
-        shutil.copytree(bundle / "pieces", folder / "pieces")
-        return read_bundle(bundle).manifest.pieces
-
-    out = tmp_path_factory.mktemp("int8") / "bundle"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "_write_pieces", take_pieces)
-        return out, write_bundle(source, out, "ort", "int8", gates="separate")
+    """An int8 bundle of the model of `bundle`."""
+    return write_again(source, bundle, tmp_path_factory.mktemp("int8") / "bundle", "ort", "int8", gates="separate")
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +179,11 @@ def test_validate_passes_it_on_the_machine_it_was_built_on(int8: Path):
 
 
 @pytest.fixture(scope="module")
-def built_static(static_source, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ParityReport]:
+def built_static(
+    static_source, static_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, ParityReport]:
     out = tmp_path_factory.mktemp("static_int8") / "bundle"
-    return out, write_bundle(static_source, out, "ort", "int8")
+    return write_again(static_source, static_bundle, out, "ort", "int8")
 
 
 def test_a_static_route_in_int8(built_static: tuple[Path, ParityReport], static_bundle: Path):
