@@ -31,7 +31,7 @@ class Piece(Protocol):
     """A loaded piece. Safe to call from many threads at once.
 
     Where an engine keeps hidden_states on a device, or in bfloat16, "array" means what the chain does with one: length,
-    rows taken out and put in, the next piece.
+    shape, rows taken out and put in, the next piece.
     """
 
     def __call__(self, *inputs: np.ndarray) -> Any:
