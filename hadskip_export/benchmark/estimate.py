@@ -63,8 +63,8 @@ def estimate(
         layers_run: layers that each input runs; below 1 a share of them.
         seq: tokens per input; a row for each.
         batch: inputs per call; a row for each.
-        routing: `same`: all inputs run the same layers, evenly spread, the last one among them, as trained gates do
-            (docs/results.md); `mixed`: each its own, drawn at random. Left out: `same` at batch 1, and both above.
+        routing: `same`: all inputs run the same layers, evenly spread, the last one among them, as trained gates have
+            it (docs/benchmarking.md); `mixed`: each its own, drawn at random. Left out: `same` at batch 1, else both.
         gates: their layout in the chain, which then runs single inputs too unless `single` says otherwise.
         single: how an input that comes alone is run, `chain` or `graph`; the engine's own way if left out.
         against: the engine of full BERT, as `ort-fp32`; the same as the layers' if left out. With another one there is
