@@ -1,9 +1,10 @@
 """Eight threads on one Predictor beside one thread: throughput, and whether the answers are equal.
 
-BERT-base size, random weights, 64 tokens, one input a call, six of twelve layers forced; trials alternate.
+BERT-base size, random weights, 64 tokens, six of twelve layers forced, each input its own; trials alternate.
 
-    python benchmarks/threads.py                     # ort-fp32
+    python benchmarks/threads.py                     # ort-fp32, one input a call
     python benchmarks/threads.py openvino-bf16
+    python benchmarks/threads.py openvino-bf16 --batch 8
 """
 
 import statistics
@@ -25,25 +26,27 @@ THREADS, CALLS, TRIALS, TOKENS, LAYERS_RUN = 8, 64, 5, 64, 6
 
 @click.command()
 @click.option("--single", type=click.Choice(["chain", "graph"]), help="See `build`; the engine's own way if left out.")
+@click.option("--batch", default=1, help="Inputs of a call.")
 @click.argument("name", default="ort-fp32")
-def main(single: Single | None, name: str) -> None:
+def main(single: Single | None, batch: int, name: str) -> None:
+    calls = max(CALLS // batch, 4 * THREADS)
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) / "bundle"
         engine, _, precision = name.rpartition("-")
         write_random_bundle(bundle, SIZES["bert-base"], engine, precision, single=single)
         with Predictor.load(bundle) as predictor:
             layers = predictor.bundle.manifest.model.layers
-            routes = draw_routes(CALLS, layers, LAYERS_RUN, "mixed", np.random.default_rng(0))
-            encoded = predictor.tokenizer.encode([text_of(TOKENS)])
+            routes = draw_routes(calls * batch, layers, LAYERS_RUN, "mixed", np.random.default_rng(0))
+            encoded = predictor.tokenizer.encode([text_of(TOKENS)] * batch)
 
-            def call(row: int) -> np.ndarray:
-                return predictor.run(encoded, routes=routes[row : row + 1])[0]
+            def call(number: int) -> np.ndarray:
+                return predictor.run(encoded, routes=routes[number * batch : (number + 1) * batch])[0]
 
             def trial(threads: int) -> tuple[float, np.ndarray]:
                 with ThreadPoolExecutor(threads) as pool:
                     started = time.perf_counter()
-                    answers = list(pool.map(call, range(CALLS)))
-                    return CALLS / (time.perf_counter() - started), np.concatenate(answers)
+                    answers = list(pool.map(call, range(calls)))
+                    return calls / (time.perf_counter() - started), np.concatenate(answers)
 
             trial(THREADS)  # as many lanes as there are threads
             ratios, farthest = [], 0.0
@@ -51,9 +54,10 @@ def main(single: Single | None, name: str) -> None:
                 (one, expected), (many, got) = trial(1), trial(THREADS)
                 ratios.append(many / one)
                 farthest = max(farthest, float(np.abs(got - expected).max()))
+        trials = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         click.echo(
-            f"{name}: {THREADS} threads against one, throughput: median {statistics.median(ratios):.2f} of {TRIALS}"
-            f" trials ({', '.join(f'{ratio:.2f}' for ratio in ratios)}); answers differ by at most {farthest:.1e}"
+            f"{name}, batches of {batch}: {THREADS} threads against one, throughput: median"
+            f" {statistics.median(ratios):.2f} of {TRIALS} trials ({trials}); answers differ by at most {farthest:.1e}"
         )
 
 
