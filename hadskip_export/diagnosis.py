@@ -167,7 +167,7 @@ def _measure(engines: list[str]) -> tuple[dict[str, float], bool]:
     from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
     from hadskip_export.benchmark.systems import System
 
-    config = replace(SIZES["bert-base"], num_layers=2, vocab_size=64)
+    config = replace(SIZES["bert-base"], num_layers=2, vocab_size=64)  # the last one is no whole layer
     complete = True
 
     def leave_out(name: str, error: HadskipError) -> None:

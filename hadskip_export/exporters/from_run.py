@@ -190,10 +190,10 @@ def _write_pieces(source: Source, model: ModelInfo, bundle: Path) -> dict[str, s
     folder.mkdir()
     files = _export(cut(source.model), model.hidden_size, folder, traced, "export")
     if source.full is not None:
-        alike = source.full.config == source.model.classifier.config
+        if source.full.config != source.model.classifier.config:
+            traced = {}  # heads, activation and eps are in a trace
         with tempfile.TemporaryDirectory(dir=bundle) as parts:
-            known = traced if alike else {}
-            full = _export(cut_full(source.full), model.hidden_size, Path(parts), known, "export of full BERT")
+            full = _export(cut_full(source.full), model.hidden_size, Path(parts), traced, "export of full BERT")
             files["full"] = folder / "full.onnx"
             join_layers(full, model.inputs, files["full"])
     return {piece: file.relative_to(bundle).as_posix() for piece, file in files.items()}

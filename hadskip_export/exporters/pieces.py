@@ -42,9 +42,8 @@ class LastLayerPiece(nn.Module):
         super().__init__()
         self.layer = layer
         hidden_size = layer.query_key_value.in_features
-        self.query, self.key_value = (
-            _rows_of(layer.query_key_value, rows) for rows in (slice(hidden_size), slice(hidden_size, None))
-        )
+        self.query = _rows_of(layer.query_key_value, slice(hidden_size))
+        self.key_value = _rows_of(layer.query_key_value, slice(hidden_size, None))
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         first = hidden_states[:, 0][:, None]
