@@ -23,7 +23,7 @@ from hadskip_export.runtime.tokenization import pad
 
 def bare(predictor: Predictor, text: str, layers: int) -> Callable[[], object]:
     """The engines that a call runs, and the tokeniser, with nothing between them."""
-    chain, encode = predictor.chain, predictor.tokenizer.encode
+    chain, encode = predictor.gated, predictor.tokenizer.encode
     assert chain is not None
     batch = pad(encode([text]))
     inputs, mask = [getattr(batch, name) for name in chain.embedding_inputs], batch.attention_mask
@@ -43,7 +43,7 @@ def bare(predictor: Predictor, text: str, layers: int) -> Callable[[], object]:
 
 
 def call_with(predictor: Predictor, chain: Chain, text: str) -> None:
-    predictor.chain = chain
+    predictor.gated = chain
     predictor(text)
 
 
@@ -69,7 +69,7 @@ def main(model: str, tokens: int, blocks: int, calls: int) -> None:
         bundle = Path(temporary) / "bundle"
         write_random_bundle(bundle, SIZES[model])
         with Predictor.load(bundle) as predictor:
-            chain = predictor.chain
+            chain = predictor.gated
             assert chain is not None
             systems = {}
             for layers in range(1, chain.num_layers + 1):

@@ -145,8 +145,7 @@ class _Asked(GateRouter):
 
 def _hard_routes(predictor: Predictor, encoded: Sequence[Encoded]) -> HardRoutes:
     """What the chain's gates do with inputs."""
-    chain = predictor.chain
-    assert chain is not None
+    chain = predictor.load_chain()
     inputs = sorted(encoded, key=len)  # those of similar length share a batch
 
     def evaluate(rows: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:

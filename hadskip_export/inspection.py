@@ -63,7 +63,7 @@ def _lines(manifest: Manifest) -> list[str]:
         if engine.guess is not None:
             lines.append(f"  of inputs alone tries layers {' '.join(map(str, engine.guess))} first, as one engine")
         if engine.single == "graph":
-            lines.append("  runs inputs alone as one engine")
+            lines.append(f"  runs inputs {'alone ' if engine.batches == 'chain' else ''}as one engine")
     if manifest.graph is not None:
         lines.append(f"one-file graph: {manifest.graph}")
     held_out = manifest.held_out

@@ -169,10 +169,13 @@ def bench(
 
 def faster_alone(bundle: Bundle, info: EngineInfo, batch: int, efficiency: float | None) -> str | None:
     """What would save an input that comes alone the calls between the pieces, where these cost a small model much."""
-    could = "graph" in engine_class(info.engine).singles(info.precision) and bundle.manifest.router.kind == "gates"
+    kind = engine_class(info.engine)
+    could = "graph" in kind.singles(info.precision) and bundle.manifest.router.kind == "gates"
     if batch > 1 or info.single != "chain" or not could or efficiency is None or efficiency >= EFFICIENT:
         return None
     command = ["hadskip-export", "build", str(bundle.path), "--engine", info.engine, "--precision", info.precision]
+    if kind.batches == "graph":
+        return f"{shlex.join([*command, '--single', 'graph'])} runs every call as one engine"
     return (
         f"{shlex.join([*command, '--gates', info.gates, '--single', 'graph'])} runs inputs that come alone as one"
         " engine, which takes the memory of the weights once more"

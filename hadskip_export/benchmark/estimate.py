@@ -24,6 +24,7 @@ from hadskip_export.runtime.tokenization import Text
 Routing = Literal["same", "mixed"]
 CALLS, FEWEST_CALLS, TURNS = 20, 5, 6
 LABELS = ("negative", "positive")
+BATCHES = {"chain": "the chain", "graph": "the graph", "rows": "one of their own"}
 
 
 def _bert(hidden_size: int, num_layers: int, num_heads: int) -> EncoderConfig:
@@ -177,7 +178,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         f"{first['engine']}-{first['precision']}, random weights,"
         f" {first['layers_run']:g} of {first['layers']} layers run, all gates computed; full BERT in"
-        f" {first['full_engine']}; batches through the chain, single inputs through the {first['single']}",
+        f" {first['full_engine']}; single inputs through the {first['single']}, batches through"
+        f" {BATCHES[first['batches']]}",
         f"{'tokens':>6} {'batch':>5} {'layers':>6} {'full p50':>10} {'skip p50':>10} {'skip p99':>10}  "
         f"{'speedup':<20} {'ideal':>5} {'efficiency':>10}",
     ]

@@ -34,7 +34,7 @@ class Figures:
         speedup, speedup_low, speedup_high: full BERT's time over the Predictor's, and its 95 % interval.
         ideal: the speedup if gates, routing and copies cost nothing; `efficiency = speedup / ideal`. None where full
             BERT is in another engine, or `layer_ms` is None.
-        single: what runs an input that comes alone, see `EngineInfo`.
+        single, batches: what runs an input that comes alone, and several at once, see `EngineInfo`.
         full_engine: full BERT's.
         full_setting: the thread setting at which full BERT was faster; that is what it is timed at.
         warnings: why not to trust the figures; empty is good.
@@ -66,6 +66,7 @@ class Figures:
     full_p90_ms: float
     full_p99_ms: float
     single: str
+    batches: str
     full_engine: str
     full_setting: str
     warnings: list[str]
@@ -170,6 +171,7 @@ class Contest:
             full_p90_ms=full_p90,
             full_p99_ms=full_p99,
             single=self._info.single,
+            batches=self._info.batches,
             full_engine=self._full_info.name,
             full_setting=setting,
             warnings=distrust(ratio, found.idle_share, busy),

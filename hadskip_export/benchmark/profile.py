@@ -1,13 +1,15 @@
 """Where the time of a call goes: tokeniser, embeddings, each layer, gates, head, and the Python between them."""
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from hadskip_export.runtime.bundle import layer_name
+from hadskip_export.runtime.chain import Chain
+from hadskip_export.runtime.conditional import Conditional
 from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.runtime.speculation import Speculation
 from hadskip_export.runtime.tokenization import Input
 
 
@@ -18,16 +20,18 @@ def profile(predictor: Predictor, calls: Sequence[list[Input]]) -> dict[str, flo
         calls: the inputs of each call; the first is made once more before, to warm up.
 
     Returns:
-        Mean seconds per call: `tokeniser`, `guess` or `graph` if there is one, `embeddings`, `layer_01`.., `gates`,
-        `head`, and `python`, which is all the rest. A layer that only some calls run counts with what it costs on
-        average. Of a static route only the layers on it, and no gates. Fused gates count with their layer; the
-        look-ahead after the embeddings is `gates`.
+        Mean seconds per call: `tokeniser`, `guess` or `graph` and `rows` if there are such, `embeddings`, `layer_01`..,
+        `gates`, `head` where some call goes through the chain, and `python`, which is all the rest. A layer that only
+        some calls run counts with what it costs on average. Of a static route only the layers on it, and no gates.
+        Fused gates count with their layer; the look-ahead after the embeddings is `gates`.
     """
-    chain, single, tokenizer = predictor.chain, predictor.single, predictor.tokenizer
-    assert chain is not None
-    spent: defaultdict[str, float] = defaultdict(float)
+    gated, tokenizer = predictor.gated, predictor.tokenizer
+    assert gated is not None
+    spent: dict[str, float] = {}
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        spent[part] = 0.0
+
         def call(*arguments: Any) -> Any:
             started = time.perf_counter()
             result = function(*arguments)
@@ -36,32 +40,41 @@ def profile(predictor: Predictor, calls: Sequence[list[Input]]) -> dict[str, flo
 
         return call
 
-    names = {index: layer_name(index) for index in chain.layers}
     predictor.tokenizer = _Tokenizer(timed("tokeniser", tokenizer.encode))  # type: ignore[assignment]
-    alone = predictor.engine_info.single
-    predictor.single = None if single is None else timed(alone, single)
-    predictor.chain = replace(
-        chain,
-        embeddings=timed("embeddings", chain.embeddings),
-        layers={index: timed(names[index], layer) for index, layer in chain.layers.items()},
-        gates=[timed("gates", gate) for gate in chain.gates],
-        lookahead=None if chain.lookahead is None else timed("gates", chain.lookahead),
-        head=timed("head", chain.head),
-    )
+    predictor.gated = _timed(gated, timed)
     try:
         predictor(calls[0], batch_size=len(calls[0]))
-        spent.clear()
+        spent |= dict.fromkeys(spent, 0.0)
         total = 0.0
         for inputs in calls:
             started = time.perf_counter()
             predictor(inputs if len(inputs) > 1 else inputs[0], batch_size=len(inputs))
             total += time.perf_counter() - started
     finally:
-        predictor.chain, predictor.single, predictor.tokenizer = chain, single, tokenizer
-    gates = ["gates"] if chain.gates or chain.lookahead else []
-    timed_parts = ["tokeniser", *([] if single is None else [alone]), "embeddings", *names.values(), *gates, "head"]
-    parts = {part: spent[part] / len(calls) for part in timed_parts}
+        predictor.gated, predictor.tokenizer = gated, tokenizer
+    parts = {part: seconds / len(calls) for part, seconds in spent.items()}
     return parts | {"python": total / len(calls) - sum(parts.values())}
+
+
+def _timed(gated: Chain | Speculation | Conditional, timed: Callable[..., Any]) -> Any:
+    """The same, each piece wrapped in `timed`, which is given its part of the call, too."""
+    if isinstance(gated, Speculation):
+        return replace(gated, guess=timed("guess", gated.guess), chain=_timed(gated.chain, timed))
+    if isinstance(gated, Conditional):
+        graph = batches = timed("graph", gated.graph)
+        if isinstance(gated.batches, Chain):
+            batches = _timed(gated.batches, timed)
+        elif gated.batches is not gated.graph:
+            batches = timed("rows", gated.batches)
+        return replace(gated, graph=graph, batches=batches)
+    return replace(
+        gated,
+        embeddings=timed("embeddings", gated.embeddings),
+        layers={index: timed(layer_name(index), layer) for index, layer in gated.layers.items()},
+        gates=[timed("gates", gate) for gate in gated.gates],
+        lookahead=None if gated.lookahead is None else timed("gates", gated.lookahead),
+        head=timed("head", gated.head),
+    )
 
 
 class _Tokenizer:

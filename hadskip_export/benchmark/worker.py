@@ -51,8 +51,7 @@ class Worker:
     def pieces(self, calls: Calls, repeats: int) -> dict[str, float | None]:
         """Embeddings, one layer, the last one, which may compute the first token alone, and head timed alone on the
         batches that the calls would make; seconds, medians. None for a layer where there is only the last one."""
-        chain = self._predictor.chain
-        assert chain is not None
+        chain = self._predictor.load_chain()
         samples = []
         *before, last = chain.layers.values()
         for rows in calls:

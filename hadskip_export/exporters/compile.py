@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from hadskip_export.runtime.bundle import (
     Tolerance,
     layer_name,
 )
-from hadskip_export.runtime.engines import ENGINES, GateLayout, Single, engine_class, is_reduced
+from hadskip_export.runtime.engines import ENGINES, Batches, GateLayout, Single, engine_class, is_reduced
 from hadskip_export.runtime.engines.tensorrt import LIBRARIES
 from hadskip_export.runtime.predictor import Predictor
 
@@ -113,7 +113,11 @@ def compile_engine(
         EngineError: a piece that cannot be made.
     """
     kind = engine_class(engine)
+    batches: Batches = kind.batches if single == "graph" else "chain"
+    whole: list[str] = [piece for piece in dict.fromkeys((single, batches)) if piece != "chain"]
     layout: GateLayout | Literal["none"] = gates or kind.layouts(precision)[0]
+    if gates is None and layout == "fused" and batches != "chain":
+        layout = "separate"  # not worth writing all layers once more: no call goes through the chain
     if "gates" not in pieces:
         layout = "none"
     folder = _free_folder(bundle, f"engines/{engine}-{precision}")
@@ -122,27 +126,20 @@ def compile_engine(
         if kind.reads == "weights":
             packed = f"{folder}/weights.safetensors"
             pack({piece: bundle / file for piece, file in pieces.items()}, model.layers, bundle / packed)
-            files = dict.fromkeys([*pieces, *([] if single == "chain" else [single])], packed)
+            files = dict.fromkeys([*pieces, *whole], packed)
         else:
             files = _make_form(bundle, folder, pieces, model, engine, precision)
-            joined = f"{folder}/{single}.onnx"
-            parts = {piece: bundle / file for piece, file in files.items()}
-            if single == "guess":
-                assert guess is not None
-                join_route(parts, model.layers, guess, bundle / joined)
-            elif single == "graph":
-                join_conditional(parts, model, bundle / joined, bf16=precision == "bf16")
+            joined = _join(bundle, folder, files, model, precision == "bf16", whole, batches, guess)
             if layout == "fused":
                 files = _fuse_gates(bundle, folder, files, model.layers)
-            if single != "chain":
-                files[single] = joined
+            files |= joined
     except BaseException:
         shutil.rmtree(bundle / folder)
         raise
     unchecked = Tolerance((ROUTE_EPSILON,) * model.layers, LOGITS_TOLERANCE)
     versions, chip = kind.versions(), kind.chip()
     return EngineInfo(
-        engine, precision, layout, versions, chip, folder, files, "unverified", unchecked, None, single, guess
+        engine, precision, layout, versions, chip, folder, files, "unverified", unchecked, None, single, guess, batches
     )
 
 
@@ -158,6 +155,29 @@ def _make_form(
     for file, piece in track(own.items(), len(own), f"{engine}-{precision}"):
         form.make(bundle / file, bundle / made[file], model.max_length, is_reduced(piece))
     return {piece: made.get(file, file) for piece, file in pieces.items()}
+
+
+def _join(
+    bundle: Path,
+    folder: str,
+    files: dict[str, str],
+    model: ModelInfo,
+    bf16: bool,
+    whole: Sequence[str],
+    batches: Batches,
+    guess: Route | None,
+) -> dict[str, str]:
+    """Writes each engine of `whole`, which is made of several pieces, and returns their files."""
+    parts = {piece: bundle / file for piece, file in files.items()}
+    joined: dict[str, str] = {}
+    for piece in whole:
+        joined[piece] = f"{folder}/{piece}.onnx"
+        out, shared = bundle / joined[piece], bundle / joined["graph"] if piece == "rows" else None
+        if guess is not None:
+            join_route(parts, model.layers, guess, out)
+        else:
+            join_conditional(parts, model, out, bf16, batches=piece == batches, shared=shared)
+    return joined
 
 
 def _fuse_gates(bundle: Path, folder: str, files: dict[str, str], num_layers: int) -> dict[str, str]:

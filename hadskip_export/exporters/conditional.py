@@ -1,5 +1,9 @@
-"""The whole gated model as one ONNX file for the runtime's `Conditional`: an `If` per layer, a threshold per gate and a
-cap as inputs.
+"""The whole gated model as one ONNX file for the runtime's `Conditional`, with a threshold per gate and a cap as
+inputs. For an input that comes alone each layer is an `If`; for batches it takes the rows that run it.
+
+What lives from layer to layer is used by each of them (thresholds are an input, the layers that ran a sum): an engine
+gives memory that is free to whatever comes next, and what is small and used at the end would hold what a layer's states
+were in, so that each layer takes new memory (OpenVINO: twice as much in all).
 
 In bf16 OpenVINO computes matrix products below fp32, and what stands between them, but not what comes after the last
 of them on the way to an output. So the gates of a bf16 graph have no products: they multiply and sum, which makes them
@@ -13,19 +17,28 @@ from typing import Any
 import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.exporters.joining import HIDDEN_STATES, inlined, save, skippable
+from hadskip_export.exporters.joining import HIDDEN_STATES, MASK, inlined, on_rows, save, skippable
 from hadskip_export.exporters.weights import arrays_of, linear_maps
 from hadskip_export.runtime.bundle import ModelInfo, gate_name, layer_name
 
-MASK, THRESHOLDS, MOST, RAN = "attention_mask", "gate_thresholds", "max_layers", "layers_ran"
+THRESHOLDS, MOST, RAN = "gate_thresholds", "max_layers", "layers_ran"
 
 
-def join_conditional(pieces: Mapping[str, Path], model: ModelInfo, out: Path, bf16: bool = False) -> None:
-    """Joins pieces into the graph that `Conditional` runs.
+def join_conditional(
+    pieces: Mapping[str, Path],
+    model: ModelInfo,
+    out: Path,
+    bf16: bool = False,
+    batches: bool = False,
+    shared: Path | None = None,
+) -> None:
+    """Joins pieces into a graph that `Conditional` runs.
 
     Args:
         pieces: ONNX file of each piece, gates one by one.
         bf16: for an engine that will compute the file in bfloat16.
+        batches: it takes any number of inputs, of which some may have padding.
+        shared: another such graph of the same pieces, whose weights it uses.
 
     Raises:
         EngineError: `onnx` is not installed, or the files are not what they should be.
@@ -35,90 +48,112 @@ def join_conditional(pieces: Mapping[str, Path], model: ModelInfo, out: Path, bf
     try:
         embeddings = onnx.load(pieces["embeddings"])
         nodes, weights, hidden = inlined(embeddings, "embeddings", {})
+        nodes.append(helper.make_node("Cast", [MOST], ["most"], to=kinds.FLOAT))
         weights += [
-            arrays.from_array(np.ones(1, np.int64), "columns"),
-            arrays.from_array(np.zeros((1, 1), np.int64), "layers_done_0"),
-            arrays.from_array(np.zeros(1, np.int64), "to_scalar"),
+            arrays.from_array(np.zeros(1, np.int64), "layers"),  # the axis
+            arrays.from_array(np.float32(0), "nothing"),
+            arrays.from_array(np.zeros((model.layers, 1), np.float32), "ran_0"),
         ]
-        columns = [f"threshold_{index}" for index in range(model.layers)]
-        nodes += [
-            helper.make_node("Split", [THRESHOLDS], columns, axis=1, num_outputs=model.layers),
-            helper.make_node("Unsqueeze", [MOST, "columns"], ["most"]),
-        ]
-        ran, state = [], hidden
+        state = hidden
         if bf16:
             state = f"{hidden}/narrow"
             nodes.append(helper.make_node("Cast", [hidden], [state], to=kinds.BFLOAT16))
         for index in range(model.layers):
             layer, gate = layer_name(index), gate_name(index)
             question = onnx.load(pieces[gate])
-            question = without_products(question) if bf16 else question
+            question = without_products(question, padded=batches) if bf16 else question
             asked, gate_weights, margin = inlined(question, gate, {HIDDEN_STATES: hidden})
-            done, more = f"layers_done_{index}", f"layers_done_{index + 1}"
-            inside, state = skippable(onnx.load(pieces[layer]), layer, state, f"{layer}/run", bf16)
+            piece = onnx.load(pieces[layer])
+            if batches:
+                inside, layer_weights, state = on_rows(piece, layer, state, f"{layer}/run", bf16)
+                weights += layer_weights
+            else:
+                inside, state = skippable(piece, layer, state, f"{layer}/run", bf16)
             hidden = state
             if bf16:
                 hidden = f"{state}/wide"
                 inside.append(helper.make_node("Cast", [state], [hidden], to=kinds.FLOAT))
-            ran.append(f"{layer}/ran")
+            ran, more = f"ran_{index}", f"ran_{index + 1}"
             nodes += [
                 *asked,
-                helper.make_node("Unsqueeze", [margin, "columns"], [f"{gate}/column"]),
-                helper.make_node("Greater", [f"{gate}/column", columns[index]], [f"{gate}/fires"]),
-                helper.make_node("Less", [done, "most"], [f"{layer}/may"]),
-                helper.make_node("And", [f"{gate}/fires", f"{layer}/may"], [f"{layer}/runs"]),
-                helper.make_node("Squeeze", [f"{layer}/runs", "to_scalar"], [f"{layer}/run"]),
-                helper.make_node("Cast", [f"{layer}/runs"], [f"{layer}/one"], to=kinds.INT64),
-                helper.make_node("Add", [done, f"{layer}/one"], [more]),
-                helper.make_node("Cast", [f"{layer}/runs"], [ran[-1]], to=kinds.FLOAT),
+                helper.make_node("Gather", [THRESHOLDS, f"{gate}/index"], [f"{gate}/threshold"], axis=1),
+                helper.make_node("Greater", [margin, f"{gate}/threshold"], [f"{gate}/fires"]),
+                helper.make_node("ReduceSum", [ran, "layers"], [f"{layer}/done"], keepdims=0),
+                helper.make_node("Less", [f"{layer}/done", "most"], [f"{layer}/may"]),
+                helper.make_node("And", [f"{gate}/fires", f"{layer}/may"], [f"{layer}/run"]),
+                helper.make_node("Where", [f"{layer}/run", f"{layer}/one", "nothing"], [f"{layer}/ran"]),
+                helper.make_node("Add", [ran, f"{layer}/ran"], [more]),  # [L, b]
                 *inside,
+            ]
+            weights += [
+                arrays.from_array(np.int64(index), f"{gate}/index"),
+                arrays.from_array(np.eye(model.layers, dtype=np.float32)[:, [index]], f"{layer}/one"),
             ]
             weights += gate_weights
         last, head_weights, logits = inlined(onnx.load(pieces["head"]), "head", {HIDDEN_STATES: hidden})
     except Exception as error:  # protobuf's and onnx's own exceptions have no common base
         raise EngineError(f"{out.name}: the pieces cannot be joined ({first_line(error)})") from error
-    nodes += [*last, helper.make_node("Concat", ran, [RAN], axis=1)]
-    names = [one.name for one in embeddings.graph.input]
-    inputs = [helper.make_tensor_value_info(name, kinds.INT64, [1, "length"]) for name in (*names, MASK)]
-    inputs.append(helper.make_tensor_value_info(THRESHOLDS, kinds.FLOAT, [1, model.layers]))
-    inputs.append(helper.make_tensor_value_info(MOST, kinds.INT64, [1]))
+    nodes += [*last, helper.make_node("Transpose", [more], [RAN])]
+    names, rows = [one.name for one in embeddings.graph.input], "batch" if batches else 1
+    inputs = [helper.make_tensor_value_info(name, kinds.INT64, [rows, "length"]) for name in (*names, MASK)]
+    inputs.append(helper.make_tensor_value_info(THRESHOLDS, kinds.FLOAT, [rows, model.layers]))
+    inputs.append(helper.make_tensor_value_info(MOST, kinds.INT64, [rows]))
     outputs = [
-        helper.make_tensor_value_info(logits, kinds.FLOAT, [1, len(model.labels)]),
-        helper.make_tensor_value_info(RAN, kinds.FLOAT, [1, model.layers]),
+        helper.make_tensor_value_info(logits, kinds.FLOAT, [rows, len(model.labels)]),
+        helper.make_tensor_value_info(RAN, kinds.FLOAT, [rows, model.layers]),
     ]
     graph = helper.make_graph(nodes, "conditional", inputs, outputs, [*weights, *head_weights])
     joined = helper.make_model(graph, opset_imports=embeddings.opset_import, ir_version=embeddings.ir_version)
-    save(joined, out, beside=True)
+    save(joined, out, beside=True, shared=shared)
 
 
-def without_products(gate: Any) -> Any:
-    """The piece of one gate (`modeling.gated.Gate`) without matrix products, for one input that has no padding."""
+def without_products(gate: Any, padded: bool = False) -> Any:
+    """The piece of one gate (`modeling.gated.Gate`) without matrix products.
+
+    Args:
+        padded: inputs may have padding; if not, the mask is not read, which saves time.
+    """
     onnx: Any = optional_import("onnx", "build")
     node, arrays = onnx.helper.make_node, onnx.numpy_helper
     (hidden, hidden_bias), (weight, bias) = linear_maps(gate.graph, arrays_of(gate.graph))  # [w, H], [w], [1, w], [1]
     (norm,) = (one for one in gate.graph.node if one.op_type == "LayerNormalization")
     weights = {
-        "hidden": hidden[None],
+        "hidden": hidden.T,
         "hidden_bias": hidden_bias,
         "weight": weight,
         "bias": bias,
         "ones": np.ones(hidden.shape[1], np.float32),
         "tokens": np.array([1]),
         "channels": np.array([2]),
+        "single": np.array([1, 2]),
     }
+    # Hidden units are on the last axis: on the second one OpenVINO 2026.4 makes one operator of the sum and of what is
+    # done with bias and weights, which it then takes by row where there are several.
+    mean = [node("ReduceMean", [HIDDEN_STATES, "tokens"], ["mean"])]  # [b, 1, H]
+    if padded:
+        mean = [
+            node("Cast", [MASK], ["mask"], to=onnx.TensorProto.FLOAT),
+            node("Unsqueeze", ["mask", "channels"], ["column"]),
+            node("Mul", [HIDDEN_STATES, "column"], ["read"]),
+            node("ReduceSum", ["read", "tokens"], ["total"]),
+            node("ReduceSum", ["column", "tokens"], ["length"]),
+            node("Div", ["total", "length"], ["mean"]),
+        ]
+    normalised = node("LayerNormalization", ["mean", "ones"], ["pooled"])
+    normalised.attribute.extend(norm.attribute)
     nodes = [
-        node("ReduceMean", [HIDDEN_STATES, "tokens"], ["mean"], keepdims=0),
-        node("LayerNormalization", ["mean", "ones"], ["pooled"]),
-        node("Unsqueeze", ["pooled", "tokens"], ["row"]),
-        node("Mul", ["row", "hidden"], ["products"]),  # [1, w, H]
-        node("ReduceSum", ["products", "channels"], ["sums"], keepdims=0),
+        *mean,
+        normalised,
+        node("Transpose", ["pooled"], ["channel_column"], perm=[0, 2, 1]),
+        node("Mul", ["channel_column", "hidden"], ["products"]),  # [b, H, w]
+        node("ReduceSum", ["products", "tokens"], ["sums"]),
         node("Add", ["sums", "hidden_bias"], ["logits"]),
         node("Tanh", ["logits"], ["activations"]),
-        node("Mul", ["activations", "weight"], ["parts"]),
-        node("ReduceSum", ["parts", "tokens"], ["sum"], keepdims=0),
-        node("Add", ["sum", "bias"], ["margin"]),
+        node("Mul", ["activations", "weight"], ["parts"]),  # [b, 1, w]
+        node("ReduceSum", ["parts", "channels"], ["sum"]),
+        node("Add", ["sum", "bias"], ["column_margin"]),
+        node("Squeeze", ["column_margin", "single"], ["margin"]),
     ]
-    nodes[1].attribute.extend(norm.attribute)
     tensors = [arrays.from_array(np.ascontiguousarray(array), name) for name, array in weights.items()]
     graph = onnx.helper.make_graph(nodes, "gate", gate.graph.input, gate.graph.output, tensors)
     return onnx.helper.make_model(graph, opset_imports=gate.opset_import, ir_version=gate.ir_version)

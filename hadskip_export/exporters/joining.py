@@ -11,7 +11,7 @@ from hadskip_export.routes import Route
 from hadskip_export.runtime.bundle import gate_name, layer_name
 from hadskip_export.runtime.onnx_files import EXTERNAL_DATA_ABOVE
 
-HIDDEN_STATES = "hidden_states"
+HIDDEN_STATES, MASK = "hidden_states", "attention_mask"
 SMALL = 1024  # bytes; a weight below stays inside its file
 
 
@@ -162,24 +162,63 @@ def skippable(piece: Any, layer: str, state: str, run: str, narrow: bool = False
     onnx: Any = optional_import("onnx", "build")
     helper, kinds = onnx.helper, onnx.TensorProto
     kind = kinds.BFLOAT16 if narrow else piece.graph.output[0].type.tensor_type.elem_type
-    given = f"{layer}/state" if narrow else state
-    inside, weights, output = inlined(piece, layer, {HIDDEN_STATES: given})
-    if narrow:
-        inside.insert(0, helper.make_node("Cast", [state], [given], f"{layer}/widen", to=kinds.FLOAT))
-        inside.append(helper.make_node("Cast", [output], [f"{layer}/narrow"], f"{layer}/narrow", to=kind))
-        output = f"{layer}/narrow"
+    inside, weights, output = _between_states(piece, layer, {HIDDEN_STATES: state}, narrow)
     nothing = helper.make_tensor(f"{layer}/nothing", kind, [1, 1, 1], [0.0])
     new, none = (helper.make_tensor_value_info(name, kind, [1, None, None]) for name in (output, f"{layer}/none"))
     skip = helper.make_graph([helper.make_node("Constant", [], [none.name], value=nothing)], "skip", [], [none])
     then = helper.make_graph(inside, layer, [], [new], weights)
     nodes = [helper.make_node("If", [run], [f"{layer}/new"], f"{layer}/if", then_branch=then, else_branch=skip)]
-    if piece.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 1:
-        index, old = f"{layer}/index", f"{layer}/old"
-        nodes.append(helper.make_node("Constant", [], [index], index, value_ints=[0]))
-        nodes.append(helper.make_node("Gather", [state, index], [old], old, axis=1))
-        state = old
-    nodes.append(helper.make_node("Where", [run, f"{layer}/new", state], [f"{layer}/out"], f"{layer}/taken"))
-    return nodes, f"{layer}/out"
+    read, state = _tokens_given(piece, layer, state)
+    taken = helper.make_node("Where", [run, f"{layer}/new", state], [f"{layer}/out"], f"{layer}/taken")
+    return [*nodes, *read, taken], f"{layer}/out"
+
+
+def on_rows(piece: Any, layer: str, state: str, runs: str, narrow: bool = False) -> tuple[list[Any], list[Any], str]:
+    """A layer that takes the rows that run it, for a batch: (nodes, weights, name of the state after it).
+
+    Where no row does, its operators have nothing to do. Unlike branches, layers then share an engine's scratch memory.
+
+    Args:
+        runs: name of what decides, bool [b].
+        narrow: states are bfloat16 and the layer float32.
+    """
+    onnx: Any = optional_import("onnx", "build")
+    node = onnx.helper.make_node
+    few, mask = f"{layer}/few", f"{layer}/few_mask"
+    inside, weights, output = _between_states(piece, layer, {HIDDEN_STATES: few, MASK: mask}, narrow)
+    read, kept = _tokens_given(piece, layer, state)
+    nodes = [
+        node("NonZero", [runs], [f"{layer}/found"], f"{layer}/found"),  # [1, rows]
+        node("Transpose", [f"{layer}/found"], [f"{layer}/places"], f"{layer}/places"),
+        node("GatherND", [state, f"{layer}/places"], [few], few),
+        node("GatherND", [MASK, f"{layer}/places"], [mask], mask),
+        *inside,
+        *read,
+        node("ScatterND", [kept, f"{layer}/places", output], [f"{layer}/out"], f"{layer}/put"),
+    ]
+    return nodes, weights, f"{layer}/out"
+
+
+def _between_states(piece: Any, layer: str, given: dict[str, str], narrow: bool) -> tuple[list[Any], list[Any], str]:
+    """`inlined`, with conversions around it where states are narrow."""
+    if not narrow:
+        return inlined(piece, layer, given)
+    onnx: Any = optional_import("onnx", "build")
+    node, kinds = onnx.helper.make_node, onnx.TensorProto
+    wide, output = f"{layer}/state", f"{layer}/narrow"
+    inside, weights, computed = inlined(piece, layer, given | {HIDDEN_STATES: wide})
+    widen = node("Cast", [given[HIDDEN_STATES]], [wide], f"{layer}/widen", to=kinds.FLOAT)
+    return [widen, *inside, node("Cast", [computed], [output], output, to=kinds.BFLOAT16)], weights, output
+
+
+def _tokens_given(piece: Any, layer: str, state: str) -> tuple[list[Any], str]:
+    """(nodes, name) of the state before, of the tokens that a layer gives: all, or the first."""
+    if piece.graph.output[0].type.tensor_type.shape.dim[1].dim_value != 1:
+        return [], state
+    onnx: Any = optional_import("onnx", "build")
+    index, old = f"{layer}/index", f"{layer}/old"
+    constant = onnx.helper.make_node("Constant", [], [index], index, value_ints=[0])
+    return [constant, onnx.helper.make_node("Gather", [state, index], [old], old, axis=1)], old
 
 
 def inlined(
@@ -206,13 +245,21 @@ def inlined(
     return list(graph.node), list(graph.initializer), rename(graph.output[0].name)
 
 
-def save(model: Any, out: Path, beside: bool = False) -> None:
+def save(model: Any, out: Path, beside: bool = False, shared: Path | None = None) -> None:
     """Writes an ONNX file, with its weights beside it if told so or where they would not fit in it.
 
     Engines map what lies beside: of weights inside a file that are used in branches they keep a copy more.
+
+    Args:
+        shared: an ONNX file in the same folder, of the same pieces: what lies beside that is not written again.
     """
     onnx: Any = optional_import("onnx", "build")
     weights = list(_weights(model.graph))
+    written = _weights(onnx.load(shared, load_external_data=False).graph) if shared else ()
+    there = {weight.name: weight for weight in written if weight.external_data}
+    for weight in weights:
+        if weight.name in there:
+            weight.CopyFrom(there[weight.name])
     # The model's own `ByteSize` fails where it is more than 2 GiB.
     if beside or sum(len(weight.raw_data) for weight in weights) > EXTERNAL_DATA_ABOVE:
         for weight in weights:  # `onnx.save` would look for what it is to write in the current directory

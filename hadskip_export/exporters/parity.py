@@ -128,8 +128,8 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
         errors, full_logits = _compare_pieces(
             pieces, encoded, trace, differences, manifest, info, reference if rounded else None
         )
-        if info.single == "graph":
-            _compare_graph(pieces, encoded, manifest, differences["graph"])
+        for graph in (name for name in ("graph", "rows") if name in pieces):
+            _compare_graph(pieces, graph, encoded, manifest, differences[graph])
         kept.append((trace.margins, errors, trace.route, trace.logits[0]))
         if full_logits is not None and trace.full_logits is not None:
             same_full.append(bool(full_logits.argmax() == trace.full_logits.argmax()))
@@ -347,12 +347,14 @@ def _compare_guess(
     differences["guess"].add(logits, pieces["head"](state))
 
 
-def _compare_graph(pieces: dict[str, Piece], encoded: Encoded, manifest: Manifest, difference: _Difference) -> None:
-    """The whole graph's logits against those of the engine's own pieces on the layers that it ran."""
+def _compare_graph(
+    pieces: dict[str, Piece], graph: str, encoded: Encoded, manifest: Manifest, difference: _Difference
+) -> None:
+    """A whole graph's logits against those of the engine's own pieces on the layers that it ran."""
     batch, num_layers = pad([encoded]), manifest.model.layers
     inputs = [getattr(batch, name) for name in manifest.model.inputs if name != "attention_mask"]
     thresholds = np.full((1, num_layers), manifest.router.threshold, np.float32)
-    logits, ran = pieces["graph"](*inputs, batch.attention_mask, thresholds, np.array([num_layers], np.int64))
+    logits, ran = pieces[graph](*inputs, batch.attention_mask, thresholds, np.array([num_layers]))
     state = pieces["embeddings"](*inputs)
     for index in np.flatnonzero(ran[0]).tolist():
         output = pieces[layer_name(index)](state, batch.attention_mask)

@@ -19,7 +19,7 @@ from typing import Literal
 from hadskip_export.errors import BundleError
 from hadskip_export.files import replaced
 from hadskip_export.routes import Route, is_route
-from hadskip_export.runtime.engines import GateLayout, Single, built_elsewhere, runs_onnx
+from hadskip_export.runtime.engines import Batches, GateLayout, Single, built_elsewhere, runs_onnx
 from hadskip_export.runtime.onnx_files import external_data_files
 
 FORMAT = 1
@@ -109,6 +109,7 @@ class EngineInfo:
         tolerance: what its parity check allowed; a machine where it is farther off computes something else.
         single: how an input that comes alone is run; by the piece of this name, unless by the chain.
         guess: the route that its piece `guess` runs; None where it has no such piece.
+        batches: what runs a batch where single inputs have a graph.
     """
 
     engine: str
@@ -123,6 +124,7 @@ class EngineInfo:
     first_bad_piece: str | None = None
     single: Single = "chain"
     guess: Route | None = None
+    batches: Batches = "chain"
 
     @property
     def name(self) -> str:
@@ -251,11 +253,14 @@ def _check_model(folder: Path, manifest: Manifest) -> None:
                 f"{folder / MANIFEST}: {engine.name} has gates {engine.gates!r}, which do not fit"
                 f" a router of kind {router.kind!r}; build it again"
             )
-        for piece in ["embeddings", *layers, *gate_names(engine.gates, model.layers), "head", engine.single]:
+        alone, batches = engine.single, engine.batches
+        for piece in ["embeddings", *layers, *gate_names(engine.gates, model.layers), "head", alone, batches]:
             if piece not in (*engine.files, "chain"):
                 raise BundleError(f"{folder / MANIFEST}: {engine.name} has no {piece}")
         if static and engine.single != "chain":
             raise BundleError(f"{folder / MANIFEST}: {engine.name} has nothing to decide, and a {engine.single} for it")
+        if batches != "chain" and alone != "graph":
+            raise BundleError(f"{folder / MANIFEST}: {engine.name} has a graph for batches, none for single inputs")
         if (engine.single == "guess") != (engine.guess is not None):
             raise BundleError(f"{folder / MANIFEST}: {engine.name} has a guess without its route, or a route for none")
         if engine.guess is not None and not is_route(engine.guess, model.layers):

@@ -104,16 +104,15 @@ class Predictor:
         files = {piece: bundle.file(file) for piece, file in info.files.items()}
         engine_type = engine_class(info.engine)
         self._engine: Engine | None = engine_type(files, info.precision, EngineOptions(threads, spinning))
-        self._batches = engine_type.batches
         self._lock = threading.Lock()
-        self.chain: Chain | None = None  # what `router="gates"` runs; None until it is needed
-        self.single: Piece | None = None  # what runs an input that comes alone; None where that is the chain
+        self.gated: Chain | Speculation | Conditional | None = None  # runs `router="gates"`; None until it is needed
+        self._chain: Chain | None = None
         self._full: Piece | None = None
-        _ = self._load_full() if router == "full" else self._load_chain()
+        _ = self._load_full() if router == "full" else self._load_gated()
         if warm_up:
             ids = np.zeros(min(WARM_UP_TOKENS, model.max_length), np.int64)
             one, every_gate_open = Encoded(ids, ids, False), None if manifest.router.kind == "static" else -math.inf
-            for rows in [1] if self.single is None else [1, 2]:  # two are always run by the chain
+            for rows in [1] if info.single == "chain" else [1, 2]:  # what runs two may be another engine
                 self.run([one] * rows, gate_threshold=every_gate_open, max_layers=model.layers)
 
     @classmethod
@@ -222,7 +221,7 @@ class Predictor:
         fitting = isinstance(routes, np.ndarray) and routes.dtype == bool and routes.shape == shape
         if routes is not None and not fitting:
             raise BudgetError(f"routes: expected a bool array {shape}, inputs by layers")
-        pieces = self._load_full() if router == "full" else self._load_chain()
+        pieces = self._load_full() if router == "full" else self._load_gated()
 
         def answer(some: Sequence[Encoded], forced: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
             return self._run_batch(pieces, pad(some), self._new_router(threshold, max_layers, forced))
@@ -271,7 +270,7 @@ class Predictor:
     def close(self) -> None:
         """Frees the engines. A closed predictor raises `EngineError` when called."""
         with self._lock:
-            self._engine = self.chain = self.single = self._full = None
+            self._engine = self.gated = self._chain = self._full = None
 
     def __enter__(self) -> "Predictor":
         return self
@@ -312,38 +311,61 @@ class Predictor:
                 f"{option}: {self.bundle.path} has a static route and no gates; leave it out, or use max_layers"
             )
 
-    def _load_chain(self) -> Chain | Speculation | Conditional:
-        """Loads the chain when it is first needed. A call that has it is not disturbed by a `close` from then on, nor
-        does one that finds it wait for whoever loads something else."""
-        chain = self.chain
+    def load_chain(self) -> Chain:
+        """The model piece by piece, loaded when it is first asked for: where graphs take all calls nobody needs it to
+        answer one.
+
+        Raises:
+            EngineError: the predictor is closed.
+        """
+        chain = self._chain
         if chain is None:
             with self._lock:
-                engine, chain = self.engine, self.chain
-                if chain is None:
-                    chain, way = self._new_chain(engine), self.engine_info.single
-                    self.single = None if way == "chain" else engine.load(way)
-                    self.chain = chain  # last: whoever finds it finds all
-        single = self.single
-        if single is None:
-            return chain
-        if self.engine_info.guess is None:
-            return Conditional(chain, single, self._batches)
-        return Speculation(chain, single, self.engine_info.guess)
+                chain = self._new_chain(self.engine)
+        return chain
+
+    def _load_gated(self) -> Chain | Speculation | Conditional:
+        """Loads what asks the gates when it is first needed. A call that has it is not disturbed by a `close` from then
+        on, nor does one that finds it wait for whoever loads something else."""
+        gated = self.gated
+        if gated is None:
+            with self._lock:
+                engine, gated = self.engine, self.gated
+                if gated is None:
+                    self.gated = gated = self._new_gated(engine)
+        return gated
+
+    def _new_gated(self, engine: Engine) -> Chain | Speculation | Conditional:
+        info = self.engine_info
+        if info.single == "chain":
+            return self._new_chain(engine)
+        single = engine.load(info.single)
+        if info.guess is not None:
+            return Speculation(self._new_chain(engine), single, info.guess)
+        batches: Piece | Chain = single
+        if info.batches != "graph":
+            batches = self._new_chain(engine) if info.batches == "chain" else engine.load(info.batches)
+        return Conditional(single, batches, self._embedding_inputs, self.bundle.manifest.model.layers)
 
     def _new_chain(self, engine: Engine) -> Chain:
-        manifest = self.bundle.manifest
-        model = manifest.model
-        gates = [engine.load(name) for name in gate_names(self.engine_info.gates, model.layers)]
-        separate = self.engine_info.gates == "separate"
-        return Chain(
-            embeddings=engine.load("embeddings"),
-            layers={index: engine.load(layer_name(index)) for index in manifest.reachable_layers},
-            gates=gates if separate else [],
-            lookahead=gates[0] if gates and not separate else None,
-            head=engine.load("head"),
-            embedding_inputs=tuple(name for name in EMBEDDING_INPUTS if name in model.inputs),
-            num_layers=model.layers,
-        )
+        if self._chain is None:
+            manifest = self.bundle.manifest
+            gates = [engine.load(name) for name in gate_names(self.engine_info.gates, manifest.model.layers)]
+            separate = self.engine_info.gates == "separate"
+            self._chain = Chain(
+                embeddings=engine.load("embeddings"),
+                layers={index: engine.load(layer_name(index)) for index in manifest.reachable_layers},
+                gates=gates if separate else [],
+                lookahead=gates[0] if gates and not separate else None,
+                head=engine.load("head"),
+                embedding_inputs=self._embedding_inputs,
+                num_layers=manifest.model.layers,
+            )
+        return self._chain
+
+    @property
+    def _embedding_inputs(self) -> tuple[str, ...]:
+        return tuple(name for name in EMBEDDING_INPUTS if name in self.bundle.manifest.model.inputs)
 
     def _load_full(self) -> Piece:
         """The same for the full model, so that whoever never asks for it does not hold it in memory."""

@@ -163,7 +163,7 @@ def test_a_small_model_is_told_of_the_graph(bundle: Path, graph_bundle: Path, st
         return faster_alone(opened, opened.engine(), batch, efficiency)
 
     told = hint(bundle)
-    assert told is not None and f"build {bundle} --engine ort --precision fp32 --gates separate --single graph " in told
+    assert told is not None and f"build {bundle} --engine ort --precision fp32 --single graph runs every call" in told
     assert [hint(bundle, batch=2), hint(bundle, efficiency=0.95), hint(bundle, efficiency=None)] == [None] * 3
     assert [hint(graph_bundle), hint(static_bundle)] == [None] * 2
 

@@ -48,13 +48,13 @@ def test_parts_are_named_and_add_up_to_the_calls(predictor: Predictor):
 @pytest.mark.parametrize("part", ["embeddings", "layers", "gates", "head"])
 def test_what_is_slow_is_what_takes_long(bundle: Path, part: str):
     with Predictor.load(bundle, threads=1, gate_threshold=-1e9) as predictor:
-        piece = getattr(predictor.chain, part)
+        piece = getattr(predictor.gated, part)
         if part in ("layers", "gates"):
             slow = copy(piece)
             slow[0] = tired(piece[0])
         else:
             slow = tired(piece)
-        predictor.chain = replace(predictor.chain, **{part: slow})
+        predictor.gated = replace(predictor.gated, **{part: slow})
         found = profile(predictor, CALLS)
     name = "layer_01" if part == "layers" else part
     assert found[name] >= NAP
@@ -66,8 +66,8 @@ def test_a_layer_counts_with_the_share_of_calls_that_run_it(bundle: Path):
         calls = [[text] for text in TEXTS]
         share = sum(2 in predictor(text).layers for text in TEXTS) / len(TEXTS)
         assert 0 < share < 1
-        layers = predictor.chain.layers
-        predictor.chain = replace(predictor.chain, layers=layers | {1: tired(layers[1])})
+        layers = predictor.gated.layers
+        predictor.gated = replace(predictor.gated, layers=layers | {1: tired(layers[1])})
         assert profile(predictor, calls)["layer_02"] >= share * NAP
     with Predictor.load(bundle, threads=1, gate_threshold=1e9) as predictor:
         parts = profile(predictor, calls)
@@ -76,28 +76,28 @@ def test_a_layer_counts_with_the_share_of_calls_that_run_it(bundle: Path):
 
 def test_a_static_route_has_its_layers_and_no_gates(static_bundle: Path):
     with Predictor.load(static_bundle, threads=1) as predictor:
-        layers = predictor.chain.layers
-        predictor.chain = replace(predictor.chain, layers=layers | {2: tired(layers[2])})
+        layers = predictor.gated.layers
+        predictor.gated = replace(predictor.gated, layers=layers | {2: tired(layers[2])})
         parts = profile(predictor, CALLS)
     assert list(parts) == ["tokeniser", "embeddings", "layer_01", "layer_03", "head", "python"]
     assert parts["layer_03"] >= NAP > parts["layer_01"]
 
 
 def test_the_predictor_is_left_as_it_was(predictor: Predictor):
-    chain, tokenizer = predictor.chain, predictor.tokenizer
+    chain, tokenizer = predictor.gated, predictor.tokenizer
     expected = predictor(TEXTS)
     profile(predictor, CALLS)
-    assert predictor.chain is chain
+    assert predictor.gated is chain
     assert predictor.tokenizer is tokenizer
     assert predictor(TEXTS) == expected
 
 
 @pytest.mark.parametrize("calls", [[[5]], [[TEXTS[0]], [TEXTS[1], None]]], ids=["the first call", "a later call"])
 def test_after_an_input_it_cannot_use_too(predictor: Predictor, calls: list):
-    chain, tokenizer = predictor.chain, predictor.tokenizer
+    chain, tokenizer = predictor.gated, predictor.tokenizer
     with pytest.raises(DataError):
         profile(predictor, calls)
-    assert predictor.chain is chain
+    assert predictor.gated is chain
     assert predictor.tokenizer is tokenizer
 
 
@@ -105,11 +105,11 @@ def test_after_a_piece_that_fails_too(predictor: Predictor):
     def fail(*_: object) -> None:
         raise EngineError("out of order")
 
-    sound = predictor.chain
-    broken = predictor.chain = replace(sound, head=fail)
+    sound = predictor.gated
+    broken = predictor.gated = replace(sound, head=fail)
     try:
         with pytest.raises(EngineError, match="out of order"):
             profile(predictor, CALLS)
-        assert predictor.chain is broken
+        assert predictor.gated is broken
     finally:
-        predictor.chain = sound
+        predictor.gated = sound

@@ -49,7 +49,7 @@ def test_all_layers_but_the_last_are_one_file_and_so_are_all_gates(made: tuple[P
 
 def test_each_layer_is_loaded_for_itself(made: tuple[Path, ParityReport]):
     with Predictor.load(made[0]) as predictor:
-        assert len({id(layer) for layer in predictor.chain.layers.values()}) == 5
+        assert len({id(layer) for layer in predictor.gated.layers.values()}) == 5
 
 
 def matrices(graph: onnx.GraphProto) -> list[bytes]:

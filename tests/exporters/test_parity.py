@@ -122,14 +122,14 @@ def test_the_first_of_several_bad_pieces_is_named(bundle: Path, tmp_path: Path, 
 def test_sound_pieces_in_a_chain_that_is_not_fail_as_a_whole(bundle: Path, reference, inputs):
     """Here the pieces are right and the way they are put together is wrong."""
     with Predictor.load(bundle) as predictor:
-        chain = predictor.chain
-        predictor.chain = replace(chain, head=lambda hidden: chain.head(hidden) + np.float32(1e-3))
+        chain = predictor.gated
+        predictor.gated = replace(chain, head=lambda hidden: chain.head(hidden) + np.float32(1e-3))
         report = compare(reference, predictor, inputs)
         assert all(piece.passed for piece in report.pieces)
         assert report.first_bad_piece == "logits"
-        predictor.chain = replace(chain, layers=dict(enumerate(reversed(chain.layers.values()))))
+        predictor.gated = replace(chain, layers=dict(enumerate(reversed(chain.layers.values()))))
         assert compare(reference, predictor, inputs).first_bad_piece is not None
-        predictor.chain = replace(chain, gates=chain.gates[::-1])
+        predictor.gated = replace(chain, gates=chain.gates[::-1])
         report = compare(reference, predictor, inputs)
         assert all(piece.passed for piece in report.pieces)
         assert report.first_bad_piece == "routes"

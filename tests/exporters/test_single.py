@@ -1,6 +1,7 @@
 """`build --single`: the commonest route, or the whole model, as one engine, checked against what it is made of."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from hadskip_export.exporters.parity import compare
 from hadskip_export.exporters.pieces import LayerPiece, Piece
 from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.engines.base import EngineOptions
+from hadskip_export.runtime.engines.openvino import OpenVinoEngine
 from hadskip_export.runtime.engines.ort import OrtEngine
 from hadskip_export.runtime.tokenization import pad
 from tests.conftest import GUESS, needs_bf16, sentences
@@ -74,17 +77,34 @@ def test_in_the_whole_model_layers_are_only_inside_branches(bundle: Path, tmp_pa
         assert any(name.startswith(f"layer_0{index + 1}/") for name in names)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 1000))
-def test_a_gate_without_products_gives_the_same_margin(bundle: Path, tmp_path_factory, gate: int, length, seed):
+def test_in_that_for_batches_every_layer_takes_rows(bundle: Path, tmp_path: Path):
+    manifest, file = read_bundle(bundle).manifest, tmp_path / "rows.onnx"
+    pieces = {piece: bundle / name for piece, name in manifest.pieces.items()}
+    for bf16 in (False, True):
+        join_conditional(pieces, manifest.model, file, bf16, batches=True)
+        model = onnx.load(file)
+        onnx.checker.check_model(model, full_check=True)
+        kinds = [node.op_type for node in model.graph.node if node.name.startswith("layer_")]
+        assert "If" not in kinds
+        assert (kinds.count("NonZero"), kinds.count("GatherND"), kinds.count("ScatterND")) == (4, 8, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.lists(st.integers(1, 30), min_size=1, max_size=4), st.booleans(), st.integers(0, 1000))
+def test_a_gate_without_products_gives_the_same_margin(bundle: Path, tmp_path_factory, gate, lengths, openvino, seed):
+    """In OpenVINO too, which made something else of an earlier one for several rows."""
     file, mine = bundle / "pieces" / f"gate_0{gate}.onnx", tmp_path_factory.mktemp("gate") / "gate.onnx"
-    onnx.save(without_products(onnx.load(file)), mine)
+    onnx.save(without_products(onnx.load(file), padded=len(lengths) > 1), mine)
     model = onnx.load(mine)
     onnx.checker.check_model(model, full_check=True)
     assert not {"MatMul", "Gemm", "Einsum", "Conv"} & {node.op_type for node in model.graph.node}
-    hidden = np.random.default_rng(seed).normal(size=(1, length, 32)).astype(np.float32)
-    asked = {"hidden_states": hidden, "attention_mask": np.ones((1, length), np.int64)}
-    (expected,), (margin,) = run(file, asked), run(mine, asked)
+    hidden = np.random.default_rng(seed).normal(size=(len(lengths), max(lengths), 32)).astype(np.float32)
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    (expected,) = run(file, {"hidden_states": hidden, "attention_mask": mask})
+    if openvino:
+        margin = OpenVinoEngine({"gate": mine}, "fp32", EngineOptions()).load("gate")(hidden, mask)
+    else:
+        (margin,) = run(mine, {"hidden_states": hidden, "attention_mask": mask})
     np.testing.assert_allclose(margin, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -102,6 +122,21 @@ def test_forced_routes_are_run_too(both, text: str, route: list[bool], most: int
     one, other = (p([text], routes=np.array([route]), max_layers=most) for p in both)
     assert one[0].layers == other[0].layers
     assert one[0].probabilities == pytest.approx(other[0].probabilities, abs=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from(TEXTS), min_size=2, max_size=8),
+    st.floats(-4, 4),
+    st.one_of(st.none(), st.integers(1, 4)),
+    st.one_of(st.none(), st.integers(0, 1000)),
+)
+def test_in_batches_too(both, texts: list[str], threshold: float, most: int | None, seed: int | None):
+    routes = None if seed is None else np.random.default_rng(seed).random((len(texts), 4)) < 0.5
+    answers = [p(texts, gate_threshold=threshold, max_layers=most, routes=routes) for p in both]
+    for one, other in zip(*answers, strict=True):
+        assert (one.label, one.layers) == (other.label, other.layers)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
 
 @pytest.fixture(scope="module", params=["guessing_bundle", "graph_bundle"])
@@ -133,7 +168,7 @@ def test_many_threads_get_their_own_answers(both):
 def test_a_profile_shows_the_one_call(graph_bundle: Path):
     with Predictor.load(graph_bundle) as predictor:
         parts = profile(predictor, [[text] for text in TEXTS])
-        assert parts["graph"] > 0 == sum(parts[f"layer_0{number}"] for number in range(1, 5))
+        assert list(parts) == ["tokeniser", "graph", "python"] and parts["graph"] > 0
         assert predictor(TEXTS[0]).layers == predictor([TEXTS[0]])[0].layers
 
 
@@ -148,7 +183,7 @@ def test_a_profile_shows_the_guess_and_what_came_after_it(guessing_bundle: Path)
 
 @pytest.mark.parametrize(("single", "built"), [("guess", "guessing_bundle"), ("graph", "graph_bundle")])
 def test_parity_names_what_is_wrong_in_it(request: pytest.FixtureRequest, tmp_path: Path, single: str, built: str):
-    wrong_gate = "gates in guess" if single == "guess" else "routes in graph"
+    wrong_gate = "gates in guess" if single == "guess" else "routes"
     for weight, expected in (("gate_03/", wrong_gate), ("head/", single)):
         mine = copy_of(request.getfixturevalue(built), tmp_path / weight)
         file = mine / "engines" / "ort-fp32" / f"{single}.onnx"
@@ -186,12 +221,15 @@ def test_other_engines_can_be_given_one(
         Predictor.load(plain, engine=f"{engine}-{precision}") as theirs,
     ):
         assert (ours.engine_info.single, theirs.engine_info.single) == (single, "chain")
+        batches = ours.engine_info.batches
+        assert batches == ("chain" if single == "guess" else "graph" if engine == "ort" else "rows")
         encoded = ours.tokenizer.encode(TEXTS)
-        (logits, routes), (expected, expected_routes) = (one.run(encoded, batch_size=1) for one in (ours, theirs))
-    same = (routes == expected_routes).all(axis=1)
-    assert same.all() or (precision != "fp32" and same.mean() > 0.9)
-    np.testing.assert_allclose(logits[same], expected[same], atol=1e-5 if precision == "fp32" else 0.15)
-    np.testing.assert_array_equal(logits[same].argmax(1), expected[same].argmax(1))
+        for size in (1, 8):
+            (logits, routes), (expected, expected_routes) = (one.run(encoded, size) for one in (ours, theirs))
+            same = (routes == expected_routes).all(axis=1)
+            assert same.all() or (precision != "fp32" and same.mean() > 0.9)
+            np.testing.assert_allclose(logits[same], expected[same], atol=1e-5 if precision == "fp32" else 0.15)
+            np.testing.assert_array_equal(logits[same].argmax(1), expected[same].argmax(1))
 
 
 def test_the_command_takes_it_and_inspect_tells(guessing_bundle: Path, tmp_path: Path):
@@ -222,6 +260,8 @@ def test_where_there_is_nothing_to_guess_the_option_is_refused(
         ({"guess": None}, "has a guess without its route, or a route for none"),
         ({"single": "chain"}, "has a guess without its route, or a route for none"),
         ({"single": "graph"}, "has no graph"),
+        ({"batches": "rows"}, "has no rows"),
+        ({"batches": "guess"}, "not a manifest"),
     ],
 )
 def test_a_manifest_with_a_guess_that_is_no_route_is_refused(
@@ -242,6 +282,9 @@ def test_a_fixed_route_has_no_engine_that_decides(static_bundle: Path, tmp_path:
 
     change_manifest(mine, pretend)
     with pytest.raises(BundleError, match="ort-fp32 has nothing to decide, and a graph for it"):
+        read_bundle(mine)
+    change_manifest(mine, lambda manifest: manifest["engines"][0].update(single="chain", batches="graph"))
+    with pytest.raises(BundleError, match="ort-fp32 has a graph for batches, none for single inputs"):
         read_bundle(mine)
 
 
@@ -275,7 +318,10 @@ def test_what_lies_in_the_current_directory_is_not_in_the_way(guessing_bundle: P
     monkeypatch.chdir(tmp_path)
     build(mine := copy_of(guessing_bundle, tmp_path / "bundle"), engine="openvino", single="graph")
     assert (tmp_path / "graph.onnx.data").read_text() == "mine"
-    assert "engines/openvino-fp32/graph.onnx.data" in read_bundle(mine).manifest.files
+    files = read_bundle(mine).manifest.files
+    own = {file for file in files if file.startswith("engines/openvino-fp32/")}
+    # The graph for batches uses the same weights.
+    assert {Path(file).name for file in own} == {"report.json", "graph.onnx", "graph.onnx.data", "rows.onnx"}
 
 
 def test_warm_is_every_layer_of_the_graph(graph_bundle: Path, monkeypatch: pytest.MonkeyPatch):
@@ -288,14 +334,43 @@ def test_warm_is_every_layer_of_the_graph(graph_bundle: Path, monkeypatch: pytes
 
     monkeypatch.setattr(OrtEngine, "load", recording)
     Predictor.load(graph_bundle)
-    assert np.array(ran[0][1]).all() and len(ran) == 1
+    assert all(np.array(routes).all() for _, routes in ran)
+    assert [len(routes) for _, routes in ran] == [1, 2]
+
+
+def test_the_chain_is_loaded_only_for_whoever_asks_for_it(graph_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Batches need no second copy of the weights."""
+    load, loaded = OrtEngine.load, []
+    monkeypatch.setattr(OrtEngine, "load", lambda engine, piece: loaded.append(piece) or load(engine, piece))
+    with Predictor.load(graph_bundle) as predictor:
+        assert len(predictor(TEXTS)) == len(TEXTS)
+        assert loaded == ["graph"]
+        chain = predictor.load_chain()
+        assert {"embeddings", "layer_01", "layer_04", "head"} < set(loaded)
+        before = len(loaded)
+        assert predictor.load_chain() is chain and len(loaded) == before
+    with pytest.raises(EngineError, match="closed"):
+        predictor.load_chain()
+
+
+def test_batches_of_a_bundle_made_before_go_through_the_chain(graph_bundle: Path, fused_bundle: Path, tmp_path: Path):
+    """Its graph takes one input, and its manifest says nothing about batches."""
+    mine = copy_of(graph_bundle, tmp_path)
+    manifest = read_bundle(mine).manifest
+    pieces = {piece: mine / name for piece, name in manifest.pieces.items()}
+    join_conditional(pieces, manifest.model, mine / manifest.engines[0].files["graph"])
+    reseal(mine)
+    change_manifest(mine, lambda manifest: manifest["engines"][0].pop("batches"))
+    with Predictor.load(mine) as ours, Predictor.load(fused_bundle) as theirs:
+        for one, other in zip(ours(TEXTS), theirs(TEXTS), strict=True):
+            assert (one.label, one.layers) == (other.label, other.layers)
 
 
 def test_a_guess_that_cannot_be_right_is_not_made(guessing_bundle: Path):
     """Fewer layers are allowed than it has: then it would only cost time."""
     ours = Predictor.load(guessing_bundle)
-    tried, guess = [], ours.single
-    ours.single = lambda *inputs: tried.append(1) or guess(*inputs)
+    tried, guess = [], ours.gated.guess
+    ours.gated = replace(ours.gated, guess=lambda *inputs: tried.append(1) or guess(*inputs))
     ours(TEXTS[0], max_layers=2)
     assert not tried
     ours(TEXTS[0], max_layers=3)
@@ -316,4 +391,4 @@ def test_what_could_not_be_loaded_once_is_not_left_out_from_then_on(graph_bundle
             with pytest.raises(EngineError, match="not now"):
                 ours(TEXTS[0], router="gates")
         monkeypatch.undo()
-        assert ours(TEXTS[0], router="gates").label and ours.single is not None
+        assert ours(TEXTS[0], router="gates").label and ours.gated.graph is not None

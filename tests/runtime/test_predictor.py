@@ -121,13 +121,13 @@ def test_probabilities_are_plain_numbers_that_sum_to_one(predictor: Predictor):
 
 
 def test_a_skipped_layer_is_not_computed(predictor: Predictor):
-    chain = predictor.chain
+    chain = predictor.gated
     counting = {index: Counting(layer) for index, layer in chain.layers.items()}
     try:
-        predictor.chain = replace(chain, layers=counting)
+        predictor.gated = replace(chain, layers=counting)
         got = predictor(TEXTS, batch_size=8)
     finally:
-        predictor.chain = chain
+        predictor.gated = chain
     for index, layer in counting.items():
         assert layer.rows == sum(index + 1 in prediction.layers for prediction in got)
     assert 0 < sum(layer.rows for layer in counting.values()) < 4 * len(TEXTS)
@@ -135,8 +135,8 @@ def test_a_skipped_layer_is_not_computed(predictor: Predictor):
 
 def test_lookahead_asks_its_engine_once_per_layer_that_ran(lookahead_bundle: Path):
     with Predictor.load(lookahead_bundle) as predictor:
-        gates = Counting(predictor.chain.lookahead)
-        predictor.chain = replace(predictor.chain, lookahead=gates)
+        gates = Counting(predictor.gated.lookahead)
+        predictor.gated = replace(predictor.gated, lookahead=gates)
         for text in TEXTS:
             gates.batches.clear()
             layers = predictor(text).layers
@@ -376,7 +376,7 @@ def test_a_closed_predictor_says_so(bundle: Path, router):
 def test_a_closed_predictor_holds_on_to_none_of_its_engines(bundle: Path):
     with Predictor.load(bundle) as predictor:
         predictor("good", router="full")
-        held = [weakref.ref(one) for one in (predictor.engine, predictor.chain, predictor._full)]
+        held = [weakref.ref(one) for one in (predictor.engine, predictor.gated, predictor._full)]
     gc.collect()
     assert [one() for one in held] == [None] * 3
 

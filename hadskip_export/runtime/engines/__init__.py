@@ -3,7 +3,7 @@
 import importlib
 
 from hadskip_export.errors import EngineError
-from hadskip_export.runtime.engines.base import Engine, EngineOptions, GateLayout, Piece, Single, is_reduced
+from hadskip_export.runtime.engines.base import Batches, Engine, EngineOptions, GateLayout, Piece, Single, is_reduced
 
 # name -> module:class. To add an engine: one file here, one line there.
 ENGINES = {
@@ -17,6 +17,7 @@ ENGINES = {
 
 __all__ = [
     "ENGINES",
+    "Batches",
     "Engine",
     "EngineOptions",
     "GateLayout",

@@ -17,7 +17,10 @@ GateLayout = Literal["separate", "lookahead", "fused"]
 # How an input that comes alone is run: by the chain, as any batch; by one engine of the commonest route first
 # (`Speculation`); by one engine of the whole gated model (`Conditional`).
 Single = Literal["chain", "guess", "graph"]
-_REDUCED = ("layer", "full", "guess", "graph")
+# What runs a batch where single inputs have a graph: the chain; that graph; one of their own, in which each layer takes
+# the rows that run it.
+Batches = Literal["chain", "graph", "rows"]
+_REDUCED = ("layer", "full", "guess", "graph", "rows")
 
 
 def is_reduced(piece: str) -> bool:
@@ -71,13 +74,13 @@ class EngineOptions:
 
 class Engine(Protocol):
     """Loads the pieces of a bundle, named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `head`, `full`,
-    `guess`, `graph`.
+    `guess`, `graph`, `rows`.
 
     Attributes:
         precisions: those it can be built with.
         portable: whether what was built once runs with every version and on every chip.
         reads: what its files are: ONNX, a library's own plans, or one file of weights for all pieces.
-        batches: whether its piece `graph` takes batches, not only a single input.
+        batches: what runs a batch where single inputs have a graph.
         bf16_states: whether hidden_states are bfloat16 between its pieces when layers are; embeddings, gates and head
             compute in fp32 all the same.
     """
@@ -85,7 +88,7 @@ class Engine(Protocol):
     precisions: ClassVar[tuple[str, ...]]
     portable: ClassVar[bool]
     reads: ClassVar[Literal["onnx", "plans", "weights"]]
-    batches: ClassVar[bool]
+    batches: ClassVar[Batches]
     bf16_states: ClassVar[bool]
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions): ...
@@ -127,7 +130,6 @@ class OnThisProcessor:
     """An engine that runs on the processor it is built on, from files that are tied to nothing."""
 
     portable = True
-    batches = False
     bf16_states = False
 
     @staticmethod

@@ -1,8 +1,10 @@
 """OpenVINO on the CPU. Compiles the ONNX pieces when they are loaded, a tenth of a second for a layer of BERT-base.
 
-Three facts, all measured (docs/performance.md), shape this file. A compiled piece keeps scratch memory for the largest
+Four facts, all measured (docs/performance.md), shape this file. A compiled piece keeps scratch memory for the largest
 call it has seen: twelve layers would hold twelve times as much as full BERT does, and each would find its own cold. So
 large calls are made in parts, and a layer gives its scratch back, which the next one is given while it is in the cache.
+Where a layer is a branch of one graph it has scratch of its own, too; where it takes no rows instead of being skipped,
+all layers share it: so single inputs and batches have a graph each.
 A piece in bf16 converts what is fp32 on its way in and out: so hidden_states are bfloat16 between the pieces, too. And
 bf16 is a wish: a chip without it computes in fp32 and says so only when asked.
 """
@@ -18,6 +20,7 @@ from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThi
 from hadskip_export.runtime.engines.bfloat16 import Bfloat16States
 
 MOST_TOKENS = {"fp32": 1024, "bf16": 1024, "int8": 512}  # computed at once, which takes 24 kB of scratch a token
+MOST_ROUTED = 2048  # the same where layers take the rows that run them, which are perhaps half of them
 GROUP = 128  # channels of a token that share a scale in int8; 32 is a fifth slower and a tenth nearer
 HIDDEN_STATES_RANK = 3
 BUSY = "busy state"  # in OpenVINO's message where memory cannot be given back yet
@@ -28,6 +31,7 @@ class OpenVinoEngine(OnThisProcessor):
     """See `Engine`. Its threads do not spin, whatever the options say."""
 
     precisions = ("fp32", "bf16", "int8")
+    batches = "rows"
     bf16_states = True
     reads = "onnx"
 
@@ -56,7 +60,8 @@ class OpenVinoEngine(OnThisProcessor):
             raise EngineError(f"{file}: openvino {self._openvino.__version__} refuses it ({_reason(error)})") from error
         if used != wanted:
             raise EngineError(f"{file}: this chip computes {wanted} as {used}; use --engine openvino-fp32 here")
-        return OpenVinoPiece(self._openvino, compiled, file, MOST_TOKENS[self._precision], piece.startswith("layer"))
+        most = MOST_ROUTED if piece == "rows" else MOST_TOKENS[self._precision]
+        return OpenVinoPiece(self._openvino, compiled, file, most, piece.startswith("layer"))
 
     def _with_bfloat16_states(self, file: Path) -> Any:
         """The piece's model, whose hidden_states, if it takes or gives any, are bfloat16."""

@@ -45,6 +45,7 @@ class OrtEngine(OnnxRuntime, OnThisProcessor):
     """See `Engine`. The precision is in the files."""
 
     precisions = ("fp32", "int8")
+    batches = "graph"
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
         self._ort = import_onnxruntime()

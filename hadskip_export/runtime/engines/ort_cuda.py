@@ -22,7 +22,7 @@ class OrtCudaEngine(OnnxRuntime):
 
     precisions = ("fp32", "fp16")
     portable = True
-    batches = False
+    batches = "chain"
     bf16_states = False
     provider, device = "CUDAExecutionProvider", "cuda"
     settings: ClassVar[dict[str, str]] = {"use_tf32": "0"}  # on by default: fp32 would not be fp32

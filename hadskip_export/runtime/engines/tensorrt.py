@@ -42,7 +42,7 @@ class _TensorRt:
     name: str
     precisions = ("fp32", "fp16")
     portable = False
-    batches = False
+    batches = "chain"
     bf16_states = False
     reads = "plans"
 

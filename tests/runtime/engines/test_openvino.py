@@ -118,6 +118,25 @@ def test_a_large_call_is_made_in_parts_that_add_up_to_it(bundle: Path, most: int
         np.testing.assert_allclose(piece(hidden, mask), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
+@pytest.mark.parametrize("most", [1, 12, 23, 1000])
+def test_so_is_one_of_the_graph_for_batches(bundle: Path, tmp_path: Path, most: int, precision: str):
+    manifest, random = read_bundle(bundle).manifest, np.random.default_rng(1)
+    pieces = {piece: bundle / file for piece, file in manifest.pieces.items()}
+    join_conditional(pieces, manifest.model, tmp_path / "rows.onnx", precision == "bf16", batches=True)
+    rows = OpenVinoEngine({"rows": tmp_path / "rows.onnx"}, precision, EngineOptions()).load("rows")
+    ids = random.integers(5, 30, (7, 5))
+    mask = (np.arange(5) < random.integers(2, 6, (7, 1))).astype(np.int64)
+    routes = random.random((7, 4)) < 0.5
+    thresholds = np.where(routes, -np.inf, np.inf).astype(np.float32)
+    inputs = ids, ids * 0, mask, thresholds, np.array([4, 4, 1, 2, 3, 4, 4])
+    logits, ran = rows(*inputs)
+    np.testing.assert_array_equal(ran, routes & (routes.cumsum(axis=1) <= inputs[-1][:, None]))
+    rows._most_tokens = most
+    for got, expected in zip(rows(*inputs), (logits, ran), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
 class Counted:
     """A compiled model, and how often its scratch memory was given back."""
 

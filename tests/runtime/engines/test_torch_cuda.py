@@ -263,7 +263,7 @@ def test_more_rows_than_a_report_has_room_for_are_refused(both):
     ours, _ = both
     arrays = [np.ones((40_000, 2), np.int64)] * 3
     with pytest.raises(EngineError, match="graph: more than 32768 inputs at once; lower batch_size"):
-        ours.single(*arrays, np.zeros((40_000, 4), np.float32), np.array([4]))
+        ours.gated.graph(*arrays, np.zeros((40_000, 4), np.float32), np.array([4]))
 
 
 def test_a_length_that_the_model_does_not_take_is_refused(both):

@@ -27,7 +27,7 @@ class TorchCudaEngine:
 
     precisions = ("fp32", "fp16", "bf16")
     portable = True
-    batches = True
+    batches = "graph"
     bf16_states = False
     reads = "weights"
     device = "cuda"

@@ -28,7 +28,7 @@ class Ahead:
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """input_ids, token_type_ids where the model has them, attention_mask, int64 [b, s], thresholds float32 [b, L],
-        the most layers int64 [1] -> logits float32 [b, classes], the layers that ran float32 [b, L] of 0 and 1."""
+        the most layers int64 [b] -> logits float32 [b, classes], the layers that ran float32 [b, L] of 0 and 1."""
         with self._model.running(self._name), self._model.recorder.alone():
             *ids, mask, thresholds, most = inputs
             rows, length = mask.shape
