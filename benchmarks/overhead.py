@@ -23,8 +23,7 @@ from hadskip_export.runtime.tokenization import pad
 
 def bare(predictor: Predictor, text: str, layers: int) -> Callable[[], object]:
     """The engines that a call runs, and the tokeniser, with nothing between them."""
-    chain, encode = predictor.gated, predictor.tokenizer.encode
-    assert chain is not None
+    chain, encode = predictor.load_chain(), predictor.tokenizer.encode
     batch = pad(encode([text]))
     inputs, mask = [getattr(batch, name) for name in chain.embedding_inputs], batch.attention_mask
     hidden, _ = chain.layers[0](chain.embeddings(*inputs), mask)
@@ -69,8 +68,7 @@ def main(model: str, tokens: int, blocks: int, calls: int) -> None:
         bundle = Path(temporary) / "bundle"
         write_random_bundle(bundle, SIZES[model])
         with Predictor.load(bundle) as predictor:
-            chain = predictor.gated
-            assert chain is not None
+            chain = predictor.load_chain()
             systems = {}
             for layers in range(1, chain.num_layers + 1):
                 # Every gate fires, so the layers that the chain has are those that run.

@@ -144,7 +144,7 @@ class _Asked(GateRouter):
 
 
 def _hard_routes(predictor: Predictor, encoded: Sequence[Encoded]) -> HardRoutes:
-    """What the chain's gates do with inputs."""
+    """What the chain's gates do with inputs. Where graphs answer they may differ by what `parity` allows."""
     chain = predictor.load_chain()
     inputs = sorted(encoded, key=len)  # those of similar length share a batch
 

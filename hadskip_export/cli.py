@@ -135,8 +135,8 @@ def train(train_file: str | None, eval_file: str | None, route: str | None, **op
 @click.option(
     "--single",
     type=click.Choice(get_args(Single)),
-    help="How inputs that come alone run: like a batch; the commonest route tried first; as one engine, in ort and"
-    " openvino batches too. Left out: the engine's own way.",
+    help="How inputs that come alone run: like a batch; the commonest route tried first; as one engine, as"
+    " most engines then run batches, too. Left out: the engine's own way.",
 )
 def build(no_full: bool, **options: Any) -> None:
     """Export the pieces of a run (SOURCE), check them against PyTorch, write a bundle.

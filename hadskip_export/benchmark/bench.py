@@ -174,7 +174,7 @@ def faster_alone(bundle: Bundle, info: EngineInfo, batch: int, efficiency: float
     if batch > 1 or info.single != "chain" or not could or efficiency is None or efficiency >= EFFICIENT:
         return None
     command = ["hadskip-export", "build", str(bundle.path), "--engine", info.engine, "--precision", info.precision]
-    if kind.batches == "graph":
+    if kind.batches != "chain":
         return f"{shlex.join([*command, '--single', 'graph'])} runs every call as one engine"
     return (
         f"{shlex.join([*command, '--gates', info.gates, '--single', 'graph'])} runs inputs that come alone as one"

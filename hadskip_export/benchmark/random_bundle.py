@@ -35,7 +35,7 @@ def write_random_bundle(
 
     All its layers have the same weights, and so have its gates: they share a file (but for the last layer), which every
     engine loads for itself, so a layer costs what it would cost, and only one of them is to be exported. Full BERT has
-    layers of its own, and so has a model that single inputs run as one file: there the engine would keep equal weights
+    layers of its own, and so has a model that calls run as one file: there the engine would keep equal weights
     once. Margins and label are far from a tie.
 
     Raises:

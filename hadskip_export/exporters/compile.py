@@ -105,7 +105,8 @@ def compile_engine(
     Args:
         bundle: the bundle's folder.
         pieces: piece -> fp32 ONNX file, relative to it.
-        gates: their layout; the engine's fastest if None.
+        gates: their layout in the chain; if None the engine's fastest, or the one that needs no file more where no call
+            goes through the chain.
         single: how an input that comes alone is run.
         guess: the route to make one engine of, if that is how.
 

@@ -1,5 +1,5 @@
 """The whole gated model as one ONNX file for the runtime's `Conditional`, with a threshold per gate and a cap as
-inputs. For an input that comes alone each layer is an `If`; for batches it takes the rows that run it.
+inputs. Each layer is an `If` where only inputs that come alone are run; for batches it takes the rows that run it.
 
 What lives from layer to layer is used by each of them (thresholds are an input, the layers that ran a sum): an engine
 gives memory that is free to whatever comes next, and what is small and used at the end would hold what a layer's states

@@ -258,8 +258,9 @@ def save(model: Any, out: Path, beside: bool = False, shared: Path | None = None
     written = _weights(onnx.load(shared, load_external_data=False).graph) if shared else ()
     there = {weight.name: weight for weight in written if weight.external_data}
     for weight in weights:
-        if weight.name in there:
-            weight.CopyFrom(there[weight.name])
+        other = there.get(weight.name)
+        if other is not None and (other.dims, other.data_type) == (weight.dims, weight.data_type):
+            weight.CopyFrom(other)
     # The model's own `ByteSize` fails where it is more than 2 GiB.
     if beside or sum(len(weight.raw_data) for weight in weights) > EXTERNAL_DATA_ABOVE:
         for weight in weights:  # `onnx.save` would look for what it is to write in the current directory

@@ -354,7 +354,7 @@ def _compare_graph(
     batch, num_layers = pad([encoded]), manifest.model.layers
     inputs = [getattr(batch, name) for name in manifest.model.inputs if name != "attention_mask"]
     thresholds = np.full((1, num_layers), manifest.router.threshold, np.float32)
-    logits, ran = pieces[graph](*inputs, batch.attention_mask, thresholds, np.array([num_layers]))
+    logits, ran = pieces[graph](*inputs, batch.attention_mask, thresholds, np.array([num_layers], np.int64))
     state = pieces["embeddings"](*inputs)
     for index in np.flatnonzero(ran[0]).tolist():
         output = pieces[layer_name(index)](state, batch.attention_mask)

@@ -39,5 +39,5 @@ class Conditional:
             return graph.run(batch, router)
         thresholds, most = router.terms(len(batch), self.num_layers)
         inputs = (getattr(batch, name) for name in self.embedding_inputs)
-        logits, ran = graph(*inputs, batch.attention_mask, thresholds, np.full(len(batch), most))
+        logits, ran = graph(*inputs, batch.attention_mask, thresholds, np.full(len(batch), most, np.int64))
         return logits, ran > 0

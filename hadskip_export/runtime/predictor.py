@@ -25,7 +25,7 @@ from hadskip_export.runtime.routers import (
     StaticRouter,
 )
 from hadskip_export.runtime.speculation import Speculation
-from hadskip_export.runtime.tokenization import Batch, Encoded, Ids, Input, Text, Tokenizer, pad
+from hadskip_export.runtime.tokenization import Batch, Encoded, Ids, Input, Text, Tokenizer, pad, share_batches
 
 RouterName = Literal["gates", "full"]
 CLOSED = "this predictor is closed; load the bundle again"
@@ -37,7 +37,8 @@ class CallOptions(TypedDict, total=False):
     """What one call may ask for.
 
     Args:
-        batch_size: the most inputs computed together (32); inputs of similar length share a batch.
+        batch_size: the most inputs computed together (32); inputs of similar length share a batch, and where lengths
+            differ much a batch is parted.
         router, gate_threshold, max_layers: for this call only, see `Predictor.load`.
         routes: bool [n, L], run just these layers whatever the gates say, which are asked all the same. For
             measurements: what would other routes cost, and answer? Not for a static route, as `gate_threshold` is not.
@@ -104,6 +105,7 @@ class Predictor:
         files = {piece: bundle.file(file) for piece, file in info.files.items()}
         engine_type = engine_class(info.engine)
         self._engine: Engine | None = engine_type(files, info.precision, EngineOptions(threads, spinning))
+        self._most_padding = engine_type.most_padding
         self._lock = threading.Lock()
         self.gated: Chain | Speculation | Conditional | None = None  # runs `router="gates"`; None until it is needed
         self._chain: Chain | None = None
@@ -226,12 +228,11 @@ class Predictor:
         def answer(some: Sequence[Encoded], forced: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
             return self._run_batch(pieces, pad(some), self._new_router(threshold, max_layers, forced))
 
-        if 0 < len(encoded) <= batch_size:
+        batches = share_batches([len(one) for one in encoded], batch_size, self._most_padding)
+        if len(batches) == 1:
             return answer(encoded, routes)
         logits, ran = np.zeros((len(encoded), len(self.labels)), np.float32), np.zeros(shape, bool)
-        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in batches:
             some = [encoded[row] for row in rows]
             logits[rows], ran[rows] = answer(some, None if routes is None else routes[rows])
         return logits, ran

@@ -120,6 +120,31 @@ class Tokenizer:
         return Encoded(ids.astype(np.int64), type_ids.astype(np.int64), truncated=False)
 
 
+def share_batches(lengths: Sequence[int], most: int, most_padding: int) -> list[list[int]]:
+    """Which inputs are computed together: those of similar length, so that short ones do not pay for long ones.
+
+    Args:
+        lengths: of the inputs, in tokens.
+        most: inputs in a batch.
+        most_padding: tokens in a batch.
+
+    Returns:
+        positions of inputs, shortest first, by batch.
+    """
+    batches: list[list[int]] = []
+    padding = 0
+    for position in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches:
+            *_, shorter = batch = batches[-1]
+            padding += len(batch) * (lengths[position] - lengths[shorter])
+            if len(batch) < most and padding <= most_padding:
+                batch.append(position)
+                continue
+        batches.append([position])
+        padding = 0
+    return batches
+
+
 def pad(inputs: Sequence[Encoded]) -> Batch:
     """Pads to the longest of `inputs`. The padding id is 0 whatever the vocabulary: masked positions are never read."""
     shape = (len(inputs), max(len(encoded) for encoded in inputs))

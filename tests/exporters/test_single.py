@@ -200,6 +200,19 @@ def test_parity_names_what_is_wrong_in_it(request: pytest.FixtureRequest, tmp_pa
         assert {piece.piece for piece in report.pieces if not piece.passed} <= {expected}
 
 
+def test_parity_finds_what_is_wrong_for_batches_only(guessing_bundle: Path, tmp_path: Path):
+    build(mine := copy_of(guessing_bundle, tmp_path), engine="openvino")
+    file = mine / "engines" / "openvino-fp32" / "rows.onnx"
+    model = onnx.load(file, load_external_data=False)
+    (column,) = (one for one in model.graph.initializer if one.name == "layer_03/one")  # where it says that it ran
+    column.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(column) * 0, column.name))
+    file.write_bytes(model.SerializeToString())
+    reseal(mine)
+    with Predictor.load(mine, engine="openvino") as predictor:
+        report = compare(OnnxReference(read_bundle(mine)), predictor, predictor.tokenizer.encode(TEXTS[:8]))
+    assert report.parity == "failed" and report.first_bad_piece in ("rows", "routes")
+
+
 @pytest.mark.parametrize(
     ("engine", "precision", "single"),
     [

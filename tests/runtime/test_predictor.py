@@ -1,6 +1,7 @@
 """The Predictor against PyTorch, one input at a time."""
 
 import gc
+import itertools
 import logging
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hadskip_export.errors import BudgetError, BundleError, DataError, EngineError, HadskipError
 from hadskip_export.exporters.from_run import Source
 from hadskip_export.runtime import Prediction, Predictor
 from hadskip_export.runtime.engines import ort
-from hadskip_export.runtime.tokenization import Text
+from hadskip_export.runtime.tokenization import Text, share_batches
 from tests.conftest import STATIC_ROUTE, sentences
 from tests.runtime.editing import change_manifest, copy_of, reseal
 from tests.runtime.oracle import Answer, Oracle
@@ -450,6 +453,37 @@ def test_texts_and_tokenised_inputs_mix(predictor: Predictor, oracle: Oracle):
     assert_same(predictor(tokenised, batch_size=5), expected)
     assert isinstance(predictor(tokenised[1]), Prediction)
     assert_same([predictor(tokenised[1])], [expected[1]])
+
+
+# Batches
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 128), max_size=60), st.integers(1, 40), st.integers(0, 600))
+def test_inputs_of_similar_length_share_a_batch(lengths: list[int], most: int, most_padding: int):
+    batches = share_batches(lengths, most, most_padding)
+    assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
+    sizes = [[lengths[position] for position in batch] for batch in batches]
+    assert [length for batch in sizes for length in batch] == sorted(lengths)
+    assert all(len(batch) <= most and len(batch) * batch[-1] - sum(batch) <= most_padding for batch in sizes)
+    for batch, after in itertools.pairwise(sizes):  # the first one is full
+        longer = [*batch, after[0]]
+        assert len(longer) > most or len(longer) * longer[-1] - sum(longer) > most_padding
+
+
+def test_short_inputs_do_not_pay_for_a_long_one(bundle: Path, loaded: dict[str, Counting]):
+    texts = ["good film"] * 20 + ["good film " * 12]
+    with Predictor.load(bundle, warm_up=False, gate_threshold=-1e9) as predictor:
+        answers = predictor(texts)
+        assert [rows for rows, _ in loaded["layer_01"].batches] == [20, 1]
+        assert [one.label for one in answers] == [predictor(text).label for text in texts]
+
+
+@pytest.mark.parametrize("most", [np.int32(2), np.uint8(2), np.int64(2)])
+def test_a_number_of_layers_may_be_numpys(graph_bundle: Path, bundle: Path, most: np.integer):
+    with Predictor.load(graph_bundle) as ours, Predictor.load(bundle) as theirs:
+        for one, other in zip(ours(TEXTS, max_layers=most), theirs(TEXTS, max_layers=2), strict=True):
+            assert one.layers == other.layers
 
 
 # Warming up

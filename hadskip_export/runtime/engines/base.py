@@ -1,6 +1,7 @@
 """What the runtime asks of an engine: load a piece, run it. Nothing else."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ from hadskip_export.errors import EngineError
 # `separate`: each gate an engine of its own, asked before its layer. `lookahead`: one engine for all gates, asked after
 # the embeddings and each layer that ran. `fused`: the same, but after a layer they are part of the layer's engine.
 GateLayout = Literal["separate", "lookahead", "fused"]
-# How an input that comes alone is run: by the chain, as any batch; by one engine of the commonest route first
+# How an input that comes alone is run: by the chain, as batches then are; by one engine of the commonest route first
 # (`Speculation`); by one engine of the whole gated model (`Conditional`).
 Single = Literal["chain", "guess", "graph"]
-# What runs a batch where single inputs have a graph: the chain; that graph; one of their own, in which each layer takes
-# the rows that run it.
+# What runs a batch where single inputs have a graph: the chain; that graph, in which each layer then takes the rows
+# that run it; such a graph of their own, where one with an `If` per layer is faster for single inputs.
 Batches = Literal["chain", "graph", "rows"]
+UNBOUNDED = sys.maxsize  # padding, on a device that computes many tokens in the time of a few
 _REDUCED = ("layer", "full", "guess", "graph", "rows")
 
 
@@ -81,6 +83,7 @@ class Engine(Protocol):
         portable: whether what was built once runs with every version and on every chip.
         reads: what its files are: ONNX, a library's own plans, or one file of weights for all pieces.
         batches: what runs a batch where single inputs have a graph.
+        most_padding: tokens of it that a batch may have: more cost more than another call does.
         bf16_states: whether hidden_states are bfloat16 between its pieces when layers are; embeddings, gates and head
             compute in fp32 all the same.
     """
@@ -89,6 +92,7 @@ class Engine(Protocol):
     portable: ClassVar[bool]
     reads: ClassVar[Literal["onnx", "plans", "weights"]]
     batches: ClassVar[Batches]
+    most_padding: ClassVar[int]
     bf16_states: ClassVar[bool]
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions): ...
@@ -130,6 +134,7 @@ class OnThisProcessor:
     """An engine that runs on the processor it is built on, from files that are tied to nothing."""
 
     portable = True
+    most_padding = 128
     bf16_states = False
 
     @staticmethod

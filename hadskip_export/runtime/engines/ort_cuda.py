@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hadskip_export.errors import EngineError, first_line
-from hadskip_export.runtime.engines.base import EngineOptions, Piece
+from hadskip_export.runtime.engines.base import UNBOUNDED, EngineOptions, Piece
 from hadskip_export.runtime.engines.device import DeviceArray, Uploads
 from hadskip_export.runtime.engines.nvidia import device_name, why_no_device
 from hadskip_export.runtime.engines.ort import OnnxRuntime, import_onnxruntime, open_session
@@ -23,6 +23,7 @@ class OrtCudaEngine(OnnxRuntime):
     precisions = ("fp32", "fp16")
     portable = True
     batches = "chain"
+    most_padding = UNBOUNDED
     bf16_states = False
     provider, device = "CUDAExecutionProvider", "cuda"
     settings: ClassVar[dict[str, str]] = {"use_tf32": "0"}  # on by default: fp32 would not be fp32

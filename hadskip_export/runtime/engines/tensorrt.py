@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, Piece, Single
+from hadskip_export.runtime.engines.base import UNBOUNDED, EngineOptions, GateLayout, Piece, Single
 from hadskip_export.runtime.engines.cuda_memory import CudaDevice, DeviceMemory
 from hadskip_export.runtime.engines.device import DeviceArray, Uploads
 from hadskip_export.runtime.engines.nvidia import compute_capability, device_name, why_no_device
@@ -43,6 +43,7 @@ class _TensorRt:
     precisions = ("fp32", "fp16")
     portable = False
     batches = "chain"
+    most_padding = UNBOUNDED
     bf16_states = False
     reads = "plans"
 

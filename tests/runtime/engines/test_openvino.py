@@ -38,29 +38,31 @@ def test_layers_and_full_bert_compute_in_bf16_and_the_rest_in_fp32(bundle: Path)
     assert set(used.values()) == {"bf16", "f32"}
 
 
-def decisive(file: Path, precision: str, ids: np.ndarray) -> list[float]:
-    """The thresholds at which the gates of a graph change their mind while no other layer runs: their margins."""
+def decisive(file: Path, precision: str, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The thresholds at which the gates of a graph change their mind while no other layer runs: margins [b, L]."""
     graph = OpenVinoEngine({"graph": file}, precision, EngineOptions()).load("graph")
-    mask, kinds, found = np.ones_like(ids), np.zeros_like(ids), []
+    found = np.zeros((len(ids), 4))
     for index in range(4):
-        low, high = np.float32(-100), np.float32(100)
+        low, high = (np.full(len(ids), value, np.float32) for value in (-100, 100))
         for _ in range(30):
-            thresholds = np.full((1, 4), np.inf, np.float32)
-            thresholds[0, index] = middle = (low + high) / 2
-            _, ran = graph(ids, kinds, mask, thresholds, np.array([4]))
-            low, high = (middle, high) if ran[0, index] else (low, middle)
-        found.append(float(low))
+            thresholds = np.full((len(ids), 4), np.inf, np.float32)
+            thresholds[:, index] = middle = (low + high) / 2
+            _, ran = graph(ids, np.zeros_like(ids), mask, thresholds, np.full(len(ids), 4))
+            low, high = np.where(ran[:, index], middle, low), np.where(ran[:, index], high, middle)
+        found[:, index] = low
     return found
 
 
 @needs_bf16
-def test_the_gates_of_a_graph_in_bf16_decide_in_fp32(bundle: Path, tmp_path: Path):
+@pytest.mark.parametrize("lengths", [[12], [12, 7, 1]])
+def test_the_gates_of_a_graph_in_bf16_decide_in_fp32(bundle: Path, tmp_path: Path, lengths: list[int]):
     manifest = read_bundle(bundle).manifest
     pieces = {piece: bundle / name for piece, name in manifest.pieces.items()}
-    ids, farthest = np.random.default_rng(0).integers(5, 50, (1, 12)), {}
+    ids, farthest = np.random.default_rng(0).integers(5, 50, (len(lengths), 12)), {}
+    mask = (np.arange(12) < np.array(lengths)[:, None]).astype(np.int64)
     for bf16 in (True, False):
-        join_conditional(pieces, manifest.model, tmp_path / f"{bf16}.onnx", bf16)
-        one, other = (decisive(tmp_path / f"{bf16}.onnx", precision, ids) for precision in ("bf16", "fp32"))
+        join_conditional(pieces, manifest.model, tmp_path / f"{bf16}.onnx", bf16, batches=len(lengths) > 1)
+        one, other = (decisive(tmp_path / f"{bf16}.onnx", precision, ids, mask) for precision in ("bf16", "fp32"))
         farthest[bf16] = np.abs(np.subtract(one, other)).max()
     assert farthest[True] < 1e-5
     assert farthest[False] > 1e-3  # those with products would not

@@ -55,7 +55,8 @@ def both(request: pytest.FixtureRequest, engine: str, guessing_bundle: Path, tmp
     mine = copy_of(guessing_bundle, tmp_path_factory.mktemp("torch"))
     assert build(mine, engine=engine, gates=gates, single=single).parity == "passed"
     info = read_bundle(mine).engine(engine)
-    assert (info.single, info.gates, info.guess) == (single, gates, None)
+    batches = "graph" if single == "graph" else "chain"
+    assert (info.single, info.batches, info.gates, info.guess) == (single, batches, gates, None)
     opened = read_bundle(guessing_bundle)
     (ort,) = opened.manifest.engines
     plain = replace(opened.manifest, engines=(replace(ort, single="chain", guess=None),))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, Piece, Single
+from hadskip_export.runtime.engines.base import UNBOUNDED, EngineOptions, GateLayout, Piece, Single
 from hadskip_export.runtime.engines.nvidia import device_name, why_no_device
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class TorchCudaEngine:
     precisions = ("fp32", "fp16", "bf16")
     portable = True
     batches = "graph"
+    most_padding = UNBOUNDED
     bf16_states = False
     reads = "weights"
     device = "cuda"
