@@ -1,11 +1,11 @@
 """Memory of a Predictor beside full BERT in the same engine, after a batch of 32 x 512 tokens.
 
-BERT-base size, random weights, every gate open: all twelve layers run, the most the chain can need. What runs inputs
-that come alone is loaded too, and warm.
+BERT-base size, random weights, every gate open: all twelve layers run, which takes the most. What answers single inputs
+is loaded too, and warm.
 
     python benchmarks/memory.py                                    # every engine and precision that runs here
     python benchmarks/memory.py --tokens 128 ort-fp32 openvino-bf16
-    python benchmarks/memory.py --single chain openvino-bf16       # without the engine for inputs that come alone
+    python benchmarks/memory.py --single chain openvino-bf16       # without graphs
 """
 
 import math

@@ -20,9 +20,7 @@ from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThi
 from hadskip_export.runtime.engines.bfloat16 import Bfloat16States
 
 MOST_TOKENS = {"fp32": 1024, "bf16": 1024, "int8": 512}  # computed at once, which takes 24 kB of scratch a token
-MOST_ROUTED = (
-    2048  # the same where layers take the rows that run them; these are fewer, and all layers share the scratch
-)
+MOST_ROUTED = 2048  # the same where layers take the rows that run them, which are fewer, and share the scratch
 GROUP = 128  # channels of a token that share a scale in int8; 32 is a fifth slower and a tenth nearer
 HIDDEN_STATES_RANK = 3
 BUSY = "busy state"  # in OpenVINO's message where memory cannot be given back yet
