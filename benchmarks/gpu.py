@@ -11,7 +11,6 @@ network.
 
 import importlib
 import itertools
-import math
 import os
 import shutil
 import tempfile
@@ -36,7 +35,7 @@ from hadskip_export.runtime.tokenization import Encoded
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WORD, ROWS, GROWTH_CALLS = 4, 32, 10_000
-EAGER, COMPILED = "full BERT, torch eager", "full BERT, torch.compile"
+EAGER, COMPILED, ORT = "full BERT, torch eager", "full BERT, torch.compile", "ort-cuda"
 Call = Callable[[], object]
 
 
@@ -52,7 +51,7 @@ class Turns:
         for _ in range(blocks):
             for name, call in systems.items():
                 self.wall[name].append(float(np.median([self._by_wall(call) for _ in range(calls)])))
-                if on_gpu:
+                if on_gpu and ORT not in name:  # which has a stream of its own
                     on_device = [self._by_device(call, stream_of(name)) for _ in range(calls)]
                     self.device[name].append(float(np.median(on_device)))
 
@@ -78,12 +77,12 @@ class Turns:
         full = [name for name in self.wall if name.startswith("full")]
         fastest = min(full, key=lambda name: float(np.median(self.wall[name])))
         base = np.array(self.wall[fastest])
-        lines = [f"{'':<34} {'wall ms':>8} {'device ms':>9} {'speedup':>8} {'of ideal':>8}   (over {fastest})"]
+        lines = [f"{'':<38} {'wall ms':>8} {'device ms':>9} {'speedup':>8} {'of ideal':>8}   (over {fastest})"]
         for name, wall in self.wall.items():
             ratio = float(np.median(base / np.array(wall)))
             share = "" if name in full else f"{ratio / ideal:8.1%}"
             device = f"{np.median(self.device[name]):9.3f}" if self.device[name] else f"{'':9}"
-            lines.append(f"{name:<34} {np.median(wall):8.3f} {device} {ratio:8.2f} {share}")
+            lines.append(f"{name:<38} {np.median(wall):8.3f} {device} {ratio:8.2f} {share}")
         return "\n".join(lines)
 
 
@@ -153,17 +152,20 @@ def main(
             predictors[single] = opened.enter_context(Predictor.load(bundle, engine=engine))
             click.echo(f"{engine}-{precision}, {single}: parity {predictors[single].engine_info.parity}")
         graph, chain = predictors["graph"], predictors["chain"]
+        ort = ort_predictors(first, opened)
+        route = draw_routes(1, config.num_layers, layers, "same", np.random.default_rng(0))
         # The engine guesses that a call begins as the last one did.
-        first_layers = np.arange(config.num_layers)[None] < layers
-        beginnings = itertools.cycle([np.roll(first_layers, 1, axis=1), first_layers])
+        other = route.copy()
+        other[0, route.argmax() - 1], other[0, route.argmax()] = True, False
+        beginnings = itertools.cycle([other, route])
         systems: dict[str, Call] = {
-            "skipping, layers ahead of gates": partial(graph.run, one, gate_threshold=-math.inf, max_layers=layers),
+            "skipping, layers ahead of gates": partial(graph.run, one, routes=route),
             "the same, a guess wrong": lambda: graph.run(one, routes=next(beginnings)),
-            "skipping, piece by piece": partial(chain.run, one, gate_threshold=-math.inf, max_layers=layers),
+            "skipping, piece by piece": partial(chain.run, one, routes=route),
             f"full BERT, {engine}": lambda: graph.run(one, router="full"),
         }
         systems |= torch_systems(1, tokens, model, DTYPES[precision], device)
-        systems |= ort_system(first, one, opened)
+        systems |= ort_systems(ort, one, route)
         ideal = ideal_speedup(graph, one, layers, calls, on_gpu)
         click.echo(f"one input of {tokens} tokens, {layers} of {config.num_layers} layers; ideal {ideal:.2f}")
         click.echo(Turns(systems, on_gpu, calls, blocks).table(ideal))
@@ -173,6 +175,7 @@ def main(
             f"full BERT, {engine}": lambda: graph.run(one * ROWS, router="full"),
         }
         systems |= torch_systems(ROWS, tokens, model, DTYPES[precision], device)
+        systems |= ort_systems(ort, one * ROWS, mixed)
         click.echo(f"a batch of {ROWS} of {tokens} tokens, each its own {layers} layers")
         click.echo(Turns(systems, on_gpu, max(1, calls // 5), blocks).table(config.num_layers / layers))
         click.echo(growth(graph, config.max_positions, growth_calls, on_gpu))
@@ -185,26 +188,43 @@ def _words(tokens: int) -> Encoded:
 
 def ideal_speedup(graph: Predictor, one: list[Encoded], layers: int, calls: int, on_gpu: bool) -> float:
     """What the layers left out would save if nothing else cost anything: a layer's time is the slope of calls with few,
-    some and all layers; what is outside the layers is the rest."""
+    some and all layers, the last among them as in every trained route; what is outside of them is the rest."""
     total = graph.bundle.manifest.model.layers
     counts = sorted({max(1, total // 6), total // 2, total})
-    every_gate_open = partial(graph.run, one, gate_threshold=-math.inf)
-    turns = Turns({f"{count}": partial(every_gate_open, max_layers=count) for count in counts}, on_gpu, calls, 5)
-    layer, outside = np.polyfit(counts, [float(np.median(turns.wall[f"{count}"])) for count in counts], 1)
+    routes = [draw_routes(1, total, count, "same", np.random.default_rng(0)) for count in counts]
+    systems: dict[str, Call] = {str(route.sum()): partial(graph.run, one, routes=route) for route in routes}
+    turns = Turns(systems, on_gpu, calls, 5)
+    layer, outside = np.polyfit(counts, [float(np.median(wall)) for wall in turns.wall.values()], 1)
     return float((outside + total * layer) / (outside + layers * layer))
 
 
-def ort_system(bundle: Path, one: list[Encoded], opened: ExitStack) -> dict[str, Call]:
-    """Full BERT in ONNX Runtime on the GPU, where there is an onnxruntime for it."""
+def ort_predictors(bundle: Path, opened: ExitStack) -> dict[str, Predictor]:
+    """The same model in ONNX Runtime on the GPU, where there is one for it: piece by piece and as a graph."""
+    predictors = {}
     try:
-        if engine_class("ort-cuda").why_not_here() is not None:
+        if engine_class(ORT).why_not_here() is not None:
             return {}
-        add_engine(bundle, "ort-cuda", "fp16")
-        ort = opened.enter_context(Predictor.load(bundle, engine="ort-cuda"))
+        for single in ("chain", "graph"):
+            mine = bundle.parent.with_name(f"{ORT}-{single}") / "bundle"
+            shutil.copytree(bundle, mine, copy_function=os.link)
+            add_engine(mine, ORT, "fp16", single=single)
+            predictors[single] = opened.enter_context(Predictor.load(mine, engine=ORT))
+            click.echo(f"{ORT}-fp16, {single}: parity {predictors[single].engine_info.parity}")
     except EngineError as error:
-        click.echo(f"ort-cuda: {error}")
+        click.echo(f"{ORT}: {error}")
         return {}
-    return {"full BERT, ort-cuda fp16": lambda: ort.run(one, router="full")}
+    return predictors
+
+
+def ort_systems(predictors: dict[str, Predictor], inputs: list[Encoded], routes: np.ndarray) -> dict[str, Call]:
+    if not predictors:
+        return {}
+    chain, graph = predictors["chain"], predictors["graph"]
+    return {
+        f"skipping, {ORT} fp16, as one graph": lambda: graph.run(inputs, routes=routes),
+        f"skipping, {ORT} fp16, piece by piece": lambda: chain.run(inputs, routes=routes),
+        f"full BERT, {ORT} fp16": lambda: chain.run(inputs, router="full"),
+    }
 
 
 def growth(predictor: Predictor, longest: int, calls: int, on_gpu: bool) -> str:

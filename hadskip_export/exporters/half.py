@@ -1,5 +1,6 @@
 """fp32 ONNX pieces -> fp16 ones. What a piece takes and gives stays fp32, and so do normalisation and softmax."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,31 @@ def halved(source: Path) -> Any:
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPERATORS]
     try:
         with silenced():
-            half = float16.convert_float_to_float16(onnx.load(source), keep_io_types=True, op_block_list=blocked)
+            model = onnx.load(source)
+            _own_weights(model.graph)
+            half = float16.convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked)
             # It adds casts at the end, which engines put up with, but not inside an `If`.
             onnx_model.OnnxModel.graph_topological_sort(half.graph, is_deterministic=True)
             return half
     except Exception as error:  # it raises whatever went wrong inside it
         raise EngineError(f"{source}: onnxruntime cannot write it in fp16 ({first_line(error)})") from error
+
+
+def _own_weights(graph: Any) -> None:
+    """Gives what stays fp32 weights of its own, which then do, too. Equal ones are shared in a file, and one of both
+    precisions the converter makes fp16 and casts back, before onnxruntime 1.32 by nodes of one name. It does so, too,
+    with a weight that has a value_info."""
+    uses = Counter(name for node in graph.node for name in node.input)
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    told = [value for value in graph.value_info if value.name not in weights]
+    del graph.value_info[:]
+    graph.value_info.extend(told)
+    for node in graph.node:
+        if node.op_type not in FP32_OPERATORS:
+            continue
+        for place, name in enumerate(node.input):
+            if name in weights and uses[name] > 1:
+                uses[name] -= 1
+                own = graph.initializer.add()
+                own.CopyFrom(weights[name])
+                node.input[place] = own.name = f"{node.name}.{name}"

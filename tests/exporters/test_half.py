@@ -32,6 +32,20 @@ def test_fp16_answers_nearly_as_fp32_and_masks_as_before(bundle: Path):
     np.testing.assert_array_equal(again[mask == 1], low[mask == 1])
 
 
+def test_what_stays_fp32_has_weights_that_do(bundle: Path, tmp_path: Path):
+    """One that is shared, as equal ones are in a model of random weights, would become fp16 and be cast back."""
+    model = onnx.load(bundle / "pieces" / "layer_01.onnx")
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    (bias,) = {node.input[2] for node in norms}
+    assert bias in {name for node in model.graph.node if node not in norms for name in node.input}
+    half = halved(bundle / "pieces" / "layer_01.onnx").graph
+    kinds = {tensor.name: tensor.data_type for tensor in half.initializer}
+    kept = [name for node in half.node if node.op_type == "LayerNormalization" for name in node.input[1:]]
+    assert [kinds[name] for name in kept] == 4 * [onnx.TensorProto.FLOAT]
+    assert len({node.name for node in half.node}) == len(half.node)
+    assert {name for node in half.node for name in node.input} >= set(kinds)
+
+
 def test_it_is_written_as_a_file_that_loads_and_the_source_stays(bundle: Path, tmp_path: Path):
     source = bundle / "pieces" / "layer_02.onnx"
     before = source.read_bytes()

@@ -4,7 +4,9 @@ hidden_states stay on the device from piece to piece; only margins and logits co
 read. A batch whose rows part ways goes through the host: the chain takes rows out and puts them back there.
 """
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +34,8 @@ class OrtCudaEngine(OnnxRuntime):
         if lack := self.why_not_here():
             raise EngineError(f"ort-cuda: {lack}")
         self._ort = import_onnxruntime()
+        with redirect_stdout(sys.stderr):  # where it says what it does not find
+            self._ort.preload_dlls()  # CUDA and cuDNN as pip installed them: the loader does not look there
         self._files = files
         self._uploads = Uploads(lambda array: self._ort.OrtValue.ortvalue_from_numpy(array, self.device, 0))
 

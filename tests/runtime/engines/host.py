@@ -143,7 +143,7 @@ class TorchKernels:
         new = self.add_norm(part, name, one, other)
         for slot in range(len(one)):
             if lane.writes[slot]:
-                lane.states[int(lane.slots[slot])] = new[slot]
+                lane.states[int(lane.slots[slot]), : new.shape[1]] = new[slot]
 
 
 class TensorRtHostEngine(OnHost, TensorRtEngine):

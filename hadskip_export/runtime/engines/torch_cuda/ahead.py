@@ -49,13 +49,14 @@ class Ahead:
         lane.expect()
         while lane.start(("ahead", *key), self._record):
             before, (now, listed) = now, lane.reported()
-            if before == now == last:
+            if now == last and before >= last - 1:
                 return True
             key = "go on", now, 1 if now == last else round_rows(listed)
         return False
 
     def _record(self, lane: Lane, how: str, index: int, slots: int) -> Program:
-        """A program that ends with what is of this index: a layer, the head after them, or `NONE`."""
+        """A program that ends with what is of this index: a layer, the head after them, or `NONE`. The last layer has
+        the head with it: its answer counts if no row goes on elsewhere."""
 
         def step() -> None:
             if how == "begin":
@@ -66,6 +67,8 @@ class Ahead:
                 self._finish(lane)
             else:
                 self._layer(lane, index, slots)
+            if index == self._model.num_layers - 1:
+                self._model.kernels.reply(self._head, lane.states, lane)
 
         return self._model.recorder.record(step)
 
@@ -73,20 +76,22 @@ class Ahead:
         recorder, kernels, part = self._model.recorder, self._model.kernels, self._layers[index]
         alone = len(lane.states) == 1
         states, bias = (lane.states, lane.bias) if alone else kernels.gather(lane, slots)
+        last = index == self._model.num_layers - 1
+        asking = states[:, :1] if last else states
 
         def ask() -> None:
             with recorder.beside():
                 kernels.decide(self._gates, lane, index, slots)
 
         if alone:  # such a layer leaves room on the device, and CUDA is quicker to go on with what a program has first
-            context = attention(part, states, bias)
+            context = attention(part, states, bias, last)
             with recorder.parted():
-                ends = sublayers(part, states, context, kernels.add_norm)
+                ends = sublayers(part, asking, context, kernels.add_norm)
                 ask()
         else:  # which fills the device: what is asked last ends last, and the host waits for it
             with recorder.parted():
                 ask()
-                ends = sublayers(part, states, attention(part, states, bias), kernels.add_norm)
+                ends = sublayers(part, asking, attention(part, states, bias, last), kernels.add_norm)
         kernels.replace(part, "output_norm", *ends, lane)
 
     def _finish(self, lane: Lane) -> None:
@@ -122,7 +127,7 @@ class Full:
             kernels.begin(self._embeddings, lane)
             states = lane.states
             for part in self._layers:
-                states = layer(part, states, lane.bias, kernels.add_norm)
+                states = layer(part, states, lane.bias, part is self._layers[-1], kernels.add_norm)
             kernels.reply(self._head, states, lane)
 
         return self._model.recorder.record(step)

@@ -79,11 +79,11 @@ __device__ void normalise(float4 (&x)[MOST], const W* weight, const W* bias, T* 
 
 // A block for each token of each row. slots, writes: where a row belongs, and whether it goes there; null: as it lies.
 extern "C" __global__ void add_norm(const T* a, const T* b, const T* weight, const T* bias, T* out, const int* slots,
-                                    const int* writes, int length, int H, float eps) {
+                                    const int* writes, int length, int out_length, int H, float eps) {
     const int row = blockIdx.x / length;
     if (writes && !writes[row]) return;
     const long long from = (long long)blockIdx.x * H;
-    const long long to = slots ? ((long long)slots[row] * length + blockIdx.x % length) * H : from;
+    const long long to = slots ? ((long long)slots[row] * out_length + blockIdx.x % length) * H : from;
     float4 x[MOST];
     #pragma unroll
     for (int k = 0; k < MOST; ++k) {

@@ -53,7 +53,8 @@ class Kernels(Protocol):
         ...
 
     def replace(self, part: Part, name: str, one: Tensor, other: Tensor, lane: Lane) -> None:
-        """`add_norm` of what lies in slots, to the states of the rows that are marked in `writes`."""
+        """`add_norm` of what lies in slots, of as many tokens as there are, to the states of the rows that are marked
+        in `writes`."""
         ...
 
     def reply(self, part: Part, states: Tensor, lane: Lane) -> None:
@@ -94,7 +95,7 @@ class CudaKernels:
         rows, length, H = one.shape  # noqa: N806 (the paper's letters)
         weights = part.weights[f"{name}.weight"], part.weights[f"{name}.bias"]
         arrays = one.contiguous(), other.contiguous(), *weights, out, slots, writes
-        self._launch("add_norm", (rows * length, 1), threads_for(H), *arrays, length, H, part.eps)
+        self._launch("add_norm", (rows * length, 1), threads_for(H), *arrays, length, out.shape[1], H, part.eps)
 
     def begin(self, part: Part, lane: Lane) -> None:
         rows, length, H = lane.states.shape  # noqa: N806

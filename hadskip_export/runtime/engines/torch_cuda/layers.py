@@ -59,24 +59,38 @@ def attention_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 AddNorm = Callable[[Part, str, Tensor, Tensor], Tensor]
 
 
-def layer(part: Part, hidden_states: Tensor, bias: Tensor, add_norm: AddNorm) -> Tensor:
-    """hidden_states [b, s, H] and what `attention_bias` gives -> hidden_states, all in the layers' precision."""
-    context = attention(part, hidden_states, bias)
-    return add_norm(part, "output_norm", *sublayers(part, hidden_states, context, add_norm))
+def layer(part: Part, hidden_states: Tensor, bias: Tensor, last: bool, add_norm: AddNorm) -> Tensor:
+    """hidden_states [b, s, H] and what `attention_bias` gives -> hidden_states, all in the layers' precision.
+
+    Args:
+        last: no layer comes after it: what it gives is [b, 1, H], for the head reads the first token alone.
+    """
+    asking = hidden_states[:, :1] if last else hidden_states
+    context = attention(part, hidden_states, bias, last)
+    return add_norm(part, "output_norm", *sublayers(part, asking, context, add_norm))
 
 
-def attention(part: Part, hidden_states: Tensor, bias: Tensor) -> Tensor:
-    """What the heads see, side by side, [b, s, H]."""
-    b, s, H = hidden_states.shape  # noqa: N806 (the paper's letters)
-    heads = part.linear("query_key_value", hidden_states).view(b, s, 3, part.num_heads, H // part.num_heads)
-    query, key, value = heads.permute(2, 0, 3, 1, 4)
+def attention(part: Part, hidden_states: Tensor, bias: Tensor, last: bool) -> Tensor:
+    """What the heads see, side by side, [b, s, H]; in the last layer the first token's, [b, 1, H]."""
+    b, _, H = hidden_states.shape  # noqa: N806 (the paper's letters)
+
+    def heads(projected: Tensor, parts: int) -> Tensor:
+        return projected.view(b, -1, parts, part.num_heads, H // part.num_heads).permute(2, 0, 3, 1, 4)
+
+    if last:
+        weight, biases = part.weights["query_key_value.weight"], part.weights["query_key_value.bias"]
+        (query,) = heads(F.linear(hidden_states[:, 0], weight[:H], biases[:H]), 1)
+        key, value = heads(F.linear(hidden_states, weight[H:], biases[H:]), 2)
+    else:
+        query, key, value = heads(part.linear("query_key_value", hidden_states), 3)
     scale = 1 / math.sqrt(H // part.num_heads)
     context = F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
-    return context.transpose(1, 2).reshape(b, s, H)
+    return context.transpose(1, 2).reshape(b, -1, H)
 
 
 def sublayers(part: Part, hidden_states: Tensor, context: Tensor, add_norm: AddNorm) -> tuple[Tensor, Tensor]:
-    """What `layer` adds up and normalises last: what attention gave, and the feed-forward part of it."""
+    """What `layer` adds up and normalises last, of the tokens that ask: what attention gave, and the feed-forward part
+    of it."""
     attended = add_norm(part, "attention_norm", hidden_states, part.linear("attention_output", context))
     return attended, part.linear("down", ACTIVATIONS[part.activation](part.linear("up", attended)))
 

@@ -85,6 +85,7 @@ class Model:
             self.num_classes = opened.get_slice("head.classifier.bias").get_shape()[0]
         self._shape = int(said["num_heads"]), float(said["eps"]), said["activation"]
         self.num_layers = int(said["num_layers"])
+        self.last_layer = max(name.partition(".")[0] for name in self._names if name.startswith("layer_"))
         if self.hidden_size % 4 or self.hidden_size > MOST_COLUMNS:
             raise EngineError(f"{file}: hidden size {self.hidden_size}, expected a multiple of 4 up to {MOST_COLUMNS}")
         self.kernels = kernels(self.dtype)
@@ -214,9 +215,10 @@ class Bucket:
     def embed(self, part: Part) -> None:
         self.hidden.copy_(embeddings(part, self.ids[0], self.ids[1]))
 
-    def run_layer(self, part: Part) -> None:
+    def run_layer(self, part: Part, last: bool) -> None:
         """In the model's precision; between pieces hidden_states are fp32, as everywhere."""
-        self.hidden.copy_(layer(part, self.hidden.to(self._dtype), self.bias, self._add_norm))
+        new = layer(part, self.hidden.to(self._dtype), self.bias, last, self._add_norm)
+        self.hidden[:, : new.shape[1]] = new
 
     def ask(self, part: Part) -> None:
         found = margins(part, self.hidden, self.mask)

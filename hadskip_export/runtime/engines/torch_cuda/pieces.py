@@ -78,8 +78,14 @@ def _embeddings(model: Model, name: str) -> TorchPiece:
 
 
 def _layer(model: Model, name: str) -> TorchPiece:
-    part = model.part(name)
-    return TorchPiece(model, name, lambda bucket: bucket.run_layer(part), Bucket.put_states, Bucket.states)
+    part, last = model.part(name), name == model.last_layer
+    return TorchPiece(
+        model,
+        name,
+        lambda bucket: bucket.run_layer(part, last),
+        Bucket.put_states,
+        lambda bucket, rows, length: bucket.states(rows, 1 if last else length),
+    )
 
 
 def _gates(model: Model, name: str) -> TorchPiece:
