@@ -1,13 +1,16 @@
 """Memory of a Predictor beside full BERT in the same engine, after a batch of 32 x 512 tokens.
 
 BERT-base size, random weights, every gate open: all twelve layers run, which takes the most. What answers single inputs
-is loaded too, and warm.
+is loaded too, and warm. Two figures, both of Linux: what the process holds of the machine's memory, each page counted
+once however often it is mapped (its proportional set size), and its resident set, which counts pages of a file mapped
+by two graphs twice.
 
     python benchmarks/memory.py                                    # every engine and precision that runs here
     python benchmarks/memory.py --tokens 128 ort-fp32 openvino-bf16
     python benchmarks/memory.py --single chain openvino-bf16       # without graphs
 """
 
+import json
 import math
 import subprocess
 import sys
@@ -23,11 +26,12 @@ from hadskip_export.runtime.engines import ENGINES, Single, engine_class
 BATCH = 32
 
 
-def resident_after_batch(bundle: str, engine: str, router: str, tokens: int) -> int:
-    """Bytes resident once a batch has been answered; run in a process of its own."""
+def held_after_batch(bundle: str, engine: str, router: str, tokens: int) -> tuple[int, int]:
+    """Bytes held, and resident, once a batch has been answered; run in a process of its own."""
     with Predictor.load(bundle, engine=engine, router=router) as predictor:  # type: ignore[arg-type]
         predictor([" ".join(["word"] * (tokens - 2))] * BATCH, batch_size=BATCH, gate_threshold=-math.inf)
-        return psutil.Process().memory_info().rss
+        memory = psutil.Process().memory_full_info()
+        return memory.pss, memory.rss
 
 
 def engines_here() -> list[str]:
@@ -42,7 +46,7 @@ def engines_here() -> list[str]:
 @click.argument("names", nargs=-1)
 def main(tokens: int, single: Single | None, measure: tuple[str, str, str] | None, names: tuple[str, ...]) -> None:
     if measure:
-        click.echo(resident_after_batch(*measure, tokens))
+        click.echo(json.dumps(held_after_batch(*measure, tokens)))
         return
     # Not above: they bring torch, which a process that serves does not hold.
     from hadskip_export.benchmark.estimate import SIZES
@@ -53,14 +57,14 @@ def main(tokens: int, single: Single | None, measure: tuple[str, str, str] | Non
             bundle = Path(temporary) / "bundle"
             engine, _, precision = name.rpartition("-")
             write_random_bundle(bundle, SIZES["bert-base"], engine, precision, single=single)
-            resident = {}
+            found = {}
             for router in ("gates", "full"):
                 command = [sys.executable, __file__, "--tokens", str(tokens), "--measure", str(bundle), name, router]
-                resident[router] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            click.echo(
-                f"{name}: resident after a batch of {BATCH} x {tokens}: gated {resident['gates'] / 1e6:.0f} MB, full"
-                f" BERT {resident['full'] / 1e6:.0f} MB, ratio {resident['gates'] / resident['full']:.2f}"
-            )
+                found[router] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            click.echo(f"{name}, after a batch of {BATCH} x {tokens}:")
+            for kind, gated, full in zip(("held", "resident"), found["gates"], found["full"], strict=True):
+                ratio = f"ratio {gated / full:.2f}"
+                click.echo(f"  {kind}: gated {gated / 1e6:.0f} MB, full BERT {full / 1e6:.0f} MB, {ratio}")
 
 
 if __name__ == "__main__":
