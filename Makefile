@@ -22,7 +22,7 @@ demo: $(STAMP)
 	$(BIN)/hadskip-export demo --out $(DEMO_OUT) $(DEMO_FLAGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -m "not gpu and not slow"
+	$(BIN)/python -m pytest tests -m "not gpu and not slow" -n logical --maxprocesses 8 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
