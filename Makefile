@@ -21,6 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/hadskip-export demo --out $(DEMO_OUT) $(DEMO_FLAGS)
 
+# A file's tests in one worker: what they share is built once for it.
 test: $(STAMP)
 	$(BIN)/python -m pytest tests -m "not gpu and not slow" -n logical --maxprocesses 8 --dist loadfile
 

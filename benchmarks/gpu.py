@@ -135,6 +135,10 @@ def main(
     if lack := kind.why_not_here():
         raise SystemExit(f"{engine}: {lack}")
     config, on_gpu = SIZES[model], torch.cuda.is_available()
+    if not 0 < layers < config.num_layers:
+        raise click.BadParameter(
+            f"{model} has {config.num_layers} layers; some of them must be skipped", param_hint="--layers"
+        )
     device, started = "cuda" if on_gpu else "cpu", time.time()
     one = [_words(tokens)]
     mixed = draw_routes(ROWS, config.num_layers, layers, "mixed", np.random.default_rng(0))
@@ -152,7 +156,7 @@ def main(
             predictors[single] = opened.enter_context(Predictor.load(bundle, engine=engine))
             click.echo(f"{engine}-{precision}, {single}: parity {predictors[single].engine_info.parity}")
         graph, chain = predictors["graph"], predictors["chain"]
-        ort = ort_predictors(first, opened)
+        ort = ort_predictors(first, opened) if precision == "fp16" else {}
         route = draw_routes(1, config.num_layers, layers, "same", np.random.default_rng(0))
         # The engine guesses that a call begins as the last one did.
         other = route.copy()
@@ -188,7 +192,7 @@ def _words(tokens: int) -> Encoded:
 
 def ideal_speedup(graph: Predictor, one: list[Encoded], layers: int, calls: int, on_gpu: bool) -> float:
     """What the layers left out would save if nothing else cost anything: a layer's time is the slope of calls with few,
-    some and all layers, the last among them as in every trained route; what is outside of them is the rest."""
+    some and all layers, the last among them as in most trained routes; what is outside of them is the rest."""
     total = graph.bundle.manifest.model.layers
     counts = sorted({max(1, total // 6), total // 2, total})
     routes = [draw_routes(1, total, count, "same", np.random.default_rng(0)) for count in counts]
@@ -217,6 +221,7 @@ def ort_predictors(bundle: Path, opened: ExitStack) -> dict[str, Predictor]:
 
 
 def ort_systems(predictors: dict[str, Predictor], inputs: list[Encoded], routes: np.ndarray) -> dict[str, Call]:
+    """Skipping and full BERT by these predictors, if there are any."""
     if not predictors:
         return {}
     chain, graph = predictors["chain"], predictors["graph"]

@@ -35,6 +35,7 @@ def halved(source: Path) -> Any:
         with silenced():
             model = onnx.load(source)
             _own_weights(model.graph)
+            _without_types_of_weights(model.graph)
             half = float16.convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked)
             # It adds casts at the end, which engines put up with, but not inside an `If`.
             onnx_model.OnnxModel.graph_topological_sort(half.graph, is_deterministic=True)
@@ -44,14 +45,10 @@ def halved(source: Path) -> Any:
 
 
 def _own_weights(graph: Any) -> None:
-    """Gives what stays fp32 weights of its own, which then do, too. Equal ones are shared in a file, and one of both
-    precisions the converter makes fp16 and casts back, before onnxruntime 1.32 by nodes of one name. It does so, too,
-    with a weight that has a value_info."""
+    """Copies the weights that a node which stays fp32 shares with others; equal weights are shared in a file. The
+    converter makes a weight of both precisions fp16 and casts it back, before onnxruntime 1.32 by nodes of one name."""
     uses = Counter(name for node in graph.node for name in node.input)
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    told = [value for value in graph.value_info if value.name not in weights]
-    del graph.value_info[:]
-    graph.value_info.extend(told)
     for node in graph.node:
         if node.op_type not in FP32_OPERATORS:
             continue
@@ -60,4 +57,12 @@ def _own_weights(graph: Any) -> None:
                 uses[name] -= 1
                 own = graph.initializer.add()
                 own.CopyFrom(weights[name])
-                node.input[place] = own.name = f"{node.name}.{name}"
+                node.input[place] = own.name = f"{name}.{node.output[0]}.{place}"
+
+
+def _without_types_of_weights(graph: Any) -> None:
+    """Drops the value_info of weights: the converter casts one that has it back to fp32, though it left it so."""
+    weights = {tensor.name for tensor in graph.initializer}
+    others = [value for value in graph.value_info if value.name not in weights]
+    del graph.value_info[:]
+    graph.value_info.extend(others)

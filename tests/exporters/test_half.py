@@ -32,7 +32,7 @@ def test_fp16_answers_nearly_as_fp32_and_masks_as_before(bundle: Path):
     np.testing.assert_array_equal(again[mask == 1], low[mask == 1])
 
 
-def test_what_stays_fp32_has_weights_that_do(bundle: Path, tmp_path: Path):
+def test_what_stays_fp32_has_weights_that_do(bundle: Path):
     """One that is shared, as equal ones are in a model of random weights, would become fp16 and be cast back."""
     model = onnx.load(bundle / "pieces" / "layer_01.onnx")
     norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
@@ -44,6 +44,28 @@ def test_what_stays_fp32_has_weights_that_do(bundle: Path, tmp_path: Path):
     assert [kinds[name] for name in kept] == 4 * [onnx.TensorProto.FLOAT]
     assert len({node.name for node in half.node}) == len(half.node)
     assert {name for node in half.node for name in node.input} >= set(kinds)
+
+
+def test_a_weight_that_one_node_takes_twice_is_copied_twice(tmp_path: Path):
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [
+        node("LayerNormalization", ["hidden_states", "weight", "weight"], ["normed"]),
+        node("LayerNormalization", ["normed", "weight", "weight"], ["again"]),
+        node("Add", ["again", "weight"], ["out"]),
+    ]
+    ends = [value(name, onnx.TensorProto.FLOAT, [2, 4]) for name in ("hidden_states", "out")]
+    weight = onnx.numpy_helper.from_array(np.arange(4, dtype=np.float32), "weight")
+    graph = onnx.helper.make_graph(nodes, "norms", ends[:1], ends[1:], [weight])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), tmp_path / "single.onnx")
+    halve(tmp_path / "single.onnx", tmp_path / "half.onnx")
+    hidden = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    single, low = (
+        onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"]).run(
+            None, {"hidden_states": hidden}
+        )[0]
+        for name in ("single", "half")
+    )
+    np.testing.assert_allclose(low, single, atol=0.02)
 
 
 def test_it_is_written_as_a_file_that_loads_and_the_source_stays(bundle: Path, tmp_path: Path):

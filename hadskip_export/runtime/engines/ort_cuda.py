@@ -34,7 +34,7 @@ class OrtCudaEngine(OnnxRuntime):
         if lack := self.why_not_here():
             raise EngineError(f"ort-cuda: {lack}")
         self._ort = import_onnxruntime()
-        with redirect_stdout(sys.stderr):  # where it says what it does not find
+        with redirect_stdout(sys.stderr):  # it prints what it does not find, and stdout is the caller's
             self._ort.preload_dlls()  # CUDA and cuDNN as pip installed them: the loader does not look there
         self._files = files
         self._uploads = Uploads(lambda array: self._ort.OrtValue.ortvalue_from_numpy(array, self.device, 0))

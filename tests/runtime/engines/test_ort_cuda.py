@@ -16,12 +16,12 @@ from hadskip_export.exporters.parity import compare
 from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import Bundle
-from hadskip_export.runtime.engines import ENGINES, engine_class
+from hadskip_export.runtime.engines import ENGINES, EngineOptions, engine_class
 from hadskip_export.runtime.engines.device import DeviceArray
 from tests.conftest import sentences
 from tests.runtime.editing import copy_of
 from tests.runtime.engines.here import assert_same_answers
-from tests.runtime.engines.host import HOST
+from tests.runtime.engines.host import HOST, OrtHostEngine
 
 TEXTS = [text for text, _ in sentences(40, 17)]
 NO_GPU = engine_class("ort-cuda").why_not_here()
@@ -106,6 +106,12 @@ def test_a_device_array_is_an_array_as_far_as_the_chain_goes():
     kept = np.array(array)
     array[:] = 0
     np.testing.assert_array_equal(kept, expected)
+
+
+def test_cuda_is_looked_for_where_pip_puts_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("no libcudnn.so.9"))
+    OrtHostEngine({}, "fp32", EngineOptions())
+    assert capsys.readouterr() == ("", "no libcudnn.so.9\n")
 
 
 # Without a GPU

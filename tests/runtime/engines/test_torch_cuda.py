@@ -15,16 +15,20 @@ from hypothesis import strategies as st
 
 from hadskip_export import build
 from hadskip_export.errors import EngineError
+from hadskip_export.exporters.weights import pack
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.engines import ENGINES, EngineOptions
 from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
+from hadskip_export.runtime.engines.torch_cuda.ahead import Ahead, Full
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane
-from hadskip_export.runtime.engines.torch_cuda.model import DeviceTensor, round_rows
+from hadskip_export.runtime.engines.torch_cuda.layers import layer
+from hadskip_export.runtime.engines.torch_cuda.model import DeviceTensor, Model, round_rows
+from hadskip_export.runtime.engines.torch_cuda.pieces import open_piece
 from tests.conftest import sentences
 from tests.runtime.editing import copy_of
 from tests.runtime.engines.here import assert_same_answers
-from tests.runtime.engines.host import ON_HOST, PlainLoop, TorchHostEngine
+from tests.runtime.engines.host import ON_HOST, PlainLoop, TorchHostEngine, TorchKernels
 
 TEXTS = [text for text, _ in sentences(40, 17)]
 NO_GPU = TorchCudaEngine.why_not_here()
@@ -83,6 +87,52 @@ def test_rows_take_routes_of_their_own(both):
         answers = [one.run(encoded, routes=routes, batch_size=batch_size) for one in both]
         np.testing.assert_allclose(answers[0][0], answers[1][0], atol=1e-5)
         np.testing.assert_array_equal(answers[0][1], routes)
+
+
+@pytest.mark.parametrize("both", WAYS[:1], ids="-".join, indirect=True)  # the chain has no such programs
+def test_the_program_of_the_last_layer_ends_a_call(both, monkeypatch: pytest.MonkeyPatch):
+    ours, _ = both
+    started, start = [], Lane.start
+    monkeypatch.setattr(Lane, "start", lambda lane, key, record: started.append(key[2]) or start(lane, key, record))
+    for rows in (1, 5):
+        encoded = ours.tokenizer.encode(TEXTS[:rows])
+        for route in ([True, False, True, True], [True, False, True, False]):
+            routes = np.tile(route, (rows, 1))
+            ours.run(encoded, routes=routes)  # which records
+            started.clear()
+            np.testing.assert_array_equal(ours.run(encoded, routes=routes)[1], routes)
+            assert started.count(4) == (not route[-1]), started
+
+
+def test_the_last_layer_computes_the_first_token_alone(bundle: Path, tmp_path: Path):
+    tokens = []
+
+    class Watched(TorchKernels):
+        def replace(self, part, name, one, other, lane):
+            tokens.append(one.shape[1])
+            super().replace(part, name, one, other, lane)
+
+        def reply(self, part, states, lane):
+            tokens.append(states.shape[1])
+            super().reply(part, states, lane)
+
+    pack({file.stem: file for file in (bundle / "pieces").iterdir()}, 4, tmp_path / "weights.safetensors")
+    model = Model(tmp_path / "weights.safetensors", "fp32", "cpu", PlainLoop(), lambda dtype: Watched())
+    graph, full = Ahead(model, "graph"), Full(model, "full")
+    for rows in (1, 3):
+        ids, mask = np.ones((rows, 16), np.int64), np.ones((rows, 16), np.int64)
+        for _ in range(2):  # the first call records
+            tokens.clear()
+            graph(ids, ids, mask, np.full((rows, 4), -np.inf, np.float32), np.array([4]))
+        assert tokens == [16, 16, 16, 1, 16]  # the last one is what the head reads its first tokens from
+        full(ids, mask, ids)
+        assert tokens[-1] == 1
+    hidden = np.random.default_rng(0).normal(size=(2, 16, 32)).astype(np.float32)
+    shapes = [open_piece(model, f"layer_0{number}")(hidden, mask[:2]).shape for number in (3, 4)]
+    assert shapes == [(2, 16, 32), (2, 1, 32)]
+    part, states, bias = model.part("layer_02"), torch.from_numpy(hidden), torch.randn(2, 1, 1, 16)
+    every, first = (layer(part, states, bias, TorchKernels().add_norm, last=last) for last in (False, True))
+    torch.testing.assert_close(first, every[:, :1], atol=1e-6, rtol=0)
 
 
 def test_the_full_model_too(both):

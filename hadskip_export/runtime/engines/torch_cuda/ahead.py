@@ -24,6 +24,7 @@ class Ahead:
         self._model, self._name = model, name
         self._embeddings, self._gates, self._head = (model.part(part) for part in ("embeddings", "gates", "head"))
         self._layers = model.layers()
+        self._last = model.num_layers - 1
         self._first = 0  # layer that the first row of the last call ran
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,20 +44,20 @@ class Ahead:
 
     def _run(self, lane: Lane, rows: int) -> bool:
         """False where a program had to be recorded first."""
-        last = self._model.num_layers
+        none_left = self._model.num_layers
         now, listed = self._first if rows == 1 else NONE, 1  # the ways of many part too soon for a guess
         key = "begin", now, listed
         lane.expect()
         while lane.start(("ahead", *key), self._record):
             before, (now, listed) = now, lane.reported()
-            if now == last and before >= last - 1:
+            if now == none_left and before >= self._last:  # the head was in this program, and no row changes any more
                 return True
-            key = "go on", now, 1 if now == last else round_rows(listed)
+            key = "go on", now, 1 if now == none_left else round_rows(listed)
         return False
 
     def _record(self, lane: Lane, how: str, index: int, slots: int) -> Program:
-        """A program that ends with what is of this index: a layer, the head after them, or `NONE`. The last layer has
-        the head with it: its answer counts if no row goes on elsewhere."""
+        """A program for a layer by its index, for the head after all of them, or for a look at the gates (`NONE`). That
+        of the last layer has the head in it, whose answer counts if no row goes on elsewhere."""
 
         def step() -> None:
             if how == "begin":
@@ -67,7 +68,7 @@ class Ahead:
                 self._finish(lane)
             else:
                 self._layer(lane, index, slots)
-            if index == self._model.num_layers - 1:
+            if index == self._last:
                 self._model.kernels.reply(self._head, lane.states, lane)
 
         return self._model.recorder.record(step)
@@ -76,22 +77,21 @@ class Ahead:
         recorder, kernels, part = self._model.recorder, self._model.kernels, self._layers[index]
         alone = len(lane.states) == 1
         states, bias = (lane.states, lane.bias) if alone else kernels.gather(lane, slots)
-        last = index == self._model.num_layers - 1
-        asking = states[:, :1] if last else states
+        last = index == self._last
 
         def ask() -> None:
             with recorder.beside():
                 kernels.decide(self._gates, lane, index, slots)
 
         if alone:  # such a layer leaves room on the device, and CUDA is quicker to go on with what a program has first
-            context = attention(part, states, bias, last)
+            context = attention(part, states, bias, last=last)
             with recorder.parted():
-                ends = sublayers(part, asking, context, kernels.add_norm)
+                ends = sublayers(part, states, context, kernels.add_norm)
                 ask()
         else:  # which fills the device: what is asked last ends last, and the host waits for it
             with recorder.parted():
                 ask()
-                ends = sublayers(part, asking, attention(part, states, bias, last), kernels.add_norm)
+                ends = sublayers(part, states, attention(part, states, bias, last=last), kernels.add_norm)
         kernels.replace(part, "output_norm", *ends, lane)
 
     def _finish(self, lane: Lane) -> None:
@@ -127,7 +127,7 @@ class Full:
             kernels.begin(self._embeddings, lane)
             states = lane.states
             for part in self._layers:
-                states = layer(part, states, lane.bias, part is self._layers[-1], kernels.add_norm)
+                states = layer(part, states, lane.bias, kernels.add_norm, last=part is self._layers[-1])
             kernels.reply(self._head, states, lane)
 
         return self._model.recorder.record(step)

@@ -53,8 +53,8 @@ class Kernels(Protocol):
         ...
 
     def replace(self, part: Part, name: str, one: Tensor, other: Tensor, lane: Lane) -> None:
-        """`add_norm` of what lies in slots, of as many tokens as there are, to the states of the rows that are marked
-        in `writes`."""
+        """`add_norm` of what lies in slots, [slots, s, H], or [slots, 1, H] of the first tokens alone, to the states of
+        the rows that are marked in `writes`."""
         ...
 
     def reply(self, part: Part, states: Tensor, lane: Lane) -> None:

@@ -33,7 +33,8 @@ class Lane:
     that run no layer, whose first token counts as real, so that no row is without one.
 
     Attributes:
-        states: hidden_states [rows, length, H] in the layers' precision.
+        states: hidden_states [rows, length, H] in the layers' precision. Of a row that ran the last layer only the
+            first token's is that layer's.
         at, done: of each row the last layer it ran, from 0, -1 before any, and how many.
         next, planned: the layer it runs next (L: none), and, where the program at work runs that one, the one after it
             if its margins stay as they are.

@@ -59,18 +59,17 @@ def attention_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 AddNorm = Callable[[Part, str, Tensor, Tensor], Tensor]
 
 
-def layer(part: Part, hidden_states: Tensor, bias: Tensor, last: bool, add_norm: AddNorm) -> Tensor:
+def layer(part: Part, hidden_states: Tensor, bias: Tensor, add_norm: AddNorm, *, last: bool) -> Tensor:
     """hidden_states [b, s, H] and what `attention_bias` gives -> hidden_states, all in the layers' precision.
 
     Args:
         last: no layer comes after it: what it gives is [b, 1, H], for the head reads the first token alone.
     """
-    asking = hidden_states[:, :1] if last else hidden_states
-    context = attention(part, hidden_states, bias, last)
-    return add_norm(part, "output_norm", *sublayers(part, asking, context, add_norm))
+    context = attention(part, hidden_states, bias, last=last)
+    return add_norm(part, "output_norm", *sublayers(part, hidden_states, context, add_norm))
 
 
-def attention(part: Part, hidden_states: Tensor, bias: Tensor, last: bool) -> Tensor:
+def attention(part: Part, hidden_states: Tensor, bias: Tensor, *, last: bool) -> Tensor:
     """What the heads see, side by side, [b, s, H]; in the last layer the first token's, [b, 1, H]."""
     b, _, H = hidden_states.shape  # noqa: N806 (the paper's letters)
 
@@ -89,9 +88,10 @@ def attention(part: Part, hidden_states: Tensor, bias: Tensor, last: bool) -> Te
 
 
 def sublayers(part: Part, hidden_states: Tensor, context: Tensor, add_norm: AddNorm) -> tuple[Tensor, Tensor]:
-    """What `layer` adds up and normalises last, of the tokens that ask: what attention gave, and the feed-forward part
-    of it."""
-    attended = add_norm(part, "attention_norm", hidden_states, part.linear("attention_output", context))
+    """What `layer` adds up and normalises last, of the tokens that `context` is of: what attention gave, and the
+    feed-forward part of it."""
+    asking = hidden_states[:, : context.shape[1]]
+    attended = add_norm(part, "attention_norm", asking, part.linear("attention_output", context))
     return attended, part.linear("down", ACTIVATIONS[part.activation](part.linear("up", attended)))
 
 

@@ -85,7 +85,8 @@ class Model:
             self.num_classes = opened.get_slice("head.classifier.bias").get_shape()[0]
         self._shape = int(said["num_heads"]), float(said["eps"]), said["activation"]
         self.num_layers = int(said["num_layers"])
-        self.last_layer = max(name.partition(".")[0] for name in self._names if name.startswith("layer_"))
+        pieces = {name.partition(".")[0] for name in self._names if name.startswith("layer_")}
+        self.last_layer = max(pieces, key=lambda piece: int(piece.rpartition("_")[2]))  # of a static route not the L-th
         if self.hidden_size % 4 or self.hidden_size > MOST_COLUMNS:
             raise EngineError(f"{file}: hidden size {self.hidden_size}, expected a multiple of 4 up to {MOST_COLUMNS}")
         self.kernels = kernels(self.dtype)
@@ -217,7 +218,7 @@ class Bucket:
 
     def run_layer(self, part: Part, last: bool) -> None:
         """In the model's precision; between pieces hidden_states are fp32, as everywhere."""
-        new = layer(part, self.hidden.to(self._dtype), self.bias, last, self._add_norm)
+        new = layer(part, self.hidden.to(self._dtype), self.bias, self._add_norm, last=last)
         self.hidden[:, : new.shape[1]] = new
 
     def ask(self, part: Part) -> None:
