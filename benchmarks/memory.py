@@ -1,9 +1,9 @@
 """Memory of a Predictor beside full BERT in the same engine, after a batch of 32 x 512 tokens.
 
 BERT-base size, random weights, every gate open: all twelve layers run, which takes the most. What answers single inputs
-is loaded too, and warm. Two figures, both of Linux: what the process holds of the machine's memory, each page counted
-once however often it is mapped (its proportional set size), and its resident set, which counts pages of a file mapped
-by two graphs twice.
+is loaded too, and warm. Two figures, both of Linux: what the process holds of the machine's memory, its share of each
+page by how often that is mapped here and elsewhere (proportional set size), and its resident set, which counts the
+pages of a file mapped by two graphs twice.
 
     python benchmarks/memory.py                                    # every engine and precision that runs here
     python benchmarks/memory.py --tokens 128 ort-fp32 openvino-bf16
