@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from single import write
 
-from hadskip_export.benchmark.estimate import SIZES, draw_routes
-from hadskip_export.errors import EngineError, first_line
-from hadskip_export.exporters.additions import add_engine
+from hadskip_export.commands.estimate import SIZES, draw_routes
+from hadskip_export.exporters.amend import add_engine
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.runtime import Predictor
 from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.tokenization import Encoded
+from hadskip_export.support.errors import EngineError, first_line
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WORD, ROWS, GROWTH_CALLS = 4, 32, 10_000

@@ -49,8 +49,8 @@ def main(tokens: int, single: Single | None, measure: tuple[str, str, str] | Non
         click.echo(json.dumps(held_after_batch(*measure, tokens)))
         return
     # Not above: they bring torch, which a process that serves does not hold.
-    from hadskip_export.benchmark.estimate import SIZES
     from hadskip_export.benchmark.random_bundle import write_random_bundle
+    from hadskip_export.commands.estimate import SIZES
 
     for name in names or engines_here():
         with tempfile.TemporaryDirectory() as temporary:

@@ -32,21 +32,21 @@ import numpy as np
 import torch
 from study import PRECISION, Run, data_folder, teacher_folder
 
+from hadskip_export.data.tables import Columns
+from hadskip_export.data.tasks import hold_out, load_task
 from hadskip_export.modeling.checkpoint import load_classifier
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routes import Route
+from hadskip_export.routing.families import Draw, every_route, nested, sizes_around
+from hadskip_export.routing.routes import Route
 from hadskip_export.runtime.tokenization import Tokenizer
-from hadskip_export.tables import Columns
 from hadskip_export.trainers.batches import encode
 from hadskip_export.trainers.evaluation import above, full_logits, predict_fixed_routes, predict_routed
-from hadskip_export.trainers.families import Draw, every_route, nested, sizes_around
 from hadskip_export.trainers.gate_fitting import Evidence, fit_gates, observe
 from hadskip_export.trainers.methods import SEARCH_EPOCHS
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.run_folder import write_json
 from hadskip_export.trainers.stages import Session, distil, train_jointly
 from hadskip_export.trainers.summary import budget_row
-from hadskip_export.trainers.tasks import hold_out, load_task
 from hadskip_export.trainers.teacher import Teacher
 from hadskip_export.trainers.threshold import fit_threshold
 

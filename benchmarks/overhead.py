@@ -14,8 +14,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from hadskip_export.benchmark.estimate import SIZES
 from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
+from hadskip_export.commands.estimate import SIZES
 from hadskip_export.runtime import Predictor
 from hadskip_export.runtime.chain import Chain
 from hadskip_export.runtime.tokenization import pad

@@ -17,9 +17,9 @@ import click
 import numpy as np
 import torch
 
-from hadskip_export.benchmark.estimate import SIZES
 from hadskip_export.benchmark.random_bundle import text_of, write_tokenizer
-from hadskip_export.exporters.from_run import Source, write_bundle
+from hadskip_export.commands.estimate import SIZES
+from hadskip_export.exporters.write import Source, write_bundle
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.runtime import Predictor

@@ -21,7 +21,7 @@ import click
 import numpy as np
 
 from hadskip_export import train
-from hadskip_export.demonstration import find_model
+from hadskip_export.commands.demo import find_model
 from hadskip_export.trainers.run_folder import write_json
 
 SUMMARIES = Path(__file__).parent / "study"

@@ -17,14 +17,14 @@ import click
 import numpy as np
 import torch
 
-from hadskip_export.benchmark.estimate import SIZES
-from hadskip_export.demonstration import find_model
+from hadskip_export.commands.demo import find_model
+from hadskip_export.commands.estimate import SIZES
 from hadskip_export.modeling.checkpoint import load_classifier
 from hadskip_export.modeling.encoder import Classifier, Output
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routing.families import Draw, nested, sizes_around
 from hadskip_export.runtime.tokenization import Encoded
 from hadskip_export.trainers.batches import Dataset, TrainingBatch
-from hadskip_export.trainers.families import Draw, nested, sizes_around
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.stages import Session, distil, fine_tune, train_jointly
 from hadskip_export.trainers.teacher import Teacher

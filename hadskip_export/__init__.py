@@ -9,16 +9,16 @@ from typing import Any
 __version__ = "0.2.0.dev0"
 
 _FUNCTIONS = {
-    "train": "hadskip_export.trainers.train",
-    "build": "hadskip_export.exporters.build",
-    "validate": "hadskip_export.exporters.validate",
-    "inspect": "hadskip_export.inspection",
-    "bench": "hadskip_export.benchmark.bench",
-    "estimate": "hadskip_export.benchmark.estimate",
-    "doctor": "hadskip_export.diagnosis",
-    "demo": "hadskip_export.demonstration",
-    "predict": "hadskip_export.prediction",
-    "calibrate": "hadskip_export.calibration",
+    "train": "hadskip_export.commands.train",
+    "build": "hadskip_export.commands.build",
+    "validate": "hadskip_export.commands.validate",
+    "inspect": "hadskip_export.commands.inspect",
+    "bench": "hadskip_export.commands.bench",
+    "estimate": "hadskip_export.commands.estimate",
+    "doctor": "hadskip_export.commands.doctor",
+    "demo": "hadskip_export.commands.demo",
+    "predict": "hadskip_export.commands.predict",
+    "calibrate": "hadskip_export.commands.calibrate",
 }
 
 __all__ = ["__version__", *_FUNCTIONS]  # noqa: PLE0604
@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
         try:
             return getattr(importlib.import_module(_FUNCTIONS[name]), name)
         except ModuleNotFoundError as error:
-            from hadskip_export.errors import EngineError
+            from hadskip_export.support.errors import EngineError
 
             raise EngineError(f'{name} needs {error.name}; pip install "hadskip-export[train]"') from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,8 +14,8 @@ from typing import Any, get_args
 import click
 
 import hadskip_export
-from hadskip_export.errors import HadskipError
 from hadskip_export.runtime.engines import ENGINES, GateLayout, Single
+from hadskip_export.support.errors import HadskipError
 
 COLUMN_OPTIONS = ("text", "pair", "label")
 
@@ -241,7 +241,7 @@ def bench(json_file: Path | None, against: str, **options: Any) -> None:
     """Time a bundle against full BERT on the same inputs, in interleaved turns."""
     _check_place(json_file)
     result = hadskip_export.bench(against=tuple(against.split(",")), **options)
-    from hadskip_export.benchmark.bench import Row
+    from hadskip_export.commands.bench import Row
 
     click.echo("\n\n".join("\n".join(Row(**row).lines()) for row in result["rows"]))
     _write_json(json_file, result)
@@ -277,7 +277,7 @@ def estimate(json_file: Path | None, **options: Any) -> None:
     """The speedup this machine would give, before anyone trains: random weights, forced gates."""
     _check_place(json_file)
     result = hadskip_export.estimate(**options)
-    from hadskip_export.benchmark.estimate import table
+    from hadskip_export.commands.estimate import table
 
     click.echo("\n".join(table(result["rows"])))
     _write_json(json_file, result)

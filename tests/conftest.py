@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hadskip_export.diagnosis import features
+from hadskip_export.commands.doctor import features
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # or a test of a hub that cannot be reached waits until that is sure
@@ -141,7 +141,7 @@ def make_source(
     import torch
     from torch import nn
 
-    from hadskip_export.exporters.from_run import Source
+    from hadskip_export.exporters.write import Source
     from hadskip_export.modeling.checkpoint import read_config, save_tokenizer
     from hadskip_export.modeling.encoder import Classifier
     from hadskip_export.modeling.gated import GatedClassifier
@@ -169,7 +169,7 @@ def source(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with separate gates. Shared: copy it before damaging it."""
-    from hadskip_export.exporters.from_run import write_bundle
+    from hadskip_export.exporters.write import write_bundle
 
     out = tmp_path_factory.mktemp("bundle") / "bundle"
     assert write_bundle(source, out, gates="separate").parity == "passed"
@@ -178,7 +178,7 @@ def bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_again(source, pieces_of: Path, out: Path, *engine: str, **options):
     """A bundle of a model whose pieces another bundle has, and its report: exporting them again takes long."""
-    from hadskip_export.exporters import from_run
+    from hadskip_export.exporters import write as from_run
     from hadskip_export.runtime import read_bundle
 
     def take_pieces(_source: object, _model: object, folder: Path) -> dict[str, str]:
@@ -256,7 +256,7 @@ def static_source(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def static_bundle(static_source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of one fixed route."""
-    from hadskip_export.exporters.from_run import write_bundle
+    from hadskip_export.exporters.write import write_bundle
 
     out = tmp_path_factory.mktemp("static") / "bundle"
     assert write_bundle(static_source, out).parity == "passed"

@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 
 import hadskip_export
 from hadskip_export.cli import main
-from hadskip_export.exporters import parity
 from hadskip_export.runtime import BundleError, Predictor, read_bundle
+from hadskip_export.verification import parity
 from tests.conftest import QUICK, sentences, write_csv
 from tests.runtime.editing import add_to_weights, change_manifest, change_piece
 

@@ -28,9 +28,9 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "module",
     [
-        "hadskip_export", "hadskip_export.runtime", "hadskip_export.cli", "hadskip_export.inspection",
-        "hadskip_export.exporters.validate", "hadskip_export.benchmark.bench", "hadskip_export.runtime.engines.ort",
-        "hadskip_export.runtime.engines.torch_cuda", "hadskip_export.calibration",
+        "hadskip_export", "hadskip_export.runtime", "hadskip_export.cli", "hadskip_export.commands.inspect",
+        "hadskip_export.commands.validate", "hadskip_export.commands.bench", "hadskip_export.runtime.engines.ort",
+        "hadskip_export.runtime.engines.torch_cuda", "hadskip_export.commands.calibrate",
     ],
 )  # fmt: skip
 def test_serving_imports_nothing_heavy(module: str):

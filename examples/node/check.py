@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from hadskip_export import build
-from hadskip_export.exporters.golden import read_golden
 from hadskip_export.runtime import Predictor
+from hadskip_export.verification.golden import read_golden
 
 bundle = Path(sys.argv[1]).resolve()
 build(bundle, graph=True)

@@ -7,13 +7,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 from hadskip_export.exporters.compile import check_measurable, resolve_single
-from hadskip_export.exporters.from_run import Source, write_bundle
-from hadskip_export.exporters.parity import ParityReport
+from hadskip_export.exporters.write import Source, write_bundle
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.runtime.bundle import RouterInfo
 from hadskip_export.runtime.engines import GateLayout, Single, engine_class
 from hadskip_export.runtime.tokenization import Text
+from hadskip_export.verification.parity import ParityReport
 
 WORD = "word"
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export import errors
-from hadskip_export.errors import HadskipError
-from hadskip_export.progress import track
 from hadskip_export.runtime.tokenization import Text
+from hadskip_export.support import errors
+from hadskip_export.support.errors import HadskipError
+from hadskip_export.support.progress import track
 
 CALLS_PER_TURN = 20
 PAUSE = 0.02  # seconds after each turn, again and again until its threads are asleep: some spin for 300 ms

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from hadskip_export.benchmark.profile import profile
-from hadskip_export.errors import HadskipError, first_line
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Input, pad
+from hadskip_export.support.errors import HadskipError, first_line
 
 Calls = list[list[int]]  # rows of the texts, by call
 

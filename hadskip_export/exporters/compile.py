@@ -8,16 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from hadskip_export.errors import BundleError, EngineError
 from hadskip_export.exporters.conditional import join_conditional
 from hadskip_export.exporters.half import halve
 from hadskip_export.exporters.joining import fuse, join_route
-from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport
 from hadskip_export.exporters.quantise import quantise, quantise_weights
 from hadskip_export.exporters.tensorrt import build_engine
 from hadskip_export.exporters.weights import pack
-from hadskip_export.progress import say, track
-from hadskip_export.routes import Route
+from hadskip_export.routing.routes import Route
 from hadskip_export.runtime.bundle import (
     Bundle,
     EngineInfo,
@@ -30,6 +27,9 @@ from hadskip_export.runtime.bundle import (
 from hadskip_export.runtime.engines import ENGINES, Batches, GateLayout, Single, engine_class, is_reduced
 from hadskip_export.runtime.engines.tensorrt import LIBRARIES
 from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.support.errors import BundleError, EngineError
+from hadskip_export.support.progress import say, track
+from hadskip_export.verification.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.exporters.joining import HIDDEN_STATES, MASK, inlined, on_rows, save, skippable
 from hadskip_export.exporters.weights import arrays_of, linear_maps
 from hadskip_export.runtime.bundle import ModelInfo, gate_name, layer_name
+from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 THRESHOLDS, MOST, RAN = "gate_thresholds", "max_layers", "layers_ran"
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.exporters.golden import Golden, read_golden
 from hadskip_export.exporters.joining import HIDDEN_STATES, inlined, save, skippable
-from hadskip_export.exporters.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, count_flips, largest_difference
-from hadskip_export.routes import as_row
+from hadskip_export.routing.routes import as_row
 from hadskip_export.runtime.bundle import GRAPH, Bundle, gate_name, layer_name
 from hadskip_export.runtime.engines.ort import import_onnxruntime, open_session
 from hadskip_export.runtime.tokenization import Encoded, Tokenizer, pad
+from hadskip_export.support.errors import EngineError, first_line, optional_import
+from hadskip_export.verification.golden import Golden, read_golden
+from hadskip_export.verification.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, count_flips, largest_difference
 
 THRESHOLD = "gate_threshold"
 

@@ -4,9 +4,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.exporters.joining import save
 from hadskip_export.exporters.silence import silenced
+from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 FP32_OPERATORS = ["LayerNormalization", "Softmax", "Cast"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.errors import EngineError, first_line, optional_import
-from hadskip_export.routes import Route
+from hadskip_export.routing.routes import Route
 from hadskip_export.runtime.bundle import gate_name, layer_name
 from hadskip_export.runtime.onnx_files import EXTERNAL_DATA_ABOVE
+from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 HIDDEN_STATES, MASK = "hidden_states", "attention_mask"
 SMALL = 1024  # bytes; a weight below stays inside its file

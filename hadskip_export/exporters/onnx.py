@@ -6,10 +6,10 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from hadskip_export.errors import EngineError, first_line
 from hadskip_export.exporters.pieces import Piece
 from hadskip_export.exporters.silence import silenced
 from hadskip_export.runtime.onnx_files import EXTERNAL_DATA_ABOVE
+from hadskip_export.support.errors import EngineError, first_line
 
 OPSET = 20  # the first with Gelu as an operator of its own
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.exporters.silence import silenced
+from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 OPERATORS = ["MatMul", "Gemm"]
 LARGEST = 127

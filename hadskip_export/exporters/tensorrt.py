@@ -7,10 +7,10 @@ piece takes and gives stays fp32, and so do normalisation and softmax.
 from pathlib import Path
 from typing import Any
 
-from hadskip_export.errors import EngineError, optional_import
 from hadskip_export.exporters.half import halved
 from hadskip_export.runtime.engines.nvidia import why_no_device
 from hadskip_export.runtime.engines.tensorrt import LIBRARIES, MOST_ROWS
+from hadskip_export.support.errors import EngineError, optional_import
 
 USUAL_LENGTH = 128  # what kernels are chosen for, at batch 1
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.errors import EngineError, first_line, optional_import
+from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 LINEAR = {
     "embeddings": (),

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hadskip_export.errors import BundleError, DataError, first_line
 from hadskip_export.modeling.encoder import ACTIVATIONS, Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routes import is_route
+from hadskip_export.routing.routes import is_route
+from hadskip_export.support.errors import BundleError, DataError, first_line
 
 HADSKIP_KEY = "hadskip"  # our section of config.json
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hadskip_export.modeling.encoder import Classifier, Layer, Output, attention_bias
 from hadskip_export.modeling.reinmax import sample
-from hadskip_export.routes import FIXED_MARGIN, Route, as_row
+from hadskip_export.routing.routes import FIXED_MARGIN, Route, as_row
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 

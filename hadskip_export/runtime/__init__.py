@@ -1,6 +1,8 @@
 """Serving a bundle. Imports numpy, tokenizers and one engine library; never torch or transformers."""
 
-from hadskip_export.errors import (
+from hadskip_export.runtime.bundle import Bundle, read_bundle
+from hadskip_export.runtime.predictor import Prediction, Predictor
+from hadskip_export.support.errors import (
     BudgetError,
     BundleError,
     DataError,
@@ -8,8 +10,6 @@ from hadskip_export.errors import (
     HadskipError,
     RecipeError,
 )
-from hadskip_export.runtime.bundle import Bundle, read_bundle
-from hadskip_export.runtime.predictor import Prediction, Predictor
 
 __all__ = [
     "BudgetError",

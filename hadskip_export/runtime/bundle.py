@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from hadskip_export.errors import BundleError
-from hadskip_export.files import replaced
-from hadskip_export.routes import Route, is_route
+from hadskip_export.routing.routes import Route, is_route
 from hadskip_export.runtime.engines import Batches, GateLayout, Single, built_elsewhere, runs_onnx
 from hadskip_export.runtime.onnx_files import external_data_files
+from hadskip_export.support.errors import BundleError
+from hadskip_export.support.files import replaced
 
 FORMAT = 1
 GRAPH = "graph"

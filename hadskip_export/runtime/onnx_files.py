@@ -9,7 +9,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from hadskip_export.errors import BundleError
+from hadskip_export.support.errors import BundleError
 
 EXTERNAL_DATA_ABOVE = 1_800_000_000  # bytes of a file with its weights inside; a protobuf file ends at 2 GiB
 

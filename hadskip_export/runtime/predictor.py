@@ -11,8 +11,7 @@ from typing import Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
-from hadskip_export.errors import BudgetError, BundleError, EngineError
-from hadskip_export.routes import Route, as_route, as_row
+from hadskip_export.routing.routes import Route, as_route, as_row
 from hadskip_export.runtime.bundle import Bundle, gate_names, layer_name, read_bundle
 from hadskip_export.runtime.chain import Chain
 from hadskip_export.runtime.conditional import Conditional
@@ -26,6 +25,7 @@ from hadskip_export.runtime.routers import (
 )
 from hadskip_export.runtime.speculation import Speculation
 from hadskip_export.runtime.tokenization import Batch, Encoded, Ids, Input, Text, Tokenizer, pad, share_batches
+from hadskip_export.support.errors import BudgetError, BundleError, EngineError
 
 RouterName = Literal["gates", "full"]
 CLOSED = "this predictor is closed; load the bundle again"

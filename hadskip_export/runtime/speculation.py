@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hadskip_export.routes import Route
+from hadskip_export.routing.routes import Route
 from hadskip_export.runtime.chain import Chain
 from hadskip_export.runtime.engines.base import Piece
 from hadskip_export.runtime.routers import Router

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer as BackendTokenizer
 
-from hadskip_export.errors import BundleError, DataError
+from hadskip_export.data.text import Text
+from hadskip_export.support.errors import BundleError, DataError
 
-Text = str | tuple[str, str]
 Ids = Mapping[str, Sequence[int]]  # what a tokenizer of `transformers` gives for one input
 Input = Text | Ids
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from hadskip_export.runtime.tokenization import Encoded, Text, Tokenizer, pad
 
-UNLABELLED = -100  # in place of a class index; the one that torch's losses leave out
 BATCHES_PER_WINDOW = 32  # lengths are sorted within windows of so many batches: little padding, still random
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hadskip_export.modeling.encoder import Classifier, attention_bias
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routes import Route, as_row
+from hadskip_export.routing.routes import Route, as_row
 from hadskip_export.trainers.batches import Dataset, ordered_batches
 from hadskip_export.trainers.losses import prediction_loss
 

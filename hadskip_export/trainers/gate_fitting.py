@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from hadskip_export.modeling.encoder import attention_bias
 from hadskip_export.modeling.gated import FIXED_MARGIN, Gate, GatedClassifier, pooled
-from hadskip_export.progress import track
-from hadskip_export.routes import Route
+from hadskip_export.routing.routes import Route
+from hadskip_export.support.progress import track
 from hadskip_export.trainers.batches import Dataset, count_batches, ordered_batches
 from hadskip_export.trainers.recipe import Recipe
 

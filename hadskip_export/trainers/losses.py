@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hadskip_export.data.tasks import UNLABELLED
 from hadskip_export.modeling.encoder import Output
 from hadskip_export.modeling.gated import GatedOutput
-from hadskip_export.trainers.batches import UNLABELLED
 from hadskip_export.trainers.recipe import Recipe
 
 

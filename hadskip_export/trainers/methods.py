@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routes import Route
+from hadskip_export.routing.budgets import budget_name
+from hadskip_export.routing.families import FAMILIES, Draw, sizes_around
+from hadskip_export.routing.routes import Route
 from hadskip_export.trainers.evaluation import fixed_routes
-from hadskip_export.trainers.families import FAMILIES, Draw, sizes_around
 from hadskip_export.trainers.gate_fitting import fit_gates, observe
-from hadskip_export.trainers.schedule import budget_name
 from hadskip_export.trainers.stages import Session, distil, train_jointly
 from hadskip_export.trainers.teacher import Teacher
 

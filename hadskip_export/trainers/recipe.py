@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from hadskip_export.errors import RecipeError
+from hadskip_export.support.errors import RecipeError
 
 DEFAULT = "adaptive"
 SHIPPED = ("paper", "adaptive")

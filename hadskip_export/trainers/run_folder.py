@@ -12,10 +12,10 @@ from typing import Any
 
 import filelock
 
-from hadskip_export.errors import BundleError, HadskipError
-from hadskip_export.files import replaced
+from hadskip_export.routing.budgets import budget_name
 from hadskip_export.runtime.tokenization import Text
-from hadskip_export.trainers.schedule import budget_name
+from hadskip_export.support.errors import BundleError, HadskipError
+from hadskip_export.support.files import replaced
 
 
 @dataclass(frozen=True)

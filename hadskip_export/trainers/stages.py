@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hadskip_export.errors import RecipeError
-from hadskip_export.metrics import METRICS
+from hadskip_export.data.metrics import METRICS
+from hadskip_export.data.tasks import UNLABELLED
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.modeling.reinmax import ESTIMATORS
-from hadskip_export.progress import track
-from hadskip_export.trainers.batches import UNLABELLED, Dataset, TrainingBatch, count_batches, shuffled_batches
+from hadskip_export.support.errors import RecipeError
+from hadskip_export.support.progress import track
+from hadskip_export.trainers.batches import Dataset, TrainingBatch, count_batches, shuffled_batches
 from hadskip_export.trainers.evaluation import predict_full
 from hadskip_export.trainers.losses import distillation_loss, prediction_loss, stage3_loss
 from hadskip_export.trainers.recipe import Recipe

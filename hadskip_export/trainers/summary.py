@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.metrics import METRICS
+from hadskip_export.data.metrics import METRICS
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routes import RouteStatistics, statistics
+from hadskip_export.routing.routes import RouteStatistics, statistics
 from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.evaluation import (
     above,

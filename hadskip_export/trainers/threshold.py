@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from hadskip_export.errors import RecipeError
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.thresholds import HardRoutes, find_threshold
+from hadskip_export.routing.thresholds import HardRoutes, find_threshold
+from hadskip_export.support.errors import RecipeError
 from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.evaluation import above, predict_routed
 

@@ -24,8 +24,8 @@ from hadskip_export.benchmark.measure import (
 )
 from hadskip_export.benchmark.statistics import Ratio, ideal_speedup, speedup
 from hadskip_export.benchmark.systems import System, take_turns
-from hadskip_export.errors import BudgetError
 from hadskip_export.runtime import read_bundle
+from hadskip_export.support.errors import BudgetError
 from tests.conftest import sentences
 from tests.runtime.editing import change_piece, copy_of
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hadskip_export.benchmark.profile import profile
-from hadskip_export.errors import DataError, EngineError
 from hadskip_export.runtime import Predictor
+from hadskip_export.support.errors import DataError, EngineError
 from tests.conftest import sentences
 
 TEXTS = [text for text, _ in sentences(12, 81)]

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle, write_tokenizer
-from hadskip_export.exporters.parity import ParityReport
 from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.engines import Single
 from hadskip_export.runtime.tokenization import Tokenizer
+from hadskip_export.verification.parity import ParityReport
 
 CONFIG = EncoderConfig(
     vocab_size=50, hidden_size=32, num_layers=5, num_heads=4, intermediate_size=64, max_positions=10,

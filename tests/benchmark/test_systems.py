@@ -11,9 +11,9 @@ import pytest
 
 from hadskip_export.benchmark import systems as systems_module
 from hadskip_export.benchmark.systems import CALLS_PER_TURN, System, take_turns
-from hadskip_export.errors import BudgetError, BundleError, EngineError, HadskipError
-from hadskip_export.routes import as_route
+from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime import Predictor
+from hadskip_export.support.errors import BudgetError, BundleError, EngineError, HadskipError
 from tests.conftest import sentences
 from tests.runtime.editing import change_manifest, copy_of
 

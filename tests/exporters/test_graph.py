@@ -9,11 +9,11 @@ import onnxruntime
 import pytest
 
 from hadskip_export import build, inspect
-from hadskip_export.errors import BundleError, EngineError
 from hadskip_export.exporters import graph as graphs
 from hadskip_export.exporters import joining
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.tokenization import pad
+from hadskip_export.support.errors import BundleError, EngineError
 from tests.conftest import STATIC_ROUTE, sentences
 from tests.runtime.editing import add_to_weights, change_piece, copy_of
 

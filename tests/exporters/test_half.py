@@ -7,8 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from hadskip_export.errors import EngineError
 from hadskip_export.exporters.half import halve, halved
+from hadskip_export.support.errors import EngineError
 
 
 def test_fp16_answers_nearly_as_fp32_and_masks_as_before(bundle: Path):

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hadskip_export import build
-from hadskip_export.errors import EngineError
 from hadskip_export.exporters.joining import fuse, join_layers
-from hadskip_export.exporters.parity import compare
-from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.support.errors import EngineError
+from hadskip_export.verification.parity import compare
+from hadskip_export.verification.references import OnnxReference
 from tests.conftest import sentences
 from tests.runtime.editing import copy_of, reseal
 

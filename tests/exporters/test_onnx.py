@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadskip_export.errors import EngineError
 from hadskip_export.exporters import onnx as exporter
 from hadskip_export.exporters.onnx import OPSET, export
 from hadskip_export.exporters.pieces import LastLayerPiece, LayerPiece, Piece, cut
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.runtime.onnx_files import external_data_files
+from hadskip_export.support.errors import EngineError
 from tests.modeling.random_models import random_classifier
 
 PIECES = [

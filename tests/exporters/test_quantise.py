@@ -19,10 +19,15 @@ from hypothesis.extra import numpy as arrays
 from onnx import numpy_helper
 
 from hadskip_export import build, validate
-from hadskip_export.errors import EngineError
-from hadskip_export.exporters import parity
-from hadskip_export.exporters.from_run import write_bundle
-from hadskip_export.exporters.parity import (
+from hadskip_export.exporters.quantise import quantise
+from hadskip_export.exporters.write import write_bundle
+from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.bundle import Tolerance
+from hadskip_export.runtime.engines import is_reduced
+from hadskip_export.runtime.tokenization import Batch, Encoded
+from hadskip_export.support.errors import EngineError
+from hadskip_export.verification import parity
+from hadskip_export.verification.parity import (
     LOGITS_TOLERANCE,
     NEAR_TIE_ERRORS,
     NEAR_TIE_SPREAD,
@@ -31,12 +36,7 @@ from hadskip_export.exporters.parity import (
     compare,
     near_ties,
 )
-from hadskip_export.exporters.quantise import quantise
-from hadskip_export.exporters.references import OnnxReference, Trace
-from hadskip_export.runtime import Predictor, read_bundle
-from hadskip_export.runtime.bundle import Tolerance
-from hadskip_export.runtime.engines import is_reduced
-from hadskip_export.runtime.tokenization import Batch, Encoded
+from hadskip_export.verification.references import OnnxReference, Trace
 from tests.conftest import sentences, write_again
 from tests.runtime.editing import add_to_weights, copy_of, reseal
 

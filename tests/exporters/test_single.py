@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from hadskip_export import build
 from hadskip_export.benchmark.profile import profile
 from hadskip_export.cli import main
-from hadskip_export.errors import BundleError, EngineError
 from hadskip_export.exporters.conditional import join_conditional, without_products
 from hadskip_export.exporters.joining import join_route
 from hadskip_export.exporters.onnx import export
-from hadskip_export.exporters.parity import compare
 from hadskip_export.exporters.pieces import LayerPiece, Piece
-from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.engines.base import EngineOptions
 from hadskip_export.runtime.engines.openvino import OpenVinoEngine
 from hadskip_export.runtime.engines.ort import OrtEngine
 from hadskip_export.runtime.tokenization import pad
+from hadskip_export.support.errors import BundleError, EngineError
+from hadskip_export.verification.parity import compare
+from hadskip_export.verification.references import OnnxReference
 from tests.conftest import GUESS, needs_bf16, sentences
 from tests.exporters.test_joining import run
 from tests.runtime.editing import change_manifest, copy_of, reseal

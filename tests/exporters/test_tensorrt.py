@@ -12,13 +12,13 @@ import onnx
 import pytest
 
 from hadskip_export import build, estimate
-from hadskip_export.benchmark.estimate import SIZES
 from hadskip_export.benchmark.random_bundle import write_random_bundle
-from hadskip_export.errors import EngineError
+from hadskip_export.commands.estimate import SIZES
 from hadskip_export.exporters.tensorrt import build_engine
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.engines import built_elsewhere, engine_class
 from hadskip_export.runtime.engines.nvidia import why_no_device
+from hadskip_export.support.errors import EngineError
 from tests.runtime.editing import change_manifest, copy_of
 
 NO_DRIVER = why_no_device()

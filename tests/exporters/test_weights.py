@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hadskip_export.errors import EngineError
 from hadskip_export.exporters.weights import arrays_of, linear_maps, pack
 from hadskip_export.runtime import read_bundle
+from hadskip_export.support.errors import EngineError
 
 
 def packed(bundle: Path, out: Path) -> Path:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routes import Route
+from hadskip_export.routing.routes import Route
 
 CONFIG = EncoderConfig(
     vocab_size=50, hidden_size=16, num_layers=4, num_heads=2, intermediate_size=32, max_positions=24, type_vocab_size=2,

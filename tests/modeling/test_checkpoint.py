@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
-from hadskip_export.errors import BundleError, DataError
 from hadskip_export.modeling.checkpoint import (
     GateSettings,
     load_classifier,
@@ -21,6 +20,7 @@ from hadskip_export.modeling.checkpoint import (
     save_gated,
     save_tokenizer,
 )
+from hadskip_export.support.errors import BundleError, DataError
 from tests.modeling.random_models import random_batch, random_classifier, random_fixed, random_gated
 
 BATCH = random_batch((1, 7, 24, 12))

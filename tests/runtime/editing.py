@@ -11,8 +11,8 @@ import msgspec
 import onnx
 from onnx import numpy_helper
 
-from hadskip_export.errors import HadskipError
 from hadskip_export.runtime.bundle import DIGEST, MANIFEST, Manifest, seal
+from hadskip_export.support.errors import HadskipError
 
 
 def outcome(action: Callable[..., Any], *arguments: Any) -> Any:

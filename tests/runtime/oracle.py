@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import BertTokenizerFast
 
-from hadskip_export.exporters.from_run import Source
+from hadskip_export.exporters.write import Source
 from hadskip_export.runtime.tokenization import Text
 
 

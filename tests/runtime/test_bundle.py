@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from hadskip_export.errors import BundleError, HadskipError
 from hadskip_export.runtime import Predictor
 from hadskip_export.runtime import bundle as bundle_module
 from hadskip_export.runtime.bundle import DIGEST, MANIFEST, HeldOut, new_bundle, read_bundle, seal
+from hadskip_export.support.errors import BundleError, HadskipError
 from tests.runtime.editing import Refusal, change_manifest, change_piece, copy_of, outcome, reseal, write_manifest
 
 

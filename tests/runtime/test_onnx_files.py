@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from hadskip_export.errors import BundleError
 from hadskip_export.runtime.onnx_files import external_data_files
+from hadskip_export.support.errors import BundleError
 from tests.runtime.editing import Refusal, outcome
 
 FLOAT = TensorProto.FLOAT

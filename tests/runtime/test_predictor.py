@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadskip_export.errors import BudgetError, BundleError, DataError, EngineError, HadskipError
-from hadskip_export.exporters.from_run import Source
+from hadskip_export.exporters.write import Source
 from hadskip_export.runtime import Prediction, Predictor
 from hadskip_export.runtime.engines import ort
 from hadskip_export.runtime.tokenization import Text, share_batches
+from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError, HadskipError
 from tests.conftest import STATIC_ROUTE, sentences
 from tests.runtime.editing import change_manifest, copy_of, reseal
 from tests.runtime.oracle import Answer, Oracle

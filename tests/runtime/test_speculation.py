@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadskip_export.routes import as_route
+from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime.routers import CappedRouter, ForcedRouter, GateRouter
 from hadskip_export.runtime.speculation import Speculation
 from tests.runtime import pieces

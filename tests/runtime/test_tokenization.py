@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
-from hadskip_export.errors import BundleError, DataError
-from hadskip_export.exporters.from_run import Source
+from hadskip_export.exporters.write import Source
 from hadskip_export.runtime import Predictor
 from hadskip_export.runtime.tokenization import Encoded, Tokenizer, pad
+from hadskip_export.support.errors import BundleError, DataError
 from tests.conftest import WORDS
 
 any_text = st.text() | st.lists(st.sampled_from([*WORDS, "🙂", "[SEP]", "漢", "É"]), max_size=60).map(" ".join)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hadskip_export.modeling.encoder import attention_bias
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routes import Route, as_route
+from hadskip_export.routing.routes import Route, as_route
 from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.evaluation import (
     MAX_FIXED_ROUTES,

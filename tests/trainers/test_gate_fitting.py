@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from hadskip_export.modeling.encoder import attention_bias
 from hadskip_export.modeling.gated import FIXED_MARGIN, GatedClassifier, pooled
-from hadskip_export.routes import Route
+from hadskip_export.routing.families import FAMILIES
+from hadskip_export.routing.routes import Route
 from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.evaluation import always
-from hadskip_export.trainers.families import FAMILIES
 from hadskip_export.trainers.gate_fitting import Evidence, fit_gates, observe, run_so_far
 from hadskip_export.trainers.recipe import load_recipe
 from tests.modeling.random_models import random_classifier, random_gated

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hadskip_export.data.tasks import UNLABELLED
 from hadskip_export.modeling.encoder import Output
 from hadskip_export.modeling.gated import GatedOutput
-from hadskip_export.trainers.batches import UNLABELLED
 from hadskip_export.trainers.losses import (
     attention_loss,
     budget_penalty,

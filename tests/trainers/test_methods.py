@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from hadskip_export.errors import BudgetError, BundleError, DataError, HadskipError, RecipeError
+from hadskip_export.commands import train as training
+from hadskip_export.data.tables import read_examples
+from hadskip_export.data.tasks import UNLABELLED, hold_out
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routes import Route, as_route
+from hadskip_export.routing.families import Draw
+from hadskip_export.routing.routes import Route, as_route
 from hadskip_export.runtime.tokenization import Tokenizer
-from hadskip_export.tables import read_examples
+from hadskip_export.support.errors import BudgetError, BundleError, DataError, HadskipError, RecipeError
 from hadskip_export.trainers import methods
-from hadskip_export.trainers import train as training
-from hadskip_export.trainers.batches import UNLABELLED, encode
+from hadskip_export.trainers.batches import encode
 from hadskip_export.trainers.evaluation import (
     above,
     divergence,
@@ -29,12 +31,10 @@ from hadskip_export.trainers.evaluation import (
     predict_full,
     predict_routed,
 )
-from hadskip_export.trainers.families import Draw
 from hadskip_export.trainers.methods import SEARCH_EPOCHS, learn_best_fixed, learn_fixed, learn_nested
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.stages import Session, distil
 from hadskip_export.trainers.summary import budget_row
-from hadskip_export.trainers.tasks import hold_out
 from hadskip_export.trainers.teacher import Teacher
 from tests.conftest import QUICK, sentences, write_csv
 from tests.modeling.random_models import random_classifier, random_gated

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hadskip_export.errors import RecipeError
+from hadskip_export.support.errors import RecipeError
 from hadskip_export.trainers.recipe import DEFAULT, SHIPPED, Recipe, load_recipe
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hadskip_export.errors import BundleError
+from hadskip_export.support.errors import BundleError
 from hadskip_export.trainers.run_folder import (
     RunFolder,
     finished_folder,

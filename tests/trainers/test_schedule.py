@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hadskip_export.errors import BudgetError
-from hadskip_export.trainers.schedule import budget_name, glide, homotopy, resolve_budget
+from hadskip_export.routing.budgets import budget_name, resolve_budget
+from hadskip_export.support.errors import BudgetError
+from hadskip_export.trainers.schedule import glide, homotopy
 
 LAYERS = st.integers(1, 24)
 

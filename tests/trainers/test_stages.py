@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hadskip_export.data.tasks import UNLABELLED
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routes import Route
-from hadskip_export.trainers.batches import UNLABELLED, shuffled_batches
+from hadskip_export.routing.families import Draw
+from hadskip_export.routing.routes import Route
+from hadskip_export.trainers.batches import shuffled_batches
 from hadskip_export.trainers.evaluation import divergence, full_logits, logits_on_routes, predict_full
-from hadskip_export.trainers.families import Draw
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.stages import Session, distil, fine_tune, initialise_gates, train_jointly
 from hadskip_export.trainers.teacher import Teacher

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hadskip_export.metrics import METRICS
+from hadskip_export.data.metrics import METRICS
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.trainers import summary as summaries
 from hadskip_export.trainers.evaluation import (

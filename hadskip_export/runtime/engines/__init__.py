@@ -2,8 +2,8 @@
 
 import importlib
 
-from hadskip_export.errors import EngineError
 from hadskip_export.runtime.engines.base import Batches, Engine, EngineOptions, GateLayout, Piece, Single, is_reduced
+from hadskip_export.support.errors import EngineError
 
 # name -> module:class. To add an engine: one file here, one line there.
 ENGINES = {

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from hadskip_export.environment import chip
-from hadskip_export.errors import EngineError
+from hadskip_export.support.environment import chip
+from hadskip_export.support.errors import EngineError
 
 # `separate`: each gate an engine of its own, asked before its layer. `lookahead`: one engine for all gates, asked after
 # the embeddings and each layer that ran. `fused`: the same, but after a layer they are part of the layer's engine.

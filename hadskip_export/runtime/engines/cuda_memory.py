@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.errors import optional_import
 from hadskip_export.runtime.engines.nvidia import checked
+from hadskip_export.support.errors import optional_import
 
 KEPT = 2**40  # bytes of free memory that are not given back to the system: by default all of it goes at every wait
 

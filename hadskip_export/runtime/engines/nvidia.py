@@ -4,7 +4,7 @@ import ctypes
 import platform
 from typing import Any
 
-from hadskip_export.errors import EngineError
+from hadskip_export.support.errors import EngineError
 
 
 def why_no_device() -> str | None:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThisProcessor, Piece, Single, is_reduced
 from hadskip_export.runtime.engines.bfloat16 import Bfloat16States
+from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 MOST_TOKENS = {"fp32": 1024, "bf16": 1024, "int8": 512}  # computed at once, which takes 24 kB of scratch a token
 MOST_ROUTED = 2048  # the same where layers take the rows that run them, which are fewer, and share the scratch

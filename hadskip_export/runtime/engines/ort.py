@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThisProcessor, Piece, Single
+from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 PROVIDER = "CPUExecutionProvider"
 SPIN_MICROSECONDS = 40  # asleep between operators costs a wake-up each; awake after the call slows the next piece

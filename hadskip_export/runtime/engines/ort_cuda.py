@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hadskip_export.errors import EngineError, first_line
 from hadskip_export.runtime.engines.base import UNBOUNDED, EngineOptions, Piece
 from hadskip_export.runtime.engines.device import DeviceArray, Uploads
 from hadskip_export.runtime.engines.nvidia import device_name, why_no_device
 from hadskip_export.runtime.engines.ort import OnnxRuntime, import_onnxruntime, open_session
+from hadskip_export.support.errors import EngineError, first_line
 
 
 class OrtCudaEngine(OnnxRuntime):

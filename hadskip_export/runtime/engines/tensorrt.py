@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.runtime.engines.base import UNBOUNDED, EngineOptions, GateLayout, Piece, Single
 from hadskip_export.runtime.engines.cuda_memory import CudaDevice, DeviceMemory
 from hadskip_export.runtime.engines.device import DeviceArray, Uploads
 from hadskip_export.runtime.engines.nvidia import compute_capability, device_name, why_no_device
+from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 
 @dataclass(frozen=True)

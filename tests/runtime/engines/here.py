@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hadskip_export.errors import EngineError
 from hadskip_export.runtime import Predictor
 from hadskip_export.runtime.engines import ENGINES, engine_class
+from hadskip_export.support.errors import EngineError
 
 
 def assert_same_answers(both: tuple[Predictor, Predictor], texts: list[str], **options: Any) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from hadskip_export.errors import EngineError
 from hadskip_export.exporters.compile import check_engine
 from hadskip_export.exporters.weights import pack
 from hadskip_export.runtime.engines import ENGINES, Engine, EngineOptions, GateLayout, Single, engine_class
+from hadskip_export.support.errors import EngineError
 from tests.runtime.engines.here import engine_params
 from tests.runtime.engines.host import ON_HOST
 

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hadskip_export.exporters.compile import compile_engine
-from hadskip_export.exporters.from_run import write_bundle
-from hadskip_export.exporters.parity import ROUTE_EPSILON, count_flips
-from hadskip_export.exporters.references import OnnxReference
+from hadskip_export.exporters.write import write_bundle
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.tokenization import pad
+from hadskip_export.verification.parity import ROUTE_EPSILON, count_flips
+from hadskip_export.verification.references import OnnxReference
 from tests.conftest import make_source
 from tests.runtime.engines.here import engine_params
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hadskip_export.errors import EngineError
 from hadskip_export.exporters.conditional import join_conditional
 from hadskip_export.runtime import read_bundle
 from hadskip_export.runtime.engines import EngineOptions
 from hadskip_export.runtime.engines.bfloat16 import Bfloat16States
 from hadskip_export.runtime.engines.openvino import OpenVinoEngine
+from hadskip_export.support.errors import EngineError
 from tests.conftest import needs_bf16
 
 openvino = pytest.importorskip("openvino")

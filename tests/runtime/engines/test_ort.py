@@ -7,9 +7,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from hadskip_export.errors import EngineError
 from hadskip_export.runtime.engines import EngineOptions, ort
 from hadskip_export.runtime.engines.base import usable_cpus
+from hadskip_export.support.errors import EngineError
 
 
 def engine(bundle: Path, **options) -> ort.OrtEngine:

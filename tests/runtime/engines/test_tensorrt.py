@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadskip_export.errors import EngineError
-from hadskip_export.exporters.parity import compare
-from hadskip_export.exporters.references import OnnxReference
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.engines import ENGINES, engine_class, tensorrt
 from hadskip_export.runtime.engines.cuda_memory import KEPT
+from hadskip_export.support.errors import EngineError
+from hadskip_export.verification.parity import compare
+from hadskip_export.verification.references import OnnxReference
 from tests.conftest import sentences
 from tests.runtime.engines.here import assert_same_answers
 from tests.runtime.engines.host import TRT_HOST, HostContext, HostDevice, HostPlan

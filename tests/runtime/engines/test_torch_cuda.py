@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hadskip_export import build
-from hadskip_export.errors import EngineError
 from hadskip_export.exporters.weights import pack
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import Bundle
@@ -25,6 +24,7 @@ from hadskip_export.runtime.engines.torch_cuda.lane import Lane
 from hadskip_export.runtime.engines.torch_cuda.layers import layer
 from hadskip_export.runtime.engines.torch_cuda.model import DeviceTensor, Model, round_rows
 from hadskip_export.runtime.engines.torch_cuda.pieces import open_piece
+from hadskip_export.support.errors import EngineError
 from tests.conftest import sentences
 from tests.runtime.editing import copy_of
 from tests.runtime.engines.here import assert_same_answers

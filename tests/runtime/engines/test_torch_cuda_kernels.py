@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from hadskip_export.errors import EngineError
 from hadskip_export.exporters.weights import pack
 from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
 from hadskip_export.runtime.engines.torch_cuda.ahead import Ahead, Full
@@ -16,6 +15,7 @@ from hadskip_export.runtime.engines.torch_cuda.kernels import NAMES, CudaKernels
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane, Sizes
 from hadskip_export.runtime.engines.torch_cuda.layers import Part
 from hadskip_export.runtime.engines.torch_cuda.model import Model
+from hadskip_export.support.errors import EngineError
 from tests.runtime.engines.cuda_on_host import COMPILER, DECLARED, HostCudaKernels
 from tests.runtime.engines.host import PlainLoop, TorchKernels
 

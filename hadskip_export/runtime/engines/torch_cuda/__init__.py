@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hadskip_export.errors import EngineError, first_line, optional_import
 from hadskip_export.runtime.engines.base import UNBOUNDED, EngineOptions, GateLayout, Piece, Single
 from hadskip_export.runtime.engines.nvidia import device_name, why_no_device
+from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 if TYPE_CHECKING:
     import torch

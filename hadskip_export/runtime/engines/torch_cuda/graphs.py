@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from hadskip_export.errors import optional_import
 from hadskip_export.runtime.engines.torch_cuda.kernels import checked
 from hadskip_export.runtime.engines.torch_cuda.recorder import Program
+from hadskip_export.support.errors import optional_import
 
 WARM_UPS = 3  # runs before capture: libraries choose kernels and allocate workspaces in the first ones
 _ORDER = threading.RLock()  # of all engines of the process: what one records, another must not run into

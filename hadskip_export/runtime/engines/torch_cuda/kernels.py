@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hadskip_export.errors import EngineError, optional_import
 from hadskip_export.runtime.engines import nvidia
 from hadskip_export.runtime.engines.torch_cuda.lane import PARTS, Lane
 from hadskip_export.runtime.engines.torch_cuda.layers import Part
+from hadskip_export.support.errors import EngineError, optional_import
 
 ROWS_PER_BLOCK, UNITS_PER_WARP = 8, 4  # weights are read once for so many rows, and rows once for so many units
 SHARED_BYTES = 47 * 1024

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hadskip_export.errors import EngineError
 from hadskip_export.runtime.engines.torch_cuda.recorder import Program, Recorder
+from hadskip_export.support.errors import EngineError
 
 PARTS = 2  # of a margin, made apart
 POLLS = 2000  # before the host asks whether the device is still at work

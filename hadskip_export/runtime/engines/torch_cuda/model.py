@@ -14,11 +14,11 @@ import safetensors
 import torch
 from torch import Tensor
 
-from hadskip_export.errors import EngineError, first_line
 from hadskip_export.runtime.engines.torch_cuda.kernels import MOST_COLUMNS, Kernels
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane, Sizes
 from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, layer, logits, margins
 from hadskip_export.runtime.engines.torch_cuda.recorder import Program, Recorder
+from hadskip_export.support.errors import EngineError, first_line
 
 Size = tuple[int, int]  # rows, tokens
 Room = TypeVar("Room")

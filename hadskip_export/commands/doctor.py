@@ -1,0 +1,200 @@
+"""`doctor`: what this machine can run, what it lacks, and which engine is the fastest on it."""
+
+import importlib.util
+import json
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hadskip_export.runtime.engines import ENGINES, engine_class
+from hadskip_export.support.environment import environment
+from hadskip_export.support.errors import EngineError, HadskipError
+from hadskip_export.support.files import replaced
+from hadskip_export.support.progress import say, track
+
+# What makes a difference here -> the flags of the system's CPU description that tell of it.
+FEATURES = {
+    "AVX2": {"avx2"},
+    "AVX512": {"avx512f"},
+    "VNNI": {"avx512_vnni", "avx_vnni", "asimddp"},
+    "BF16": {"avx512_bf16", "bf16"},
+    "AMX": {"amx_tile"},
+}
+CPUINFO = Path("/proc/cpuinfo")
+TOKENS, ROUNDS = 128, 15
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # what each costs in agreement rises from one to the next
+WORTH_WHILE = 1.1  # times faster than the precision before
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """
+    Args:
+        features: by name; None where the system does not tell.
+        engines: by name, None if it can run, else the one thing it lacks.
+        training: the same for training and export.
+        layer_ms: of a BERT-base layer of 128 tokens, by `engine-precision`; None if it could not be measured.
+        recommendation: what to build, in words.
+    """
+
+    environment: dict[str, Any]
+    features: dict[str, bool] | None
+    engines: dict[str, str | None]
+    training: str | None
+    layer_ms: dict[str, float] | None
+    recommendation: str
+
+    @property
+    def healthy(self) -> bool:
+        return any(lack is None for lack in self.engines.values())
+
+    def lines(self) -> list[str]:
+        """As a person reads it."""
+        about = self.environment
+        lines = [
+            f"chip: {about['chip']}, {about['cpus']} CPUs",
+            "features: "
+            + (
+                "not told by this system"
+                if self.features is None
+                else ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in self.features.items())
+            ),
+            "versions: " + ", ".join(f"{library} {version}" for library, version in about["versions"].items()),
+        ]
+        rows = {f"engine {name}": lack for name, lack in self.engines.items()} | {"training and build": self.training}
+        lines += [f"{name}: {'ready' if lack is None else lack}" for name, lack in rows.items()]
+        lines += [
+            f"{name}: {ms:.2f} ms for a BERT-base layer of {TOKENS} tokens"
+            for name, ms in (self.layer_ms or {}).items()
+        ]
+        return [*lines, f"recommended: {self.recommendation}"]
+
+
+def doctor(*, fresh: bool = False) -> Diagnosis:
+    """Looks at this machine.
+
+    Args:
+        fresh: measure again, even if the same chip was measured with the same versions before.
+    """
+    about, engines, training = environment(), {name: _lack_of(name) for name in ENGINES}, _lack_of_training()
+    layer_ms = None
+    if training is None and any(lack is None for lack in engines.values()):
+        layer_ms = _measured(about, [name for name, lack in engines.items() if lack is None], fresh)
+    return Diagnosis(about, features(), engines, training, layer_ms, _recommendation(engines, training, layer_ms))
+
+
+def features() -> dict[str, bool] | None:
+    """What of `FEATURES` this chip has; None where the system does not tell."""
+    if not CPUINFO.is_file():
+        return None
+    for line in CPUINFO.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            flags = set(value.split())
+            return {feature: bool(wanted & flags) for feature, wanted in FEATURES.items()}
+    return None
+
+
+def _lack_of(engine: str) -> str | None:
+    try:
+        engine_class(engine).versions()
+        return engine_class(engine).why_not_here()
+    except EngineError as error:
+        return str(error)
+
+
+def _lack_of_training() -> str | None:
+    for module in ("torch", "transformers", "onnx", "onnxscript"):
+        if importlib.util.find_spec(module) is None:
+            return f'needs {module}; pip install "hadskip-export[train]"'
+    return None
+
+
+def _recommendation(engines: dict[str, str | None], training: str | None, layer_ms: dict[str, float] | None) -> str:
+    ready = [name for name, lack in engines.items() if lack is None]
+    if not ready:
+        return 'pip install "hadskip-export[ort]"; no engine can run here'
+    if layer_ms is None:
+        return f"--engine {ready[0]} --precision fp32 (nothing was measured: that {training})"
+    by_precision = [[name for name in layer_ms if name.endswith(f"-{precision}")] for precision in PRECISIONS]
+    fastest = [min(names, key=lambda name: layer_ms[name]) for names in by_precision if names]
+    if not by_precision[0]:
+        return "nothing: no engine could be measured in fp32 here"
+    chosen = plain = fastest[0]
+    for name in fastest[1:]:
+        if layer_ms[chosen] / layer_ms[name] > WORTH_WHILE:
+            chosen = name
+    engine, _, precision = chosen.rpartition("-")
+    text = f"--engine {engine} --precision {precision}"
+    if chosen != plain:
+        gain = layer_ms[plain] / layer_ms[chosen]
+        text += f", {gain:.1f} times as fast as {plain}; what it costs in labels, validate --data tells"
+    return text
+
+
+def _measured(about: dict[str, Any], engines: list[str], fresh: bool) -> dict[str, float]:
+    """Milliseconds of a layer by `engine-precision`, from the cache if the machine that `about` describes is in it."""
+    key = json.dumps([about["chip"], about["cpus"], about["system"], about["versions"], engines], sort_keys=True)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hadskip-export" / "doctor.json"
+    try:
+        known = msgspec.json.decode(cache.read_bytes(), type=dict[str, dict[str, float]])
+    except (OSError, msgspec.MsgspecError):
+        known = {}
+    if fresh or key not in known:
+        say("measuring a layer on each engine, once; half a minute")
+        known[key], complete = _measure(engines)
+        if not complete:  # what failed may not fail the next time
+            return known[key]
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(cache) as part:
+                part.write_text(json.dumps(known))
+        except OSError as error:  # a home that cannot be written to: measured again the next time
+            say(f"{cache}: not kept ({error.strerror})")
+    return known[key]
+
+
+def _measure(engines: list[str]) -> tuple[dict[str, float], bool]:
+    """The figures, and whether nothing is missing but what this machine or this version will never have."""
+    from contextlib import ExitStack
+    from statistics import median
+
+    from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
+    from hadskip_export.benchmark.systems import System
+    from hadskip_export.commands.estimate import SIZES
+
+    config = replace(SIZES["bert-base"], num_layers=2, vocab_size=64)  # the last one is no whole layer
+    complete = True
+
+    def leave_out(name: str, error: HadskipError) -> None:
+        nonlocal complete
+        complete = complete and isinstance(error, EngineError)
+        say(f"{name}: {error}; left out")
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        systems = {}
+        for engine in engines:
+            for precision in engine_class(engine).precisions:
+                name = f"{engine}-{precision}"
+                bundle = folder / name / "bundle"
+                try:
+                    report = write_random_bundle(bundle, config, engine, precision, single="chain")
+                    if report.parity != "passed":
+                        raise EngineError(f"gives wrong answers on this machine, first at {report.first_bad_piece}")
+                    systems[name] = stack.enter_context(System(str(bundle), {}, [text_of(TOKENS)]))
+                except HadskipError as error:  # this chip has no bf16, for instance
+                    leave_out(name, error)
+        samples: dict[str, list[float]] = {name: [] for name in systems}
+        for _ in track(range(ROUNDS), ROUNDS, "measure"):
+            for name in list(samples):
+                try:
+                    samples[name].append(systems[name].ask("pieces", calls=[[0]], repeats=10)["layer"])
+                except HadskipError as error:
+                    leave_out(name, error)
+                    del samples[name]
+    return {name: median(seconds) * 1e3 for name, seconds in samples.items()}, complete

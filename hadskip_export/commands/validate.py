@@ -1,0 +1,76 @@
+"""`validate`: a bundle on the machine it will serve on, without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hadskip_export.data.tables import Columns, read_examples
+from hadskip_export.exporters.amend import settled
+from hadskip_export.runtime.bundle import read_bundle
+from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.verification.golden import GoldenCheck, check_golden, read_golden
+from hadskip_export.verification.labels import DataCheck, check_data
+from hadskip_export.verification.parity import ParityReport, compare
+from hadskip_export.verification.references import OnnxReference
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What `validate` found."""
+
+    golden: GoldenCheck
+    parity: ParityReport
+    data: DataCheck | None
+
+    @property
+    def passed(self) -> bool:
+        return self.golden.passed and self.parity.parity == "passed"
+
+    def lines(self) -> list[str]:
+        """As a person reads it."""
+        golden = self.golden
+        result = [
+            f"golden: {golden} ({'passed' if golden.passed else 'FAILED'})",
+            *self.parity.lines(),
+        ]
+        if self.data is not None:
+            result += self.data.lines()
+        return result
+
+    def plain(self) -> dict[str, Any]:
+        """The whole of it as JSON has it, which knows no NaN: None."""
+        found = {"passed": self.passed, "golden": self.golden, "parity": self.parity, "data": self.data}
+        return msgspec.json.decode(msgspec.json.encode(found))
+
+
+def validate(
+    bundle: str | Path,
+    *,
+    engine: str | None = None,
+    data: str | Path | None = None,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+) -> Validation:
+    """Checks an engine of a bundle against its golden files and, piece by piece, against the ONNX pieces run plainly.
+    The parity of one that was built where it cannot run is settled first, for good.
+
+    Args:
+        engine: which of the bundle's engines; the first if left out.
+        data: labelled texts to compare on instead of the golden ones, and to say how well the bundle does on.
+
+    Raises:
+        BundleError: see `read_bundle` and `settled`; a failed engine is checked all the same.
+        DataError: see `read_examples`; a label the model does not know.
+    """
+    with Predictor(settled(read_bundle(bundle), engine), engine, allow_failed=True) as predictor:
+        golden = read_golden(predictor.bundle)
+        examples = None
+        if data is not None:
+            examples = read_examples(data, Columns(text_column, pair_column, label_column), predictor.labels)
+        check = check_golden(predictor, golden)
+        texts = golden.texts if examples is None else examples.texts
+        report = compare(OnnxReference(predictor.bundle), predictor, predictor.tokenizer.encode(texts))
+        return Validation(check, report, None if examples is None else check_data(predictor, examples))

@@ -1,0 +1,121 @@
+"""Golden inputs and what the reference made of them, kept in the bundle so that any machine can check itself.
+
+The inputs are words drawn from the tokenizer's vocabulary: a deployable file holds none of the user's sentences,
+unless the user names a file of them.
+"""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hadskip_export.runtime.bundle import Bundle
+from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.runtime.tokenization import Text, Tokenizer, pad
+from hadskip_export.support.errors import BundleError, DataError
+from hadskip_export.verification.parity import count_flips, largest_difference, ways_to_run
+from hadskip_export.verification.references import Reference
+
+COUNT = 64
+INPUTS, OUTPUTS = "golden/inputs.jsonl", "golden/outputs.npz"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Texts, and the reference's margins float32 [n, L], routes bool [n, L] and logits float32 [n, classes]."""
+
+    texts: list[Text]
+    margins: np.ndarray
+    routes: np.ndarray
+    logits: np.ndarray
+
+
+def vocabulary_texts(vocabulary: list[str], seed: int = 0) -> list[Text]:
+    """Texts of 1 to 100 random words, every eighth one a pair, and one without a word."""
+    words = [word for word in vocabulary if word.isalpha()] or vocabulary
+    random = np.random.default_rng(seed)
+    texts: list[Text] = [""]
+    for number in range(1, COUNT):
+        text = " ".join(random.choice(words, size=int(random.integers(1, 101))))
+        texts.append((text, str(random.choice(words))) if number % 8 == 0 else text)
+    return texts
+
+
+def read_texts(file: Path) -> list[Text]:
+    """The user's own golden inputs, one text a line.
+
+    Raises:
+        DataError: missing, unreadable or empty.
+    """
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--golden {file}: cannot be read ({error})") from error
+    if not lines:
+        raise DataError(f"--golden {file}: no text in it")
+    return list(lines)
+
+
+def write_golden(folder: Path, texts: list[Text], tokenizer: Tokenizer, reference: Reference, threshold: float) -> None:
+    """Writes the golden inputs and the reference's answers into a bundle being built."""
+    found = [reference.trace(pad([encoded]), threshold) for encoded in tokenizer.encode(texts)]
+    (folder / INPUTS).parent.mkdir()
+    (folder / INPUTS).write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
+    np.savez(
+        folder / OUTPUTS,
+        margins=np.stack([trace.margins for trace in found]),
+        routes=np.stack([trace.route for trace in found]),
+        logits=np.concatenate([trace.logits for trace in found]),
+    )
+
+
+def read_golden(bundle: Bundle) -> Golden:
+    """
+    Raises:
+        BundleError: the bundle's golden files cannot be read.
+    """
+    try:
+        lines = bundle.file(INPUTS).read_text(encoding="utf-8").splitlines()
+        texts = [text if isinstance(text, str) else tuple(text) for text in map(json.loads, lines)]
+        with np.load(bundle.file(OUTPUTS), allow_pickle=False) as arrays:
+            golden = Golden(texts, arrays["margins"], arrays["routes"], arrays["logits"])
+        if not len(texts) == len(golden.margins) == len(golden.routes) == len(golden.logits) > 0:
+            raise ValueError(f"{len(texts)} texts, {len(golden.logits)} answers")
+        return golden
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{bundle.path}: its golden files cannot be read ({error}); build it again") from error
+
+
+@dataclass(frozen=True)
+class GoldenCheck:
+    """An engine on this machine against the answers recorded when the bundle was built (by PyTorch)."""
+
+    texts: int
+    flips: int
+    logits_largest: float
+    logits_tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.flips == 0 and self.logits_largest <= self.logits_tolerance
+
+    def __str__(self) -> str:
+        return (
+            f"{self.texts} texts, {self.flips} flips, logits differ by at most {self.logits_largest:.1e}, tolerance"
+            f" {self.logits_tolerance:.0e}"
+        )
+
+
+def check_golden(predictor: Predictor, golden: Golden) -> GoldenCheck:
+    """Runs the golden inputs through the engine that `predictor` has loaded, in both ways that it has."""
+    tolerance, threshold = predictor.engine_info.tolerance, predictor.bundle.manifest.router.threshold
+    encoded = predictor.tokenizer.encode(golden.texts)
+    flips, largest = [], []
+    for batch_size in ways_to_run(predictor.engine_info).values():
+        logits, routes = predictor.run_as_built(encoded, batch_size)
+        flips.append(count_flips(golden.margins - threshold, golden.routes, routes, np.array(tolerance.margins)))
+        same = (routes == golden.routes).all(axis=1)
+        largest.append(largest_difference(logits[same], golden.logits[same]))
+    return GoldenCheck(len(golden.texts), max(flips), float(np.max(largest)), tolerance.logits)  # NaN stays NaN

@@ -1,0 +1,105 @@
+"""What an engine is compared with: PyTorch where there is torch, else the ONNX pieces run in the plainest way.
+
+A reference takes one input at a time and keeps everything on the way. It shares no code with the chain: no batching,
+no compaction, no look-ahead.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hadskip_export.routing.routes import FIXED_MARGIN, as_row
+from hadskip_export.runtime.bundle import Bundle, gate_name, layer_name
+from hadskip_export.runtime.engines.ort import import_onnxruntime, open_session
+from hadskip_export.runtime.tokenization import Batch, Encoded, pad
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One input's way through the model; every array has the batch axis, of size 1.
+
+    Args:
+        states: L + 1 of float32 [1, s, H], h_0 to h_L, on the route taken.
+        layer_outputs: L of float32 [1, s, H]: f_i(h_{i-1}), also of layers that were skipped; h_{i-1} of those that a
+            bundle of a static route leaves out. After the last layer that may run both may have the first token alone.
+        margins: float32 [L]; of a static route `FIXED_MARGIN` where a layer runs, less than 0 by as much where not.
+        route: bool [L].
+        logits: float32 [1, classes].
+        full_logits: of the fine-tuned BERT, float32 [1, classes]; None where there is none.
+    """
+
+    states: list[np.ndarray]
+    layer_outputs: list[np.ndarray]
+    margins: np.ndarray
+    route: np.ndarray
+    logits: np.ndarray
+    full_logits: np.ndarray | None
+
+
+class Reference(Protocol):
+    name: str
+
+    def trace(self, batch: Batch, threshold: float) -> Trace:
+        """Runs a batch of one input."""
+        ...
+
+    def margin(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """Of the gate before layer `index`, from 0, on [1, s, H]: float32 [1]."""
+        ...
+
+    def logits(self, hidden_states: np.ndarray) -> np.ndarray:
+        """The head's on [1, s, H], or the first token's [1, 1, H]: float32 [1, classes]."""
+        ...
+
+
+def traces(reference: Reference, inputs: Sequence[Encoded], threshold: float):
+    """Yields the trace of each input in turn."""
+    for encoded in inputs:
+        yield reference.trace(pad([encoded]), threshold)
+
+
+class OnnxReference:
+    """The fp32 ONNX pieces on ONNX Runtime without graph optimisation, on one thread."""
+
+    name = "ONNX pieces, not optimised"
+
+    def __init__(self, bundle: Bundle):
+        self._ort: Any = import_onnxruntime()
+        pieces, model, route = bundle.manifest.pieces, bundle.manifest.model, bundle.manifest.router.route
+        sessions = {file: self._session(bundle.file(file)) for file in set(pieces.values())}
+        self._pieces = {piece: sessions[file] for piece, file in pieces.items()}
+        self._layers = range(model.layers)
+        self._fixed = None if route is None else np.where(as_row(route, model.layers), FIXED_MARGIN, -FIXED_MARGIN)
+
+    def trace(self, batch: Batch, threshold: float) -> Trace:
+        mask = batch.attention_mask
+        ids = {"input_ids": batch.input_ids, "token_type_ids": batch.token_type_ids}
+        states = [self._run("embeddings", ids)]
+        outputs, margins = [], []
+        for index in self._layers:
+            margins.append(self.margin(index, states[-1], mask)[0] if self._fixed is None else self._fixed[index])
+            layer, feed = layer_name(index), {"hidden_states": states[-1], "attention_mask": mask}
+            outputs.append(self._run(layer, feed) if layer in self._pieces else states[-1])
+            states.append(outputs[-1] if margins[-1] > threshold else states[-1])
+        full = self._run("full", ids | {"attention_mask": mask}) if "full" in self._pieces else None
+        route = np.array(margins, np.float32) > threshold
+        return Trace(states, outputs, np.array(margins, np.float32), route, self.logits(states[-1]), full)
+
+    def margin(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return self._run(gate_name(index), {"hidden_states": hidden_states, "attention_mask": attention_mask})
+
+    def logits(self, hidden_states: np.ndarray) -> np.ndarray:
+        return self._run("head", {"hidden_states": hidden_states})
+
+    def _session(self, file: Path):
+        options = self._ort.SessionOptions()
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return open_session(self._ort, file, options, "CPUExecutionProvider")
+
+    def _run(self, piece: str, feed: dict[str, np.ndarray]) -> np.ndarray:
+        return self._pieces[piece].run(None, feed)[0]

@@ -1,0 +1,194 @@
+"""Files through a bundle: what a bad row costs, what is left behind, and how much is held at a time."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import hadskip_export
+from hadskip_export.commands.predict import CHUNK
+from hadskip_export.runtime import Prediction, Predictor
+from hadskip_export.support.errors import DataError
+from tests.test_cli import equal, lines, program, refused, run, succeeded
+
+BAD_ROWS = {
+    "data.csv": (
+        'text,label\ngood,1\nshort\n"open,1\n"two\nlines",2\n,3\nbad,4\n',
+        {2: "good", 5: "two\nlines", 8: "bad"},
+        [3, 4, 7],
+    ),
+    "data.tsv": ('text\tlabel\n"good\t1\nshort\na\tb\tc\n\t2\nbad"\t3\n', {2: '"good', 6: 'bad"'}, [3, 4, 5]),
+    "data.jsonl": (
+        '{"text": "good"}\n{"id": 1}\n{\n{"text": null}\n{"text": "\\ud800"}\n{"text": "bad"}\n',
+        {1: "good", 6: "bad"},
+        [2, 3, 4, 5],
+    ),
+}
+
+
+def answers(bundle: Path, texts: Iterable[str]) -> list[dict]:
+    with Predictor.load(bundle) as predictor:
+        return json.loads(json.dumps([vars(prediction) for prediction in predictor(list(texts))]))
+
+
+@pytest.mark.parametrize("to_file", [False, True], ids=["printed", "written"])
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_skip_answers_the_good_rows_and_names_the_others(bundle: Path, tmp_path: Path, name: str, to_file: bool):
+    content, good, bad = BAD_ROWS[name]
+    file, output = tmp_path / name, tmp_path / "answers.jsonl"
+    file.write_text(content)
+    to = ("--output", output) if to_file else ()
+    result = succeeded(run("predict", bundle, "--input", file, "--on-error", "skip", *to))
+    wanted = [{"line": line, **answer} for line, answer in zip(good, answers(bundle, good.values()), strict=True)]
+    assert equal(lines(output.read_text() if to_file else result.stdout), wanted)
+    *skipped, last = result.stderr.splitlines()
+    assert [line.split(": ")[1] for line in skipped] == [f"{file}, line {number}" for number in bad]
+    assert last == f"{len(good)} rows done, {len(bad)} skipped"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--on-error", "stop")], ids=["left out", "stop"])
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_stop_names_the_first_bad_row_and_writes_nothing(bundle: Path, tmp_path: Path, name: str, arguments: tuple):
+    content, _, bad = BAD_ROWS[name]
+    file = tmp_path / name
+    file.write_text(content)
+    result = run("predict", bundle, "--input", file, "--output", tmp_path / "answers.jsonl", *arguments)
+    refused(result, f"{file}, line {bad[0]}: ", "--on-error skip")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_one_bad_text_costs_no_other_of_its_batch(bundle: Path, tmp_path: Path):
+    file = tmp_path / "data.jsonl"
+    texts = ["good"] * 2 * CHUNK
+    texts[CHUNK + 7] = "\ud800"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    result = succeeded(run("predict", bundle, "--input", file, "--on-error", "skip"))
+    wanted = [line for line in range(1, 2 * CHUNK + 1) if line != CHUNK + 8]
+    assert [record["line"] for record in lines(result.stdout)] == wanted
+    assert f"{file}, line {CHUNK + 8}: 'text' is not valid Unicode" in result.stderr
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_records_have_the_same_fields_whatever_is_done_about_bad_rows(bundle: Path, tmp_path: Path, on_error: str):
+    file = tmp_path / "data.csv"
+    file.write_text("text\ngood\nbad\n")
+    result = succeeded(run("predict", bundle, "great", "--input", file, "--on-error", on_error))
+    records = lines(result.stdout)
+    assert [record["line"] for record in records] == [None, 2, 3]
+    for record in records:
+        assert list(record) == ["line", *(field.name for field in fields(Prediction))]
+    assert result.stderr == ("2 rows done, 0 skipped\n" if on_error == "skip" else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "arguments", "message"),
+    [
+        ("none.csv", None, (), "no such file"),
+        ("a.csv", b"text\n" + b"good\n" * 3000 + b"caf\xe9\n", (), "not UTF-8"),
+        ("a.csv", b"text\ngood\n", ("--text-column", "words"), "--text-column"),
+        ("a.csv", b"text\n", (), "no rows"),
+        ("a.csv", b"text,label\nshort\n", (), "no rows"),
+    ],
+)
+def test_what_is_no_rows_fault_stops_all_the_same(bundle: Path, tmp_path: Path, name, content, arguments, message):
+    file, output = tmp_path / name, tmp_path / "answers.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    result = run("predict", bundle, "--input", file, "--output", output, "--on-error", "skip", *arguments)
+    refused(result, str(file), message)
+    assert set(os.listdir(tmp_path)) <= {name}
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_bundle_is_read(tmp_path: Path):
+    file = tmp_path / "data.csv"
+    file.write_text("text\ngood\n")
+    (tmp_path / "link.csv").symlink_to(file)
+    os.mkfifo(tmp_path / "pipe")
+    for output, message in [
+        (file, "is the input"),
+        (tmp_path / "link.csv", "is the input"),
+        (tmp_path / "pipe", "not a file"),  # a device, /dev/null for instance, would be replaced by the file
+        (tmp_path, "not a file"),
+        (tmp_path / "missing" / "answers.jsonl", "no folder"),
+    ]:
+        refused(run("predict", tmp_path / "bundle", "--input", file, "--output", output), f"--output {output}", message)
+    assert file.read_text() == "text\ngood\n"
+
+
+def test_an_output_that_is_a_link_stays_one(bundle: Path, tmp_path: Path):
+    link, target = tmp_path / "link", tmp_path / "answers.jsonl"
+    link.symlink_to(target)
+    succeeded(run("predict", bundle, "good", "--output", link))
+    assert link.is_symlink()
+    assert equal(lines(target.read_text()), answers(bundle, ["good"]))
+
+
+def test_an_interrupt_leaves_nothing(bundle: Path, tmp_path: Path):
+    """It comes while more rows are awaited; many are written by then."""
+    pipe, output = tmp_path / "data.jsonl", tmp_path / "answers.jsonl"
+    os.mkfifo(pipe)
+    process = program("predict", bundle, "--input", pipe, "--output", output)
+    with pipe.open("w") as rows:
+        rows.write('{"text": "good"}\n' * 3 * CHUNK)
+        rows.flush()
+        while process.poll() is None and not any(file.stat().st_size for file in tmp_path.glob("*.part")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert stderr == "Error: interrupted\n"
+    assert os.listdir(tmp_path) == ["data.jsonl"]
+
+
+def test_no_more_than_a_chunk_of_rows_is_held(bundle: Path, tmp_path: Path):
+    """The input is a pipe: what its writer got rid of has been read, or is in a buffer that holds a few rows."""
+    pipe, written, buffered = tmp_path / "data.jsonl", 0, 64
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        nonlocal written
+        row = json.dumps({"text": "good", "ballast": "x" * 8000}) + "\n"
+        with pipe.open("w") as rows:
+            for written in range(1, 8 * CHUNK + 1):  # noqa: B007
+                rows.write(row)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for done, _ in enumerate(hadskip_export.predict(bundle, input=pipe), start=1):
+        chunks = -(-done // CHUNK)
+        assert written <= chunks * CHUNK + buffered
+    writer.join()
+    assert done == written == 8 * CHUNK
+
+
+# As a function
+
+
+def test_the_function_skips_too(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "data.csv"
+    file.write_text("text,label\ngood,1\nshort\n")
+    found = list(map(json.loads, hadskip_export.predict(bundle, input=file, on_error="skip")))
+    assert [record["line"] for record in found] == [2]
+    assert f"{file}, line 3" in capsys.readouterr().err
+    with pytest.raises(DataError, match="line 3"):
+        list(hadskip_export.predict(bundle, input=file))
+
+
+def test_the_function_writes_when_it_is_called(bundle: Path, tmp_path: Path):
+    output = tmp_path / "answers.jsonl"
+    assert list(hadskip_export.predict(bundle, ["good"], output=output)) == []
+    assert len(lines(output.read_text())) == 1
+    output.unlink()
+    hadskip_export.predict(bundle, ["good"], output=output)
+    assert len(lines(output.read_text())) == 1
+
+
+def test_the_function_refuses_another_way_of_going_on(bundle: Path):
+    with pytest.raises(DataError, match="on_error='ignore': expected 'stop' or 'skip'"):
+        hadskip_export.predict(bundle, ["good"], on_error="ignore")

@@ -1,0 +1,89 @@
+"""Per class and per flipped input, against counting by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hadskip_export.routing.routes import statistics
+from hadskip_export.verification.labels import MOST_CHARACTERS, ClassScore, DataCheck, Flip, class_scores, one_line
+
+
+def test_scores_of_a_small_case():
+    predicted, expected = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 0])
+    assert class_scores(predicted, expected, ("a", "b")) == (
+        ClassScore("a", 2 / 3, 2 / 3, 2 / 3, 3),
+        ClassScore("b", 1 / 2, 1 / 2, 1 / 2, 2),
+    )
+
+
+def test_what_cannot_be_computed_is_none():
+    scores = class_scores(np.array([0, 0, 2]), np.array([0, 1, 0]), ("a", "b", "c", "d"))
+    assert scores == (
+        ClassScore("a", 1 / 2, 1 / 2, 1 / 2, 2),
+        ClassScore("b", None, 0.0, 0.0, 1),
+        ClassScore("c", 0.0, None, 0.0, 0),
+        ClassScore("d", None, None, None, 0),
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_scores_are_those_of_a_slow_computation(pairs):
+    for index, score in enumerate(class_scores(*map(np.array, zip(*pairs, strict=True)), tuple("abcd"))):
+        hits = pairs.count((index, index))
+        claimed = sum(predicted == index for predicted, _ in pairs)
+        assert score.support == sum(expected == index for _, expected in pairs)
+        assert score.precision == (hits / claimed if claimed else None)
+        assert score.recall == (hits / score.support if score.support else None)
+        if hits:
+            assert score.f1 == pytest.approx(2 / (1 / score.precision + 1 / score.recall))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("good", "good"),
+        (" two\n\nlines\tand\u2028more ", "two lines and more"),
+        ("\x1b[2Jgone\x07", "[2Jgone"),
+        ("naïve 🙂", "naïve 🙂"),
+        ("x" * 101, "x" * 99 + "…"),
+        ("x" * 100, "x" * 100),
+        (("good", "bad\n"), "good | bad"),
+        (("x" * 500, "y" * 500), "x" * 49 + "… | " + "y" * 49 + "…"),
+    ],
+)
+def test_a_text_in_a_listing_is_one_short_line(text, line):
+    assert one_line(text) == line
+    assert len(line) <= MOST_CHARACTERS + len(" | ")
+
+
+def check(flips: int) -> DataCheck:
+    scores = (ClassScore("no", None, 0.0, 0.0, 7), ClassScore("surely", 0.5, 1.0, 2 / 3, 5))
+    listed = tuple(Flip(line, f"text {line}", "no", "surely", "no") for line in range(2, 2 + flips))
+    routes = statistics(np.ones((12, 3), bool))
+    return DataCheck(12, "accuracy", 0.5, routes, scores, 0.75, scores[::-1], 0.5, listed, 0, flips)
+
+
+@pytest.mark.parametrize(("flips", "listed", "more"), [(0, 0, []), (10, 10, []), (25, 10, ["15 more"])])
+def test_ten_flips_are_listed_and_the_others_counted(flips: int, listed: int, more: list[str]):
+    lines = check(flips).lines()
+    assert f"labels that differ from full BERT's: {flips}, 0 for the better, {flips} for the worse" in "\n".join(lines)
+    shown = [line for line in lines if "no -> surely, truly no: text" in line]
+    assert [line.split()[1] for line in shown] == [f"{line}:" for line in range(2, 2 + listed)]
+    assert [part for part in more if part in lines[-1]] == more
+    assert ("more" in lines[-1]) == bool(more)
+
+
+def test_the_table_has_a_row_per_label():
+    heading, first, second = check(0).lines()[2:5]
+    assert heading.split() == [
+        "label",
+        "support",
+        *["precision", "recall", "F1"],
+        "full",
+        "BERT:",
+        *heading.split()[2:5],
+    ]
+    assert first.split() == ["no", "7", "-", "0.000", "0.000", "0.500", "1.000", "0.667"]
+    assert second.split() == ["surely", "5", "0.500", "1.000", "0.667", "-", "0.000", "0.000"]
+    assert len({len(heading), len(first), len(second)}) == 1
