@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hadskip_export.data.glue import GLUE_TASKS, HUB_REPOSITORY, read_folder, read_hub
-from hadskip_export.data.tables import Columns, Examples, check_labels, read_examples
+from hadskip_export.data.tables import ANY_COLUMNS, Columns, Examples, check_labels, read_examples
 from hadskip_export.support.errors import DataError
 
 UNLABELLED = -100  # in place of a class index; the one that torch's losses leave out
@@ -41,12 +41,13 @@ class TaskData:
 
 
 def load_task(
-    task: str | None,
-    data_dir: str | None,
-    train: str | None,
-    evaluation: str | None,
-    columns: Columns,
-    known_labels: tuple[str, ...] | None,
+    *,
+    task: str | None = None,
+    data_dir: str | None = None,
+    train: str | None = None,
+    evaluation: str | None = None,
+    columns: Columns = ANY_COLUMNS,
+    known_labels: tuple[str, ...] | None = None,
     repository: str = HUB_REPOSITORY,
 ) -> TaskData:
     """Reads a GLUE task, from a folder or the hub, or any pair of labelled files.

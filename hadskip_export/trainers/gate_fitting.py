@@ -5,7 +5,7 @@ place, `V(run) - V(skip)` at a gate is a number per input, and the gate learns i
 mistake on it costs. `V` is the divergence from the teacher plus a price for every layer run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,7 @@ class Evidence:
     divergence: dict[Route, Tensor]
 
 
-def run_so_far(family: Sequence[Route], index: int) -> list[Route]:
+def run_so_far(family: Iterable[Route], index: int) -> list[Route]:
     """The layers that may have run before the gate of layer `index` (from 0) is asked."""
     return sorted({tuple(layer for layer in route if layer <= index) for route in family})
 
@@ -77,17 +77,13 @@ def observe(
     return Evidence(states, divergence)
 
 
-def fit_gates(
-    model: GatedClassifier, evidence: Evidence, family: Sequence[Route], price: float, recipe: Recipe, label: str
-) -> None:
-    """Fits every gate anew, the last one first. A layer that all routes run, or none, gets a fixed decision.
-
-    Args:
-        price: what a layer costs, in nats of divergence.
-    """
+def fit_gates(model: GatedClassifier, evidence: Evidence, recipe: Recipe, label: str) -> None:
+    """Fits every gate anew to the routes observed, the last one first. A layer that all of them run, or none, gets a
+    fixed decision."""
     device = next(model.gates.parameters()).device
     model.gates.cpu()  # where the evidence is; gates are small
-    values = {route: cost + price * len(route) for route, cost in evidence.divergence.items()}
+    family = evidence.divergence.keys()
+    values = {route: cost + recipe.layer_price * len(route) for route, cost in evidence.divergence.items()}
     num_layers = len(model.gates)
     for index in track(reversed(range(num_layers)), num_layers, label):
         number, gate = index + 1, model.gates[index]

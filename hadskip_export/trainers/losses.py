@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from hadskip_export.data.tasks import UNLABELLED
 from hadskip_export.modeling.encoder import Output
 from hadskip_export.modeling.gated import GatedOutput
+from hadskip_export.trainers.batches import TrainingBatch
 from hadskip_export.trainers.recipe import Recipe
 
 
@@ -56,14 +57,15 @@ def attention_loss(student: list[Tensor], teacher: list[Tensor], ran: Tensor, at
 
 
 def distillation_loss(
-    student: Output, teacher: Output, ran: Tensor, labels: Tensor, attention_mask: Tensor, recipe: Recipe
+    student: Output, teacher: Output, ran: Tensor, batch: TrainingBatch, recipe: Recipe
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The task's loss and appendix B's, weighted, and their terms, each before its weight.
 
     Args:
         ran: bool [b, L], the layers that the student ran.
-        labels: int64 [b]; `UNLABELLED` text is learned from the teacher alone.
+        batch: `UNLABELLED` text in it is learned from the teacher alone.
     """
+    labels, attention_mask = batch.labels, batch.attention_mask
     weights = {"task": 1.0, "prediction": recipe.alpha1, "hidden": recipe.alpha2, "attention": recipe.alpha3}
     weights |= {"embedding": recipe.alpha4}
     terms = {}
@@ -82,11 +84,11 @@ def distillation_loss(
 
 
 def stage3_loss(
-    student: GatedOutput, teacher: Output, labels: Tensor, attention_mask: Tensor, budget: float, recipe: Recipe
+    student: GatedOutput, teacher: Output, batch: TrainingBatch, budget: float, recipe: Recipe
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of stage III, `distillation_loss` and the budget penalty, and its terms."""
     assert student.gates is not None
     ran = student.gates.detach() > 0
-    loss, terms = distillation_loss(student, teacher, ran, labels, attention_mask, recipe)
+    loss, terms = distillation_loss(student, teacher, ran, batch, recipe)
     penalty = budget_penalty(student.gates, budget, recipe.penalty_unit)
     return loss + recipe.beta * penalty, terms | {"budget": penalty.detach()}

@@ -19,7 +19,7 @@ SHIPPED = ("paper", "adaptive")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of the three stages. Their values are in recipes/*.toml; docs/recipe.md says what each was seen to do.
+    """Settings of the three stages. Their values are in recipes/*.toml; docs/method.md says what each was seen to do.
 
     Learning rates are AdamW's peak; each falls linearly to 0 after a warm-up.
     """
@@ -45,7 +45,8 @@ class Recipe:
     margin_limit: float  # while exploring, margins are squashed to +-limit: no gate saturates and stops learning
 
     # Stage III
-    routing: Literal["joint", "nested"]  # gates learn with the body (the paper), or after it, on routes it was taught
+    # What --method hadskip is: gates learn with the body (the paper), or after it, on routes it was taught.
+    routing: Literal["joint", "nested"]
     schedule: Literal["homotopic", "direct"]  # through every budget on the way, or straight to the one asked for
     schedule_step: float  # layers from one budget to the next
     body_lr: float

@@ -1,4 +1,4 @@
-"""The run folder: what lies where, one writer at a time, and phases that are there whole or not at all."""
+"""Writing a run folder: one writer at a time, and phases that are there whole or not at all."""
 
 import json
 import os
@@ -6,55 +6,20 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from hadskip_export.routing.budgets import budget_name
-from hadskip_export.runtime.tokenization import Text
+from hadskip_export.data.runs import RunPaths, read_json
+from hadskip_export.data.text import Text
 from hadskip_export.support.errors import BundleError, HadskipError
 from hadskip_export.support.files import replaced
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Paths inside a run folder."""
-
-    path: Path
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.path / "tokenizer" / "tokenizer.json"
-
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.json"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def stage1(self) -> Path:
-        return self.path / "stage1"
-
-    @property
-    def stage2(self) -> Path:
-        return self.path / "stage2"
-
-    @property
-    def texts(self) -> Path:
-        """Real texts for the parity check of a build: the held-out slice, topped up from the evaluation data."""
-        return self.path / "state" / "texts.jsonl"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    def budget(self, budget: float) -> Path:
-        return self.path / "budgets" / budget_name(budget)
+class RunFolder(RunPaths):
+    """A run folder that is being trained into."""
 
     def log(self, **record: Any) -> None:
         """Appends a line to metrics.jsonl."""
@@ -92,7 +57,7 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Run
         raise BundleError(f"{path}: another process is training into it") from None
     try:
         if run.recipe.is_file():
-            before = _read_json(run.recipe)
+            before = read_json(run.recipe)
             different = [key for key in settings if settings[key] != before.get(key)]
             if different:
                 raise BundleError(f"{path}: --resume with another {different[0]}; repeat the first command line")
@@ -105,27 +70,6 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Run
         raise
     finally:
         lock.release()
-
-
-def read_run(path: Path) -> tuple[RunFolder, dict[str, Any], dict[str, Any]]:
-    """Opens a finished run: (folder, recipe.json, summary.json).
-
-    Raises:
-        BundleError: not a run folder, or its training has not finished.
-    """
-    run = RunFolder(path)
-    if not run.recipe.is_file():
-        raise BundleError(f"{path}: not a run folder (no recipe.json); make one with hadskip-export train --out")
-    if not run.summary.is_file():
-        raise BundleError(f"{path}: its training has not finished; go on with hadskip-export train --resume")
-    return run, _read_json(run.recipe), _read_json(run.summary)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise BundleError(f"{file}: damaged ({error}); train again into another folder") from error
 
 
 @contextmanager
@@ -149,14 +93,5 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def write_texts(file: Path, texts: list[Text]) -> None:
-    """Writes texts, or pairs as lists of two, one JSON value a line."""
+    """Writes what `hadskip_export.data.runs.read_texts` reads."""
     file.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
-
-
-def read_texts(file: Path) -> list[Text]:
-    """Reads what `write_texts` wrote."""
-    try:
-        values = list(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
-        return [value if isinstance(value, str) else (value[0], value[1]) for value in values]
-    except (ValueError, TypeError, LookupError) as error:
-        raise BundleError(f"{file}: damaged ({error}); train again into another folder") from error

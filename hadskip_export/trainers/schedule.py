@@ -1,6 +1,25 @@
 """The path through the budgets (paper, section 4.3, homotopic optimisation)."""
 
 import math
+from dataclasses import dataclass
+
+from hadskip_export.trainers.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One stretch of the path: `epochs` of training at `budget`, coming from `previous`; budgets are in layers."""
+
+    previous: float
+    budget: float
+    epochs: int
+
+
+def budget_path(recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
+    """The way the recipe takes from all layers to the budget."""
+    budgets = [budget] if recipe.schedule == "direct" else homotopy(budget, num_layers, recipe.schedule_step)
+    epochs = [*(recipe.epochs for _ in budgets[1:]), recipe.last_epochs]
+    return [Leg(*leg) for leg in zip([float(num_layers), *budgets[:-1]], budgets, epochs, strict=True)]
 
 
 def homotopy(budget: float, num_layers: int, step: float = 1.0) -> list[float]:

@@ -4,7 +4,6 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,29 +17,15 @@ from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.modeling.reinmax import ESTIMATORS
 from hadskip_export.support.errors import RecipeError
 from hadskip_export.support.progress import track
-from hadskip_export.trainers.batches import Dataset, TrainingBatch, count_batches, shuffled_batches
+from hadskip_export.trainers.batches import TrainingBatch, count_batches, shuffled_batches
 from hadskip_export.trainers.evaluation import predict_full
 from hadskip_export.trainers.losses import distillation_loss, prediction_loss, stage3_loss
-from hadskip_export.trainers.recipe import Recipe
-from hadskip_export.trainers.schedule import glide
+from hadskip_export.trainers.schedule import Leg, glide
+from hadskip_export.trainers.session import Session
 from hadskip_export.trainers.teacher import Teacher
 
 Step = Callable[[TrainingBatch], tuple[Tensor, dict[str, Tensor]]]
-Log = Callable[..., None]
 Choose = Callable[[np.ndarray], np.ndarray]  # rows of the training data, int [b] -> their routes, bool [b, L]
-
-
-@dataclass(frozen=True)
-class Session:
-    """What all stages share: the data that gradients see, the recipe, where to compute, where to log."""
-
-    data: Dataset
-    held_out: Dataset
-    recipe: Recipe
-    seed: int
-    device: str
-    log: Log
-    metric: str
 
 
 def fine_tune(model: Classifier, session: Session) -> None:
@@ -53,7 +38,7 @@ def fine_tune(model: Classifier, session: Session) -> None:
 
     best, kept = float("-inf"), None
     groups = [(model.parameters(), recipe.stage1_lr)]
-    for epoch in _epochs(model, groups, step, session, recipe.stage1_epochs, "stage I"):
+    for epoch in _epochs(model, groups, step, session, epochs=recipe.stage1_epochs, label="stage I"):
         predicted = predict_full(model, session.held_out, session.device)
         value = METRICS[session.metric](predicted, session.held_out.labels)
         session.log(stage="1", epoch=epoch, held_out=value)
@@ -79,15 +64,13 @@ def initialise_gates(model: GatedClassifier, teacher: Teacher, session: Session)
         return loss, {"task": loss.detach(), "layers": output.gates.detach().sum(dim=1).mean()}
 
     groups = [(model.gates.parameters(), session.recipe.gate_lr)]
-    for _ in _epochs(model.gates, groups, step, session, session.recipe.stage2_epochs, "stage II"):
+    for _ in _epochs(model.gates, groups, step, session, epochs=session.recipe.stage2_epochs, label="stage II"):
         pass
     model.classifier.requires_grad_(True)
     model.eval()
 
 
-def train_jointly(
-    model: GatedClassifier, teacher: Teacher, previous: float, budget: float, epochs: int, session: Session
-) -> None:
+def train_jointly(model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> None:
     """Stage III of joint routing at one budget: everything learns, from task, frozen teacher and budget penalty.
 
     The penalty's target glides from the previous budget to this one. Were it to jump by a whole layer, the penalty
@@ -98,24 +81,26 @@ def train_jointly(
     recipe = session.recipe
     estimator = ESTIMATORS[recipe.estimator]
     steps = itertools.count()
-    gliding = recipe.glide * epochs * count_batches(session.data, recipe.batch_size)
+    gliding = recipe.glide * leg.epochs * count_batches(session.data, recipe.batch_size)
 
     def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         target = teacher(batch, recipe.distils_states)
         done = next(steps)
-        aim = glide(previous, budget, done, gliding)
+        aim = glide(leg.previous, leg.budget, done, gliding)
         limit = recipe.margin_limit if done < gliding else math.inf
         output = model(*batch.inputs, estimator=estimator, margin_limit=limit, keep_states=recipe.distils_states)
-        loss, terms = stage3_loss(output, target, batch.labels, batch.attention_mask, aim, recipe)
+        loss, terms = stage3_loss(output, target, batch, aim, recipe)
         return loss, terms | {"layers": output.gates.detach().sum(dim=1).mean()}
 
     groups = [(model.classifier.parameters(), recipe.body_lr), (model.gates.parameters(), recipe.gate_lr)]
-    for _ in _epochs(model, groups, step, session, epochs, f"stage III, budget {budget:g}"):
+    for _ in _epochs(model, groups, step, session, epochs=leg.epochs, label=f"stage III, budget {leg.budget:g}"):
         pass
     model.eval()
 
 
-def distil(model: GatedClassifier, teacher: Teacher, choose: Choose, epochs: int, session: Session, label: str) -> None:
+def distil(
+    model: GatedClassifier, teacher: Teacher, choose: Choose, session: Session, *, epochs: int, label: str
+) -> None:
     """The body learns from the task and the frozen teacher, each row on a route chosen for it; the gates stay."""
     recipe = session.recipe
 
@@ -123,9 +108,10 @@ def distil(model: GatedClassifier, teacher: Teacher, choose: Choose, epochs: int
         routes = torch.from_numpy(choose(batch.rows)).to(session.device)
         output = model.follow(*batch.inputs, routes, keep_states=recipe.distils_states)
         target = teacher(batch, recipe.distils_states)
-        return distillation_loss(output, target, routes, batch.labels, batch.attention_mask, recipe)
+        return distillation_loss(output, target, routes, batch, recipe)
 
-    for _ in _epochs(model, [(model.classifier.parameters(), recipe.body_lr)], step, session, epochs, label):
+    groups = [(model.classifier.parameters(), recipe.body_lr)]
+    for _ in _epochs(model, groups, step, session, epochs=epochs, label=label):
         pass
     model.eval()
 
@@ -135,6 +121,7 @@ def _epochs(
     groups: list[tuple[Iterator[nn.Parameter], float]],
     step: Step,
     session: Session,
+    *,
     epochs: int,
     label: str,
 ) -> Iterator[int]:

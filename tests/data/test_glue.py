@@ -12,7 +12,6 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hadskip_export import train
 from hadskip_export.data.glue import GLUE_TASKS
 from hadskip_export.data.metrics import accuracy
-from hadskip_export.data.tables import Columns
 from hadskip_export.data.tasks import TaskData, load_task
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated
 from hadskip_export.runtime.tokenization import Tokenizer
@@ -113,7 +112,7 @@ def write(file: Path, lines: list[str], start: str = "", end: str = "\n") -> Pat
 
 
 def load(task: str, folder: Path | None, **more) -> TaskData:
-    return load_task(task, None if folder is None else str(folder), None, None, Columns(), None, **more)
+    return load_task(task=task, data_dir=None if folder is None else str(folder), **more)
 
 
 def assert_is(data: TaskData, task: str) -> None:
@@ -227,17 +226,17 @@ def test_bytes_that_are_not_text_are_refused(glue):
 
 def test_a_fine_tuned_models_classes_keep_their_order(glue):
     known = ("contradiction", "neutral", "entailment")
-    data = load_task("mnli", str(glue), None, None, Columns(), known)
+    data = load("mnli", glue, known_labels=known)
     assert data.labels == known and data.indices(data.train).tolist() == [1, 2, 0]
     write(glue / "MNLI" / "train.tsv", [MNLI_TRAIN, mnli_train(0, "a", "b", "neutral")])
     with pytest.raises(DataError, match=r"MNLI.dev_mismatched\.tsv.*'entailment'.*neutral, contradiction"):
-        load_task("mnli", str(glue), None, None, Columns(), ("neutral", "contradiction"))
+        load("mnli", glue, known_labels=("neutral", "contradiction"))
 
 
 def test_a_model_whose_second_class_is_not_the_positive_one_has_no_f1(glue):
-    assert load_task("qqp", str(glue), None, None, Columns(), ("LABEL_0", "LABEL_1")).labels == ("0", "1")
+    assert load("qqp", glue, known_labels=("LABEL_0", "LABEL_1")).labels == ("0", "1")
     with pytest.raises(DataError, match=r"--task qqp: F1.*'1'; the model has 1, 0"):
-        load_task("qqp", str(glue), None, None, Columns(), ("1", "0"))
+        load("qqp", glue, known_labels=("1", "0"))
 
 
 # The hub
@@ -307,9 +306,8 @@ LOAD = """
 import sys
 from hadskip_export.support.errors import DataError
 from hadskip_export.data.tasks import load_task
-from hadskip_export.data.tables import Columns
 try:
-    load_task("mnli", None, None, None, Columns(), None)
+    load_task(task="mnli")
 except DataError as error:
     print(error)
 """

@@ -13,25 +13,12 @@ from hadskip_export.data.tasks import UNLABELLED, TaskData, hold_out, label_name
 from hadskip_export.support.errors import DataError
 from tests.conftest import write_csv
 
-ANY = Columns()
 FILE = Path("train.csv")
 
 
 def refused(*names: str, **arguments) -> None:
     with pytest.raises(DataError) as caught:
-        load_task(
-            **(
-                {
-                    "task": None,
-                    "data_dir": None,
-                    "train": None,
-                    "evaluation": None,
-                    "columns": ANY,
-                    "known_labels": None,
-                }
-                | arguments
-            )
-        )
+        load_task(**arguments)
     message = str(caught.value)
     assert "\n" not in message
     for name in names:
@@ -44,7 +31,7 @@ def examples(*labels: str) -> Examples:
 
 def test_two_labelled_files(csv_files):
     train, evaluation = map(str, csv_files)
-    data = load_task(None, None, train, evaluation, ANY, None)
+    data = load_task(train=train, evaluation=evaluation)
     assert (data.name, data.metric, data.labels) == ("train", "accuracy", ("negative", "positive"))
     assert len(data.train) == 240 and len(data.evaluation) == 80 and data.mismatched is None
 
@@ -68,9 +55,8 @@ def test_what_is_missing_in_the_request_is_named(tmp_path, csv_files):
     ],
 )
 def test_what_would_be_ignored_is_refused(option: str, given: dict[str, object]):
-    nothing = {"task": None, "data_dir": None, "train": None, "evaluation": None, "columns": Columns()}
     with pytest.raises(DataError, match=f"{option}: goes with --.*; leave it out"):
-        load_task(**nothing | given, known_labels=None)
+        load_task(**given)
 
 
 def test_an_evaluation_label_that_training_does_not_know_is_refused(tmp_path):
@@ -131,7 +117,7 @@ def test_json_numbers_and_strings_are_one_label(tmp_path):
     for name in ("train", "eval"):
         rows = [{"text": "a", "label": 1}, {"text": "b", "label": "0"}, {"text": "c", "label": "1"}]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    data = load_task(None, None, str(tmp_path / "train.jsonl"), str(tmp_path / "eval.jsonl"), ANY, None)
+    data = load_task(train=str(tmp_path / "train.jsonl"), evaluation=str(tmp_path / "eval.jsonl"))
     assert data.labels == ("0", "1") and data.indices(data.train).tolist() == [1, 0, 1]
 
 
@@ -150,7 +136,7 @@ def test_texts_without_labels_have_no_class_and_others_that_of_their_label(found
 def test_only_a_fine_tuned_model_can_train_on_texts_without_labels(tmp_path):
     train = write_csv(tmp_path / "train.csv", [("a",), ("b",)], header=("text",))
     evaluation = write_csv(tmp_path / "eval.csv", [("a", "yes"), ("b", "no")])
-    data = load_task(None, None, str(train), str(evaluation), ANY, ("yes", "no", "maybe"))
+    data = load_task(train=str(train), evaluation=str(evaluation), known_labels=("yes", "no", "maybe"))
     assert (data.train.labels, data.labels) == ([], ("yes", "no", "maybe"))
     assert data.indices(data.evaluation).tolist() == [0, 1]
     refused("train.csv", "--label-column", train=str(train), evaluation=str(evaluation))
@@ -167,7 +153,7 @@ def test_only_a_fine_tuned_model_can_train_on_texts_without_labels(tmp_path):
 def test_without_labels_to_train_on_the_evaluation_file_names_generic_classes(found, labels, tmp_path):
     train = write_csv(tmp_path / "train.csv", [("a",), ("b",)], header=("text",))
     evaluation = write_csv(tmp_path / "eval.csv", [("text", label) for label in found])
-    data = load_task(None, None, str(train), str(evaluation), ANY, ("LABEL_0", "LABEL_1"))
+    data = load_task(train=str(train), evaluation=str(evaluation), known_labels=("LABEL_0", "LABEL_1"))
     assert data.labels == labels and data.indices(data.evaluation).tolist() == [labels.index(x) for x in found]
 
 

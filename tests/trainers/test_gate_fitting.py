@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,10 +108,10 @@ def latents(count: int, seed: int, width: int = 4) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
-def fitted(family: Sequence[Route], evidence: Evidence, price: float = 0.0, recipe=RECIPE, model=None, seed: int = 0):
+def fitted(evidence: Evidence, price: float = 0.0, recipe=RECIPE, model=None, seed: int = 0):
     model = model or GatedClassifier(random_classifier(), recipe.gate_width, recipe.gate_bias).eval()
     torch.manual_seed(seed)
-    fit_gates(model, evidence, family, price, recipe, "gates")
+    fit_gates(model, evidence, replace(recipe, layer_price=price), "gates")
     assert not any(gate.training for gate in model.gates)
     return model
 
@@ -145,7 +146,7 @@ def where_positive(latent: Tensor) -> Callable[[Route], Tensor]:
 
 def test_gates_take_the_decision_that_the_state_tells_for_inputs_never_seen_too():
     train, fresh = latents(4000, 0), latents(400, 1)
-    model = fitted(NESTED, evidence_of(NESTED, train, where_positive(train)), price=0.5)  # so both mistakes cost alike
+    model = fitted(evidence_of(NESTED, train, where_positive(train)), price=0.5)  # so both mistakes cost alike
     clear = (fresh[:, :2].abs() > 0.1).all(dim=1).numpy()
     taken = routes_taken(model, fresh)
     wanted = [NESTED[int(u > 0) + int(u > 0 and v > 0)] for u, v in fresh[:, :2].tolist()]
@@ -156,7 +157,7 @@ def test_gates_take_the_decision_that_the_state_tells_for_inputs_never_seen_too(
 def test_layers_that_all_routes_run_or_none_are_fixed():
     """Whatever the gate sees, and as far from 0 as the gates of a fixed route."""
     family, latent = [(1, 2, 4), (1, 4)], latents(500, 0)
-    model = fitted(family, evidence_of(family, latent, lambda route: latent[:, 0] * len(route)))
+    model = fitted(evidence_of(family, latent, lambda route: latent[:, 0] * len(route)))
     anything = 10 * latents(50, 1)
     for index, margin in ((0, FIXED_MARGIN), (2, -FIXED_MARGIN), (3, FIXED_MARGIN)):
         for ran in ((), (1,), (1, 2), (2, 3)):
@@ -171,14 +172,14 @@ def test_the_value_of_a_branch_is_that_under_the_gates_fitted_before_not_of_hind
     coin = (torch.rand(4000, generator=torch.Generator().manual_seed(1)) < 0.6).float()
     costs = {(1, 2): 1 - coin, (1,): coin, (2,): torch.full((4000,), 0.3)}
     assert torch.minimum(costs[(1,)], costs[(1, 2)]).max() == 0  # hindsight would run layer 1 for all
-    model = fitted(family, evidence_of(family, latent, costs.__getitem__))
+    model = fitted(evidence_of(family, latent, costs.__getitem__))
     fresh = latents(300, 2)
     assert (margins(model, 0, (), fresh) < 0).float().mean() > 0.97
 
     # the same choice where the state does tell: then it is worth having
     told = (latent[:, 0] > 0).float()
     costs = {(1, 2): 1 - told, (1,): told, (2,): costs[(2,)]}
-    model = fitted(family, evidence_of(family, latent, costs.__getitem__))
+    model = fitted(evidence_of(family, latent, costs.__getitem__))
     assert (margins(model, 0, (), fresh) > 0).float().mean() > 0.97
 
 
@@ -187,14 +188,14 @@ def test_a_mistake_counts_for_what_it_costs():
     family, latent = [(1, 4), (1, 2, 4)], latents(4000, 0)
     few = torch.rand(4000, generator=torch.Generator().manual_seed(1)) < 0.3
     costs = {(1, 4): torch.full((4000,), 0.5), (1, 2, 4): torch.where(few, 1.5, 0.4)}
-    model = fitted(family, evidence_of(family, latent, costs.__getitem__))
+    model = fitted(evidence_of(family, latent, costs.__getitem__))
     assert (margins(model, 1, (1,), latents(300, 2)) < 0).float().mean() > 0.97
 
 
 def test_decisions_that_the_family_forces_are_kept():
     """Layer 3 only after layer 2, though by its cost it should always run."""
     train, fresh = latents(4000, 0), latents(300, 1)
-    model = fitted(NESTED, evidence_of(NESTED, train, where_positive(train)))
+    model = fitted(evidence_of(NESTED, train, where_positive(train)))
     assert (margins(model, 2, (1,), fresh) < 0).float().mean() > 0.99
     assert np.mean([route in NESTED for route in routes_taken(model, fresh)]) > 0.99
 
@@ -204,7 +205,7 @@ def test_gates_without_any_choice_learn_which_way_they_are_forced():
     family = [(1, 2), (3,)]
     train, fresh = latents(3000, 0), latents(300, 1)
     cost = {(1, 2): (train[:, 0] < 0).float(), (3,): (train[:, 0] > 0).float()}
-    model = fitted(family, evidence_of(family, train, cost.__getitem__))
+    model = fitted(evidence_of(family, train, cost.__getitem__))
     taken = routes_taken(model, fresh)
     assert set(taken) == set(family)
     clear = (fresh[:, 0].abs() > 0.1).numpy()
@@ -223,7 +224,7 @@ def test_gates_of_any_family_come_near_the_best_that_can_be_done(sizes):
         return lambda route: 3 - sum(latent[:, layer - 1] for layer in route)
 
     recipe = load_recipe("adaptive", ["fit_steps=800", "fit_lr=1e-2", "fit_dropout=0", "gate_width=32"])
-    model = fitted(family, evidence_of(family, train, costs(train)), price, recipe)
+    model = fitted(evidence_of(family, train, costs(train)), price, recipe)
     total = {route: costs(fresh)(route) + price * len(route) for route in family}
     taken = routes_taken(model, fresh)
     kept = np.array([route in total for route in taken])
@@ -240,7 +241,7 @@ def test_a_higher_price_runs_fewer_layers():
     evidence = evidence_of(NESTED, train, lambda route: 1 - gain * (len(route) - 2))
     mean_layers = []
     for price in (0.0, 0.15, 0.25, 0.35, 0.6):
-        taken = routes_taken(fitted(NESTED, evidence, price), fresh)
+        taken = routes_taken(fitted(evidence, price), fresh)
         mean_layers.append(np.mean([len(route) for route in taken]))
     assert mean_layers[0] > 3.9 and mean_layers[-1] < 2.1
     assert all(more > less for more, less in itertools.pairwise(mean_layers))
@@ -251,9 +252,9 @@ def test_gates_are_fitted_to_the_body_whatever_they_were_before():
     train = latents(2000, 0)
     evidence = evidence_of(NESTED, train, where_positive(train))
     one_route = evidence_of(NESTED[-1:], train, lambda route: torch.zeros(2000))
-    before = fitted(NESTED[-1:], one_route)
+    before = fitted(one_route)
     assert [margins(before, index, (), train).unique().tolist() for index in range(LAYERS)] == [[20.0]] * LAYERS
-    after, anew = fitted(NESTED, evidence, model=before), fitted(NESTED, evidence)
+    after, anew = fitted(evidence, model=before), fitted(evidence)
     for index in range(LAYERS):
         assert torch.equal(margins(after, index, (1,), train), margins(anew, index, (1,), train))
 
@@ -263,7 +264,7 @@ def test_the_seed_decides_and_neither_body_nor_evidence_is_touched():
     evidence = evidence_of(NESTED, train, where_positive(train))
     kept = {ran: state.clone() for ran, state in evidence.states.items()}
     short = load_recipe("adaptive", ["fit_steps=20", "gate_width=8"])
-    one, same, other = (fitted(NESTED, evidence, recipe=short, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (fitted(evidence, recipe=short, seed=seed) for seed in (0, 0, 1))
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, same.state_dict()[name])
         if name.startswith("classifier."):

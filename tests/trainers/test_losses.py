@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from torch import Tensor
 from hadskip_export.data.tasks import UNLABELLED
 from hadskip_export.modeling.encoder import Output
 from hadskip_export.modeling.gated import GatedOutput
+from hadskip_export.trainers.batches import TrainingBatch
 from hadskip_export.trainers.losses import (
     attention_loss,
     budget_penalty,
@@ -180,6 +182,11 @@ def test_finite_garbage_in_padded_attention_has_no_effect():
 # The whole loss of stage III
 
 
+def batch(labels: Tensor) -> TrainingBatch:
+    """Labels and padding: of its texts and their places a loss asks nothing."""
+    return TrainingBatch((mask(), mask(), mask()), labels, np.arange(3))
+
+
 def outputs() -> tuple[GatedOutput, Output]:
     student = GatedOutput(random(3, 2, seed=3), states(1), maps(1), RAN.to(torch.float64), random(3, LAYERS, seed=4))
     return student, Output(random(3, 2, seed=5), states(2), maps(2))
@@ -189,7 +196,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     settings = ["alpha1=2", "alpha2=3", "alpha3=5", "alpha4=7", "beta=11", "penalty_unit=share"]
     recipe = load_recipe("paper", settings)
     (student, teacher), labels = outputs(), torch.tensor([0, 1, 1])
-    loss, terms = stage3_loss(student, teacher, labels, mask(), 1.5, recipe)
+    loss, terms = stage3_loss(student, teacher, batch(labels), 1.5, recipe)
     task = -sum(student.logits[row].log_softmax(0)[label].item() for row, label in enumerate(labels.tolist())) / 3
     wanted = {
         "task": (1, task),
@@ -209,7 +216,7 @@ def test_a_term_of_weight_zero_is_left_out_and_needs_no_states():
     recipe = load_recipe("paper", ["alpha1=0", "alpha2=0", "alpha3=0", "alpha4=0"])
     student, teacher = outputs()
     student.hidden_states, student.attention_maps = [], []
-    _, terms = stage3_loss(student, teacher, torch.tensor([0, 1, 1]), mask(), 1.5, recipe)
+    _, terms = stage3_loss(student, teacher, batch(torch.tensor([0, 1, 1])), 1.5, recipe)
     assert terms.keys() == {"task", "budget"}
 
 
@@ -218,8 +225,8 @@ def test_a_term_of_weight_zero_is_left_out_and_needs_no_states():
 
 def test_without_labels_the_task_has_no_term_and_the_others_are_as_they_were():
     recipe, (student, teacher) = load_recipe("paper", ["alpha1=2", "alpha2=3", "alpha3=5", "alpha4=7"]), outputs()
-    labelled, with_task = distillation_loss(student, teacher, RAN, torch.tensor([0, 1, 1]), mask(), recipe)
-    unlabelled, without = distillation_loss(student, teacher, RAN, torch.full((3,), UNLABELLED), mask(), recipe)
+    labelled, with_task = distillation_loss(student, teacher, RAN, batch(torch.tensor([0, 1, 1])), recipe)
+    unlabelled, without = distillation_loss(student, teacher, RAN, batch(torch.full((3,), UNLABELLED)), recipe)
     assert without.keys() == {"prediction", "hidden", "attention", "embedding"}
     assert {"task": with_task["task"]} | without == with_task
     close(unlabelled, labelled.item() - with_task["task"].item())
@@ -229,13 +236,13 @@ def test_without_labels_the_task_has_no_term_and_the_others_are_as_they_were():
 def test_a_row_without_a_label_among_labelled_ones_adds_nothing_to_the_task(of):
     recipe, (student, teacher) = load_recipe("adaptive", ["alpha1=0", "beta=0"]), outputs()
     labels, rows = torch.tensor([1, UNLABELLED, 0]), (0, 2)
-    arguments = (RAN, labels, mask()) if of is distillation_loss else (labels, mask(), 1.5)
+    arguments = (RAN, batch(labels)) if of is distillation_loss else (batch(labels), 1.5)
     loss, _ = of(student, teacher, *arguments, recipe)
     close(loss, -sum(student.logits[row].log_softmax(0)[labels[row]].item() for row in rows) / 2)
 
 
 def test_what_unlabelled_text_teaches_reaches_the_student():
     student, teacher = Output(random(3, 2, seed=3).requires_grad_()), Output(random(3, 2, seed=5))
-    loss, _ = distillation_loss(student, teacher, RAN, torch.full((3,), UNLABELLED), mask(), load_recipe("adaptive"))
+    loss, _ = distillation_loss(student, teacher, RAN, batch(torch.full((3,), UNLABELLED)), load_recipe("adaptive"))
     (gradient,) = torch.autograd.grad(loss, student.logits)
     torch.testing.assert_close(gradient, (student.logits.softmax(-1) - teacher.logits.softmax(-1)) / 3)

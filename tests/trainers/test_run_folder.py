@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from hadskip_export.data.runs import read_texts
 from hadskip_export.support.errors import BundleError
 from hadskip_export.trainers.run_folder import (
     RunFolder,
     finished_folder,
     open_run,
-    read_run,
-    read_texts,
     write_json,
     write_texts,
 )
@@ -211,17 +210,3 @@ def test_log_lines_are_json_with_a_time(tmp_path):
     run.log(stage="2")
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first["stage"] == "1" and first["value"] == 0.5 and second["time"] >= first["time"]
-
-
-def test_reading_a_run_that_is_none_has_not_finished_or_is_damaged(tmp_path):
-    with pytest.raises(BundleError, match="not a run folder"):
-        read_run(tmp_path)
-    out = started(tmp_path / "run")
-    with pytest.raises(BundleError, match=r"has not finished.*--resume"):
-        read_run(out)
-    (out / "summary.json").write_text("{")
-    with pytest.raises(BundleError, match="damaged"):
-        read_run(out)
-    (out / "summary.json").write_text("{}")
-    run, recipe, summary = read_run(out)
-    assert run.path == out and recipe["budget"] == 3 and summary == {}

@@ -17,7 +17,9 @@ from hadskip_export.routing.routes import Route
 from hadskip_export.trainers.batches import shuffled_batches
 from hadskip_export.trainers.evaluation import divergence, full_logits, logits_on_routes, predict_full
 from hadskip_export.trainers.recipe import load_recipe
-from hadskip_export.trainers.stages import Session, distil, fine_tune, initialise_gates, train_jointly
+from hadskip_export.trainers.schedule import Leg
+from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.stages import distil, fine_tune, initialise_gates, train_jointly
 from hadskip_export.trainers.teacher import Teacher
 from tests.modeling.random_models import random_classifier, random_gated
 from tests.trainers.datasets import random_dataset
@@ -30,7 +32,8 @@ def session(log: list[dict[str, Any]] | None = None, **settings) -> Session:
         if log is not None:
             log.append(record)
 
-    return Session(random_dataset(96, 1), random_dataset(60, 2), recipe, 0, "cpu", write, "accuracy")
+    data, held_out = random_dataset(96, 1), random_dataset(60, 2)
+    return Session(data=data, held_out=held_out, recipe=recipe, seed=0, device="cpu", log=write, metric="accuracy")
 
 
 def teacher_of(here: Session, model: Classifier | None = None) -> Teacher:
@@ -134,7 +137,7 @@ def test_stage_two_learns_from_the_teacher_where_there_are_no_labels():
 def test_stage_three_teaches_everything_but_the_teacher():
     teacher, model, here = random_classifier(), random_gated(), session()
     before, frozen = state(model), state(teacher)
-    train_jointly(model, teacher_of(here, teacher), 4.0, 3.0, 1, here)
+    train_jointly(model, teacher_of(here, teacher), Leg(4.0, 3.0, 1), here)
     assert changed(before, model) == set(before) and changed(frozen, teacher) == set()
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
     assert not model.training
@@ -147,7 +150,7 @@ def test_the_penalty_brings_the_sampled_layers_to_the_budget(budget, estimator):
     alone = {"alpha1": 0.0, "alpha2": 0.0, "alpha3": 0.0, "alpha4": 0.0, "beta": 10.0}
     here = session(log, gate_lr=2e-2, estimator=estimator, body_lr=1e-4, glide=0.2, **alone)
     torch.manual_seed(0)
-    train_jointly(random_gated(), teacher_of(here), 4.0, budget, 12, here)
+    train_jointly(random_gated(), teacher_of(here), Leg(4.0, budget, 12), here)
     layers = [record["layers"] for record in log if "layers" in record]
     assert len(layers) == 12
     assert abs(np.mean(layers[-4:]) - budget) < 0.2
@@ -158,7 +161,7 @@ def test_without_the_penalty_the_budget_does_not_bind():
     model = GatedClassifier(random_classifier(), 8, 3.0)
     here = session(log, beta=0.0, gate_lr=2e-2)
     torch.manual_seed(0)
-    train_jointly(model, teacher_of(here), 4.0, 1.0, 4, here)
+    train_jointly(model, teacher_of(here), Leg(4.0, 1.0, 4), here)
     assert [record["layers"] for record in log if "layers" in record][-1] > 2.5
 
 
@@ -169,7 +172,7 @@ def test_the_literal_penalty_is_weaker_by_the_square_of_the_layers():
         log: list[dict[str, Any]] = []
         torch.manual_seed(0)
         here = session(log, penalty_unit=unit, batch_size=96, body_lr=0.0, gate_lr=0.0, weight_decay=0.0)
-        train_jointly(random_gated(), teacher_of(here), 4.0, 1.0, 1, here)
+        train_jointly(random_gated(), teacher_of(here), Leg(4.0, 1.0, 1), here)
         terms[unit] = next(record["budget"] for record in log if "task" in record)
     assert terms["layers"] == pytest.approx(16 * terms["share"], rel=1e-5)
 
@@ -180,7 +183,7 @@ def test_stage_three_learns_from_the_teacher_alone_where_there_are_no_labels(sta
     here = unlabelled(session(log, alpha2=states, alpha3=states, alpha4=states))
     model = random_gated(1)
     before = state(model)
-    train_jointly(model, teacher_of(here), 4.0, 3.0, 1, here)
+    train_jointly(model, teacher_of(here), Leg(4.0, 3.0, 1), here)
     assert changed(before, model) == set(before)
     assert log[-1].keys() >= {"prediction", "budget", "layers"} and "task" not in log[-1]
     assert all(np.isfinite(value) for value in log[-1].values() if isinstance(value, float))
@@ -193,7 +196,7 @@ ROUTES: list[Route] = [(1, 4), (1, 2, 4)]  # no route runs layer 3
 
 def distilled(model: GatedClassifier, here: Session, epochs: int = 1, routes=ROUTES, teacher=None) -> GatedClassifier:
     torch.manual_seed(0)
-    distil(model, teacher or teacher_of(here), Draw(routes, 4, here.seed), epochs, here, "distillation")
+    distil(model, teacher or teacher_of(here), Draw(routes, 4, here.seed), here, epochs=epochs, label="distillation")
     return model
 
 
@@ -264,9 +267,9 @@ def test_in_bf16_only_the_products_of_training_are(loop):
             module.register_forward_hook(note)
         torch.manual_seed(0)
         if loop == "distil":
-            distil(model, teacher, Draw(ROUTES, 4, 0), 1, here, "distillation")
+            distil(model, teacher, Draw(ROUTES, 4, 0), here, epochs=1, label="distillation")
         elif loop == "train_jointly":
-            train_jointly(model, teacher, 4.0, 3.0, 1, here)
+            train_jointly(model, teacher, Leg(4.0, 3.0, 1), here)
         elif loop == "fine_tune":
             fine_tune(body, here)
         else:

@@ -1,10 +1,12 @@
-"""The figures of a checkpoint with every metric, and the table made of them."""
+"""The figures of a checkpoint with every metric, and the lines made of them."""
 
 import numpy as np
 import pytest
 
 from hadskip_export.data.metrics import METRICS
+from hadskip_export.modeling.checkpoint import GateSettings
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.report import text
 from hadskip_export.trainers import summary as summaries
 from hadskip_export.trainers.evaluation import (
     above,
@@ -15,7 +17,9 @@ from hadskip_export.trainers.evaluation import (
     predict_fixed_routes,
     predict_routed,
 )
-from hadskip_export.trainers.summary import DEALS, budget_row, table
+from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.session import Evaluation, Session
+from hadskip_export.trainers.summary import DEALS, budget_row
 from tests.modeling.random_models import random_classifier, random_fixed, random_gated
 from tests.trainers.datasets import random_dataset
 
@@ -34,7 +38,11 @@ def answers_right(share: float) -> np.ndarray:
 
 
 def row_of(metric: str, teacher: np.ndarray, mismatched=None, model: GatedClassifier = MODEL) -> dict:
-    return budget_row(model, THRESHOLD, 2, teacher, metric, HELD_OUT, EVALUATION, mismatched, "cpu")[0]
+    evaluation = Evaluation(data=EVALUATION, teacher_logits=teacher, mismatched=mismatched)
+    session = Session(
+        data=HELD_OUT, held_out=HELD_OUT, recipe=load_recipe("paper"), seed=0, device="cpu", log=print, metric=metric
+    )
+    return budget_row(model, GateSettings(8, THRESHOLD, 2), evaluation, session)[0]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -58,7 +66,7 @@ def test_of_a_teacher_that_is_no_better_than_chance_no_share_is_retained(answers
     value = METRICS["matthews"](answers.argmax(-1), EVALUATION.labels)
     assert row["retained"] is None and value <= 0
     summary = {"task": "cola", "metric": "matthews", "layers": 4, "teacher": {"metric": value}, "budgets": [row]}
-    first, header, line = table(summary).splitlines()
+    first, header, line = text.training(summary)
     assert f"teacher {value:.4f} with all 4 layers" in first
     assert len(header) == len(line) and "%" not in line[: header.index("routes")]
 
@@ -69,7 +77,7 @@ def test_the_mismatched_figure_stands_beside_the_matched_one():
     assert row["mismatched_metric"] == np.mean(predicted == MISMATCHED.labels) != row["metric"]
     teacher = {"metric": 0.5, "mismatched_metric": 0.25}
     summary = {"task": "mnli", "metric": "accuracy", "layers": 4, "teacher": teacher, "budgets": [row]}
-    first, header, line = table(summary).splitlines()
+    first, header, line = text.training(summary)
     assert "0.5000 (mismatched 0.2500)" in first
     end = header.index("mismatched") + len("mismatched")
     assert line[:end].split()[-2:] == [f"{row['metric']:.4f}", f"{row['mismatched_metric']:.4f}"]

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from hadskip_export.commands import train as training
 from hadskip_export.data.tables import read_examples
 from hadskip_export.data.tasks import UNLABELLED, hold_out
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated
@@ -21,7 +20,7 @@ from hadskip_export.routing.families import Draw
 from hadskip_export.routing.routes import Route, as_route
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, HadskipError, RecipeError
-from hadskip_export.trainers import methods
+from hadskip_export.trainers import pipeline
 from hadskip_export.trainers.batches import encode
 from hadskip_export.trainers.evaluation import (
     above,
@@ -31,9 +30,13 @@ from hadskip_export.trainers.evaluation import (
     predict_full,
     predict_routed,
 )
-from hadskip_export.trainers.methods import SEARCH_EPOCHS, learn_best_fixed, learn_fixed, learn_nested
+from hadskip_export.trainers.methods import nested
+from hadskip_export.trainers.methods.nested import Nested
+from hadskip_export.trainers.methods.static import SEARCH_EPOCHS, Static
 from hadskip_export.trainers.recipe import load_recipe
-from hadskip_export.trainers.stages import Session, distil
+from hadskip_export.trainers.schedule import Leg
+from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.stages import distil
 from hadskip_export.trainers.summary import budget_row
 from hadskip_export.trainers.teacher import Teacher
 from tests.conftest import QUICK, sentences, write_csv
@@ -47,8 +50,9 @@ from tests.trainers.runs import as_model, assert_bit_equal, read, repeat
 def session(log: list[dict[str, Any]], *settings: str) -> Session:
     recipe = load_recipe("adaptive", ["batch_size=16", "gate_width=8", "fit_steps=30", "body_lr=1e-3", *settings])
     return Session(
-        random_dataset(96, 1), random_dataset(60, 2), recipe, 0, "cpu", lambda **record: log.append(record), "accuracy"
-    )
+        data=random_dataset(96, 1), held_out=random_dataset(60, 2), recipe=recipe, seed=0, device="cpu",
+        log=lambda **record: log.append(record), metric="accuracy",
+    )  # fmt: skip
 
 
 def alone_from(model: torch.nn.Module, layers: Route) -> list[str]:
@@ -64,7 +68,7 @@ def test_a_fixed_route_is_learned_from_the_teacher_on_not_from_the_student_befor
     teacher, students = Teacher(model, here.data), []
     for before in (random_gated(5), random_gated(6)):
         torch.manual_seed(0)
-        students.append(learn_fixed(route)(before, teacher, 4.0, float(len(route)), 2, here))
+        students.append(Static(route).learn(before, teacher, Leg(4.0, float(len(route)), 2), here))
     assert_bit_equal(*students)
     body, taught = students[0].classifier.state_dict(), model.state_dict()
     idle = alone_from(model, route)
@@ -81,13 +85,13 @@ def test_the_best_route_is_the_one_nearest_to_the_teacher_after_an_epoch_on_all_
     here, before, model = session(log), random_gated(5), random_classifier()
     teacher = Teacher(model, here.data)
     torch.manual_seed(0)
-    found = learn_best_fixed(before, teacher, 4.0, budget, 2, here)
+    found = Static().learn(before, teacher, Leg(4.0, budget, 2), here)
 
     # the search again: the same draws and dropout, each route by itself
     candidates = list(itertools.combinations((1, 2, 3, 4), int(budget)))
     torch.manual_seed(0)
     student = GatedClassifier(copy.deepcopy(model).requires_grad_(True), 8)
-    distil(student, teacher, Draw(candidates, 4, 0), SEARCH_EPOCHS, session([]), "again")
+    distil(student, teacher, Draw(candidates, 4, 0), session([]), epochs=SEARCH_EPOCHS, label="again")
     answers = full_logits(model, here.held_out)
     costs = {}
     for route in candidates:
@@ -117,10 +121,10 @@ def test_nested_routes_first_teach_the_body_then_fit_the_gates_to_it(monkeypatch
         seen.update(family=family)
         return observe(student, logits, data, family, device)
 
-    observe = methods.observe
-    monkeypatch.setattr(methods, "observe", observing)
+    observe = nested.observe
+    monkeypatch.setattr(nested, "observe", observing)
     before = model.classifier.state_dict()["head.pooler.weight"].clone()
-    student = learn_nested(model, teacher, 4.0, 2.0, 2, here)
+    student = Nested().learn(model, teacher, Leg(4.0, 2.0, 2), here)
     assert not torch.equal(seen["body"], before)
     assert torch.equal(seen["body"], student.classifier.state_dict()["head.pooler.weight"])
     places = {id(encoded): row for row, encoded in enumerate(here.data.encoded)}
@@ -138,7 +142,7 @@ def test_nested_routes_first_teach_the_body_then_fit_the_gates_to_it(monkeypatch
 @pytest.mark.parametrize("budget", [0.5, 1.5, 3.0, 4.0])
 def test_every_family_and_budget_can_be_learned(family, spread, budget):
     here = session([], f"family={family}", f"family_spread={spread}")
-    student = learn_nested(random_gated(), Teacher(random_classifier(1), here.data), 4.0, budget, 1, here)
+    student = Nested().learn(random_gated(), Teacher(random_classifier(1), here.data), Leg(4.0, budget, 1), here)
     _, routes, margins = predict_routed(student, here.held_out, above(0.0))
     assert np.isfinite(margins).all()
     if budget == 4 and spread == 0:
@@ -149,9 +153,9 @@ def test_after_a_budget_that_left_a_gate_no_choice_it_gets_one():
     """On the way down, as `schedule=homotopic` goes: at four layers and no spread all gates are fixed."""
     here = session([], "family_spread=0")
     teacher = Teacher(random_classifier(1), here.data)
-    student = learn_nested(random_gated(), teacher, 4.0, 4.0, 1, here)
+    student = Nested().learn(random_gated(), teacher, Leg(4.0, 4.0, 1), here)
     assert (predict_routed(student, here.data, above(0.0))[2] == 20).all()
-    student = learn_nested(student, teacher, 4.0, 2.5, 1, here)  # two or three layers: layer 2 is a choice
+    student = Nested().learn(student, teacher, Leg(4.0, 2.5, 1), here)  # two or three layers: layer 2 is a choice
     margins = predict_routed(student, here.data, above(0.0))[2]
     assert (margins[:, [0, 3]] == 20).all() and (margins[:, 2] == -20).all()
     assert (np.abs(margins[:, 1]) < 10).all() and margins[:, 1].std() > 0
@@ -343,7 +347,7 @@ def test_resuming_as_another_method_is_refused(trained, teacher, csv_files):
 @pytest.mark.parametrize(
     ("changes", "error", "names"),
     [
-        ({"method": "magic"}, RecipeError, ["--method magic", "hadskip, budgeted, static"]),
+        ({"method": "magic"}, RecipeError, ["--method magic", "hadskip, joint, nested, budgeted, static"]),
         ({"route": (1, 2)}, RecipeError, ["--route", "static"]),
         ({"route": (1, 2), "method": "budgeted"}, RecipeError, ["--route", "static", "budgeted"]),
         ({"method": "budgeted", "budget": 1.5}, BudgetError, ["--budget 1.5", "budgeted"]),
@@ -403,11 +407,11 @@ def test_without_labels_the_held_out_slice_has_the_teachers_answers(teacher, csv
     """What it decides, as the best fixed route of the weights, is decided by them."""
     seen = []
 
-    def listening(model, threshold, budget, answers, metric, held_out, *others):
-        seen.append(held_out)
-        return budget_row(model, threshold, budget, answers, metric, held_out, *others)
+    def listening(model, settings, evaluation, session):
+        seen.append(session.held_out)
+        return budget_row(model, settings, evaluation, session)
 
-    monkeypatch.setattr(training, "budget_row", listening)
+    monkeypatch.setattr(pipeline, "budget_row", listening)
     texts = write_csv(tmp_path / "texts.csv", [(text,) for text, _ in sentences(400, 5)], header=("text",))
     arguments = {"fine_tuned": True, "method": "budgeted", "budget": 3, "settings": (*QUICK, "last_epochs=1")}
     repeat(teacher, (texts, csv_files[1]), tmp_path / "run", **arguments)

@@ -1,0 +1,37 @@
+"""The contract of a training method: how a student comes to its routes."""
+
+from typing import ClassVar, Protocol
+
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.trainers.recipe import Recipe
+from hadskip_export.trainers.schedule import Leg
+from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.teacher import Teacher
+
+
+class Method(Protocol):
+    """A frozen dataclass whose fields are the options of `train` that the method takes, each with a default."""
+
+    initialises_gates: ClassVar[bool]  # whether stage II comes first, where the recipe has epochs for it
+    fits_threshold: ClassVar[bool]  # whether a threshold on its gates' margins makes the mean layers meet the budget
+
+    def check(self, budget: float, num_layers: int) -> None:
+        """Called before anything is trained.
+
+        Raises:
+            BudgetError: the method cannot have this budget, in layers, or not with its options.
+        """
+        ...
+
+    def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
+        """The budgets on the way, the last of which is `budget`. Each gets a checkpoint."""
+        ...
+
+    def learn(self, model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:
+        """Trains the student of `leg.budget`.
+
+        Args:
+            model: the student of `leg.previous`; the teacher with new gates, perhaps of stage II, where there is none.
+                It may be changed, and returned.
+        """
+        ...

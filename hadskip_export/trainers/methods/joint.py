@@ -1,0 +1,29 @@
+"""Stage III as the paper has it: gates and body learn together while the budget shrinks."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.trainers.recipe import Recipe
+from hadskip_export.trainers.schedule import Leg, budget_path
+from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.stages import train_jointly
+from hadskip_export.trainers.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Every budget goes on from the student of the one before."""
+
+    initialises_gates: ClassVar[bool] = True
+    fits_threshold: ClassVar[bool] = True
+
+    def check(self, budget: float, num_layers: int) -> None:
+        """Takes any budget."""
+
+    def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
+        return budget_path(recipe, budget, num_layers)
+
+    def learn(self, model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:
+        train_jointly(model, teacher, leg, session)
+        return model

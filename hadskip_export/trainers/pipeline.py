@@ -1,0 +1,207 @@
+"""A whole training: stage I, stage II, then stage III and its figures at each budget on the way.
+
+What a stopped run has finished is read from its folder instead of being done again.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hadskip_export.data.metrics import METRICS
+from hadskip_export.data.runs import read_json
+from hadskip_export.data.tables import Examples
+from hadskip_export.data.tasks import TaskData, hold_out
+from hadskip_export.modeling.checkpoint import (
+    GateSettings,
+    load_classifier,
+    load_gated,
+    save_classifier,
+    save_gated,
+    save_tokenizer,
+)
+from hadskip_export.modeling.encoder import Classifier
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routing.budgets import budget_name
+from hadskip_export.runtime.tokenization import Tokenizer
+from hadskip_export.support.progress import say
+from hadskip_export.trainers.batches import Dataset, encode
+from hadskip_export.trainers.evaluation import full_logits, predict_full
+from hadskip_export.trainers.methods.base import Method
+from hadskip_export.trainers.recipe import Recipe
+from hadskip_export.trainers.run_folder import RunFolder, finished_folder, write_json, write_texts
+from hadskip_export.trainers.schedule import Leg
+from hadskip_export.trainers.session import Evaluation, Session
+from hadskip_export.trainers.stages import fine_tune, initialise_gates
+from hadskip_export.trainers.summary import budget_row
+from hadskip_export.trainers.teacher import Teacher
+from hadskip_export.trainers.threshold import fit_threshold
+
+PARITY_TEXTS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be trained.
+
+    Args:
+        model: the folder of the pretrained model or, where `fine_tuned`, of the user's own classifier.
+        method_name: as it was asked for, for the summary.
+        budget: in layers.
+        max_length: tokens per input.
+    """
+
+    model: Path
+    data: TaskData
+    recipe: Recipe
+    method: Method
+    method_name: str
+    budget: float
+    seed: int
+    device: str
+    max_length: int
+    fine_tuned: bool
+
+
+def run_training(plan: Plan, run: RunFolder) -> dict[str, Any]:
+    """Carries out `plan` in `run`, or what is left of it to do, and returns summary.json."""
+    data, device = plan.data, plan.device
+    session, inputs, mismatched = _tokenise(plan, run)
+    classifier = _classifier(plan, session, run).to(device)
+    if not data.train.labels:
+        say("the training texts have no labels: the student learns from the teacher alone")
+        answers = predict_full(classifier, session.held_out, device)
+        session = replace(session, held_out=replace(session.held_out, labels=answers))
+    evaluation = Evaluation(data=inputs, teacher_logits=full_logits(classifier, inputs, device), mismatched=mismatched)
+    figures = _teacher_figures(classifier, evaluation, session)
+    say(f"teacher: {data.metric} {figures['metric']:.4f}")
+    teacher, num_layers = Teacher(classifier, session.data, device), len(classifier.layers)
+    model = _initial_gates(teacher, session, run, stage2=plan.method.initialises_gates).to(device)
+    path = plan.method.path(plan.recipe, plan.budget, num_layers)
+    stage3 = _Stage3(method=plan.method, teacher=teacher, session=session, evaluation=evaluation, run=run)
+    summary = {
+        "task": data.name,
+        "metric": data.metric,
+        "labels": data.labels,
+        "method": plan.method_name,
+        "layers": num_layers,
+        "max_length": plan.max_length,
+        "teacher": figures,
+        "budgets": stage3.train(model, path),
+    }
+    write_json(run.summary, summary)
+    return summary
+
+
+def _tokenise(plan: Plan, run: RunFolder) -> tuple[Session, Dataset, Dataset | None]:
+    """The session, the evaluation data and MNLI's second ones; tokenizer and texts for the parity check are kept."""
+    save_tokenizer(plan.model, run.tokenizer)
+    data, tokenizer = plan.data, Tokenizer(run.tokenizer, plan.max_length)
+
+    def encoded(examples: Examples) -> Dataset:
+        return encode(tokenizer, examples.texts, data.indices(examples))
+
+    training, held_out = (data.train[rows.tolist()] for rows in hold_out(len(data.train), plan.seed))
+    missing = max(0, PARITY_TEXTS - len(held_out))
+    write_texts(run.texts, held_out.texts + data.evaluation.texts[:missing])
+    session = Session(
+        data=encoded(training), held_out=encoded(held_out), recipe=plan.recipe, seed=plan.seed, device=plan.device,
+        log=run.log, metric=data.metric,
+    )  # fmt: skip
+    inputs, mismatched = encoded(data.evaluation), encoded(data.mismatched) if data.mismatched else None
+    say(f"{len(training)} sentences to train on, {len(held_out)} held out, {len(inputs)} to evaluate on")
+    return session, inputs, mismatched
+
+
+def _teacher_figures(classifier: Classifier, evaluation: Evaluation, session: Session) -> dict[str, float]:
+    score = METRICS[session.metric]
+    figures = {"metric": score(evaluation.teacher_logits.argmax(-1), evaluation.data.labels)}
+    if other := evaluation.mismatched:
+        figures["mismatched_metric"] = score(predict_full(classifier, other, session.device), other.labels)
+    return figures
+
+
+def _classifier(plan: Plan, session: Session, run: RunFolder) -> Classifier:
+    """Stage I, or the user's own fine-tuned classifier; either way it then lies in stage1/."""
+    if run.stage1.is_dir():
+        say("stage I: done before")
+        return load_classifier(run.stage1)
+    labels = plan.data.labels
+    if plan.fine_tuned:
+        model = load_classifier(plan.model)
+        if model.config.labels != labels:
+            model.config = replace(model.config, labels=labels)
+    else:
+        model = load_classifier(plan.model, labels, plan.seed).to(session.device)
+        torch.manual_seed(plan.seed)
+        fine_tune(model, session)
+    with finished_folder(run.stage1) as part:
+        save_classifier(model, part)
+    return model
+
+
+def _initial_gates(teacher: Teacher, session: Session, run: RunFolder, stage2: bool) -> GatedClassifier:
+    """A copy of the teacher with gates, which have learned by themselves where the recipe has a stage II."""
+    recipe = session.recipe
+    if run.stage2.is_dir():
+        say("stage II: done before")
+        return load_gated(run.stage2)[0]
+    torch.manual_seed(session.seed + 1)
+    body = copy.deepcopy(teacher.model).requires_grad_(True)
+    model = GatedClassifier(body, recipe.gate_width, recipe.gate_bias).to(session.device)
+    if not stage2 or not recipe.stage2_epochs:
+        return model.eval()
+    initialise_gates(model, teacher, session)
+    with finished_folder(run.stage2) as part:
+        save_gated(model, GateSettings(recipe.gate_width, 0.0, len(model.gates)), part)
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage3:
+    """Stage III: what stays the same from one budget to the next."""
+
+    method: Method
+    teacher: Teacher
+    session: Session
+    evaluation: Evaluation
+    run: RunFolder
+
+    def train(self, model: GatedClassifier, path: Sequence[Leg]) -> list[dict[str, Any]]:
+        """Trains along the path and returns the figures of each budget."""
+        rows = []
+        for leg in path:
+            model, row = self._train_budget(model, leg)
+            rows.append(row)
+        return rows
+
+    def _train_budget(self, model: GatedClassifier, leg: Leg) -> tuple[GatedClassifier, dict[str, Any]]:
+        """The student of one budget, its threshold and its figures."""
+        session, budget, folder = self.session, leg.budget, self.run.budget(leg.budget)
+        if folder.is_dir():
+            say(f"stage III, budget {budget_name(budget)}: done before")
+            row = read_json(folder / "metrics.json")["evaluation"]
+            return load_gated(folder)[0].to(session.device), row
+        torch.manual_seed(session.seed + 2 + round(100 * budget))
+        model = self.method.learn(model, self.teacher, leg, session)
+        settings = GateSettings(session.recipe.gate_width, self._threshold(model, budget), budget)
+        row, held_out = budget_row(model, settings, self.evaluation, session)
+        with finished_folder(folder) as part:
+            save_gated(model, settings, part)
+            write_json(part / "metrics.json", {"evaluation": row, "held_out": {"routes": asdict(held_out)}})
+        self.run.log(phase="evaluation", **row)
+        say(
+            f"budget {budget_name(budget)}: {session.metric} {row['metric']:.4f} at"
+            f" {row['mean_layers']:.2f} layers, {row['routes']} routes"
+        )
+        return model, row
+
+    def _threshold(self, model: GatedClassifier, budget: float) -> float:
+        if not self.method.fits_threshold:
+            return 0.0
+        session = self.session
+        on = self.evaluation.data if session.recipe.threshold_on == "evaluation" else session.held_out
+        return fit_threshold(model, on, budget, session.device)

@@ -1,0 +1,51 @@
+"""What the stages of one training share: its data and its settings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hadskip_export.support.errors import HadskipError, first_line
+from hadskip_export.trainers.batches import Dataset
+from hadskip_export.trainers.recipe import Recipe
+
+Log = Callable[..., None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What all stages share: the data that gradients see, the recipe, where to compute, where to log."""
+
+    data: Dataset
+    held_out: Dataset
+    recipe: Recipe
+    seed: int
+    device: str
+    log: Log
+    metric: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What figures are measured on.
+
+    Args:
+        teacher_logits: the teacher's answers for `data`, float32 [n, classes].
+        mismatched: MNLI's second evaluation data.
+    """
+
+    data: Dataset
+    teacher_logits: np.ndarray
+    mismatched: Dataset | None = None
+
+
+def check_device(device: str) -> None:
+    """
+    Raises:
+        HadskipError: torch cannot compute on `device` here.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise HadskipError(f"--device {device}: {first_line(error)}") from error
