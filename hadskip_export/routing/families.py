@@ -1,7 +1,7 @@
 """Families of routes: which sets of layers a body is taught to run, and draws from them.
 
 A family in which every route runs the last layer works far better than plain prefixes: that layer then always prepares
-what the head reads (docs/recipe.md has the figures).
+what the head reads (docs/method.md has the figures).
 """
 
 import itertools
