@@ -1,30 +1,30 @@
 """The bundle: the one thing that passes from training to serving. Its manifest is typed, versioned and checked.
 
-    BUNDLE/  manifest.json  manifest.sha256  tokenizer/  pieces/  engines/<engine>-<precision>/  golden/
+    BUNDLE/  manifest.json  manifest.sha256  golden/
+             model/          config.json, tokenizer.json and every graph: pieces, full BERT, an engine's own
+             model/weights/  every tensor once; the graphs point into these files
+             engines/<engine>-<precision>-<cut>/  the report of its check, and files that no other program reads
 
 Every file is listed with its size and SHA-256. `manifest.sha256` is the digest of the manifest's own bytes, and of the
 one's before an engine was added: it guards against damage, not against somebody who can write both.
 """
 
-import os
-import re
-import shutil
-import time
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from hadskip_export.routing.points import Point
 from hadskip_export.routing.routes import Route, is_route
-from hadskip_export.runtime.engines import Batches, GateLayout, Single, built_elsewhere, runs_onnx
-from hadskip_export.runtime.onnx_files import external_data_files
+from hadskip_export.runtime.engines import Cut, built_elsewhere, runs_onnx
+from hadskip_export.runtime.integrity import FileInfo, check_external_data, check_files, inside
+from hadskip_export.runtime.policies import POLICIES
 from hadskip_export.support.errors import BundleError
-from hadskip_export.support.files import replaced
 
-FORMAT = 1
-GRAPH = "graph"
+FORMAT = 2
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
+MODEL, WEIGHTS, ENGINES_FOLDER = "model", "model/weights", "engines"
+ABOUT = "hadskip"  # the name under which the files of tensors have JSON of our own
+FULL, WHOLE, WHOLE_ALONE, ALL_GATES = "full", "whole", "whole_alone", "gates"
 
 
 def layer_name(index: int) -> str:
@@ -37,15 +37,10 @@ def gate_name(index: int) -> str:
     return f"gate_{index + 1:02d}"
 
 
-def gate_names(layout: str, num_layers: int) -> list[str]:
-    """The pieces of this layout that are asked for margins: one per layer, one for all, or none."""
-    separate = [gate_name(index) for index in range(num_layers)]
-    return {"separate": separate, "lookahead": ["gates"], "fused": ["gates"]}.get(layout, [])
-
-
 @dataclass(frozen=True)
 class ModelInfo:
-    """Sizes and names of the model. `inputs`: what embeddings and the full model take, in order."""
+    """Sizes and names of the model. `inputs`: what whole models take, in order; the embeddings take all but the
+    attention_mask."""
 
     family: str
     layers: int
@@ -55,33 +50,27 @@ class ModelInfo:
     labels: tuple[str, ...]
     inputs: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
 
+    @property
+    def embedding_inputs(self) -> tuple[str, ...]:
+        return tuple(name for name in self.inputs if name != "attention_mask")
+
 
 @dataclass(frozen=True)
 class RouterInfo:
     """How rows are routed.
 
     Args:
-        kind: `gates` ask each input; `static`: every input takes `route`, and there are no gates.
-        threshold: of the gates' margins, in logits.
-        budget: mean layers asked for.
+        kind: a policy by its name in `POLICIES`: `gates` ask each input; `static`: every input takes `route`, and there
+            are no gates.
         route: the layers that run, numbered from 1, ascending; only of a static router.
     """
 
-    kind: Literal["gates", "static"]
-    threshold: float
-    budget: float
+    kind: str
     route: Route | None = None
 
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What training saw on its held-out slice, for `inspect` and for watching a deployment drift."""
-
-    mean_layers: float
-    commonest_routes: tuple[tuple[tuple[int, ...], float], ...]  # (layers from 1, share)
-    histogram: tuple[float, ...]  # share of inputs that ran 0, 1, ..., L layers
-    margin_quantiles: tuple[tuple[float, ...], ...]  # per gate, at `quantiles`
-    quantiles: tuple[float, ...]
+    @property
+    def asks_gates(self) -> bool:
+        return self.route is None
 
 
 @dataclass(frozen=True)
@@ -102,19 +91,17 @@ class EngineInfo:
     """One engine of the bundle.
 
     Args:
-        gates: how the router's gates are laid out; `none` for a static one.
+        cut: how finely the model is cut, see `Cut`.
         versions, chip: what it was built with and on.
         folder: what it has of its own, relative to the bundle: the report of its check, and files, if it needs any.
-        files: piece -> file, relative to the bundle.
+        files: piece -> file, relative to the bundle: those that the cut calls, those of `gates` that a whole one is
+            measured and checked by, and `full`.
         tolerance: what its parity check allowed; a machine where it is farther off computes something else.
-        single: how an input that comes alone is run; by the piece of this name, unless by the chain.
-        guess: the route that its piece `guess` runs; None where it has no such piece.
-        batches: what runs a batch where single inputs have a graph.
     """
 
     engine: str
     precision: str
-    gates: GateLayout | Literal["none"]
+    cut: Cut
     versions: dict[str, str]
     chip: str
     folder: str
@@ -122,30 +109,22 @@ class EngineInfo:
     parity: Literal["passed", "failed", "unverified"]
     tolerance: Tolerance
     first_bad_piece: str | None = None
-    single: Single = "chain"
-    guess: Route | None = None
-    batches: Batches = "chain"
 
     @property
     def name(self) -> str:
-        """As `--engine` takes it: `ort-fp32`."""
-        return f"{self.engine}-{self.precision}"
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    size: int
-    sha256: str
+        """As `--engine` takes it: `ort-fp32-whole`."""
+        return f"{self.engine}-{self.precision}-{self.cut}"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json, format 1. Everything a deployment needs to know; no code, no pickle.
+    """manifest.json, format 2. Everything a deployment needs to know; no code, no pickle.
 
     Args:
-        pieces: the fp32 ONNX pieces, piece -> file, relative to the bundle; what other engines are made from and
-            compared with. Layers with the same weights share a file.
-        graph: the whole model as one ONNX file, for programs without Python; None where it was not asked for.
+        points: the operating points, by ascending budget.
+        default_budget: that of the point which calls are answered at unless they ask for another.
+        pieces: the fp32 graphs, piece -> file, relative to the bundle; what engines are made from and compared with.
+        weights: the file of fp32 tensors, by the names of the model's parameters.
     """
 
     format: int
@@ -154,13 +133,18 @@ class Manifest:
     metric: str
     model: ModelInfo
     router: RouterInfo
+    points: tuple[Point, ...]
+    default_budget: float
     opset: int
     pieces: dict[str, str]
+    weights: str
     engines: tuple[EngineInfo, ...]
-    held_out: HeldOut | None = None
-    tokenizer: str = "tokenizer/tokenizer.json"
-    graph: str | None = None
+    tokenizer: str = f"{MODEL}/tokenizer.json"
     files: dict[str, FileInfo] = field(default_factory=dict)
+
+    @property
+    def default_point(self) -> Point:
+        return next(point for point in self.points if point.budget == self.default_budget)
 
     @property
     def reachable_layers(self) -> list[int]:
@@ -176,22 +160,44 @@ class Bundle:
     path: Path
     manifest: Manifest
 
-    def engine(self, name: str | None = None) -> EngineInfo:
-        """The engine called `name` (`ort`, or `ort-fp32` with its precision), or the first; where it was built for
-        several machines the one for this one, if there is one.
+    def engine(self, name: str | None = None, precision: str | None = None, cut: Cut | None = None) -> EngineInfo:
+        """The first engine that is as asked; where it was built for several machines the one for this one, if there is
+        one.
+
+        Args:
+            name: `ort`, or with its precision `ort-fp32`, or with its cut `ort-fp32-whole`.
 
         Raises:
             BundleError: the bundle has no such engine.
         """
-        found = [info for info in self.manifest.engines if name is None or name in (info.engine, info.name)]
+        found = [
+            info
+            for info in self.manifest.engines
+            if name in (None, info.engine, f"{info.engine}-{info.precision}", info.name)
+            and precision in (None, info.precision)
+            and cut in (None, info.cut)
+        ]
         if found:
             alike = [info for info in found if info.name == found[0].name]
             return next((one for one in alike if not built_elsewhere(one.engine, one.versions, one.chip)), alike[0])
+        asked = "-".join(part for part in (name, precision, cut) if part is not None)
         have = ", ".join(info.name for info in self.manifest.engines)
-        raise BundleError(f"{self.path}: has no engine {name!r}, only {have}; add it with hadskip-export build")
+        raise BundleError(f"{self.path}: has no engine {asked!r}, only {have}; add it with hadskip-export build")
 
     def file(self, relative: str) -> Path:
         return self.path / relative
+
+
+def pieces_of(cut: Cut, manifest: Manifest) -> list[str]:
+    """The pieces that a cut calls, in their order: `layers` asks all gates at once, `whole` is one piece, and of a
+    static route there are no gates."""
+    layers = [layer_name(index) for index in manifest.reachable_layers]
+    gates = [gate_name(index) for index in range(manifest.model.layers)] if manifest.router.asks_gates else []
+    return {
+        "gates": ["embeddings", *layers, *gates, "head"],
+        "layers": ["embeddings", *layers, *([ALL_GATES] if gates else []), "head"],
+        "whole": [WHOLE],
+    }[cut]
 
 
 def read_bundle(path: str | Path) -> Bundle:
@@ -203,76 +209,70 @@ def read_bundle(path: str | Path) -> Bundle:
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
-    root = folder.resolve()
-    for name, info in manifest.files.items():
-        file = _inside(root, folder, name)
-        if not file.is_file():
-            raise BundleError(f"{folder / name}: listed in the manifest but missing; copy or build the bundle again")
-        size = file.stat().st_size
-        if size != info.size:
-            raise BundleError(f"{folder / name}: {size} bytes, the manifest says {info.size}; copy it again")
-        if sha256(file) != info.sha256:
-            raise BundleError(f"{folder / name}: its content is not what the manifest lists; copy it again")
-    _check_model(folder, manifest)
-    pieces = {file for files in (manifest.pieces, *(e.files for e in manifest.engines)) for file in files.values()}
-    for name in {manifest.tokenizer} | pieces:
-        _inside(root, folder, name)
+    check_files(folder, manifest.files)
+    check_model(folder, manifest)
+    used = {manifest.tokenizer, manifest.weights, *manifest.pieces.values()}
+    used.update(*(engine.files.values() for engine in manifest.engines))
+    for name in used:
+        inside(folder, name)
         if name not in manifest.files:
             raise BundleError(f"{folder / name}: used by the manifest but not listed among its files")
-    onnx_files = {*manifest.pieces.values(), *(name for name in manifest.files if name.endswith(".onnx"))}
-    onnx_files.update(*(engine.files.values() for engine in manifest.engines if runs_onnx(engine.engine)))
-    for name in onnx_files:
-        _check_external_data(folder, root, name, manifest)
+    for name in graphs_of(manifest):
+        check_external_data(folder, name, manifest.files)
     return Bundle(folder, manifest)
 
 
-def _check_model(folder: Path, manifest: Manifest) -> None:
+def graphs_of(manifest: Manifest) -> set[str]:
+    """The files that something reads as ONNX, whatever their names."""
+    files = {*manifest.pieces.values(), *(name for name in manifest.files if name.endswith(".onnx"))}
+    return files.union(*(engine.files.values() for engine in manifest.engines if runs_onnx(engine.engine)))
+
+
+def check_model(folder: Path, manifest: Manifest) -> None:
     """
     Raises:
-        BundleError: sizes that no model has, a route that it cannot take, or an engine without a piece that the
-            runtime needs.
+        BundleError: sizes that no model has, a route that it cannot take, points that do not fit, or an engine without
+            a piece that the runtime needs.
     """
-    model, router = manifest.model, manifest.router
+    model, router, file = manifest.model, manifest.router, folder / MANIFEST
     if model.layers < 1 or model.max_length < 3 or len(set(model.labels)) < 2 or not manifest.engines:
-        raise BundleError(f"{folder / MANIFEST}: needs a layer, room for three tokens, two labels and an engine")
-    static = router.kind == "static"
-    if static != (router.route is not None):
-        raise BundleError(f"{folder / MANIFEST}: a static router has a route, one of gates has none; build it again")
-    if static and not is_route(router.route, model.layers):
+        raise BundleError(f"{file}: needs a layer, room for three tokens, two labels and an engine")
+    if router.kind not in POLICIES:
+        raise BundleError(f"{file}: the router {router.kind!r} is not known; there are {', '.join(POLICIES)}")
+    if (router.kind == "static") == router.asks_gates:
+        raise BundleError(f"{file}: a static router has a route, and no other has one; build it again")
+    if not router.asks_gates and not is_route(router.route, model.layers):
         raise BundleError(
-            f"{folder / MANIFEST}: the route is {list(router.route or ())}, expected layers from 1 to {model.layers} in"
+            f"{file}: the route is {list(router.route or ())}, expected layers from 1 to {model.layers} in"
             " ascending order; build it again"
         )
-    layers = [layer_name(index) for index in manifest.reachable_layers]
-    for piece in ["embeddings", *layers, *gate_names("none" if static else "separate", model.layers), "head"]:
+    _check_points(file, manifest)
+    for piece in pieces_of("gates", manifest):
         if piece not in manifest.pieces:
-            raise BundleError(f"{folder / MANIFEST}: the ONNX pieces lack {piece}")
+            raise BundleError(f"{file}: the ONNX pieces lack {piece}")
     for engine in manifest.engines:
-        if static != (engine.gates == "none"):
-            raise BundleError(
-                f"{folder / MANIFEST}: {engine.name} has gates {engine.gates!r}, which do not fit"
-                f" a router of kind {router.kind!r}; build it again"
-            )
-        alone, batches = engine.single, engine.batches
-        for piece in ["embeddings", *layers, *gate_names(engine.gates, model.layers), "head", alone, batches]:
-            if piece not in (*engine.files, "chain"):
-                raise BundleError(f"{folder / MANIFEST}: {engine.name} has no {piece}")
-        if static and engine.single != "chain":
-            raise BundleError(f"{folder / MANIFEST}: {engine.name} has nothing to decide, and a {engine.single} for it")
-        if batches != "chain" and alone != "graph":
-            raise BundleError(f"{folder / MANIFEST}: {engine.name} has a graph for batches, none for single inputs")
-        if (engine.single == "guess") != (engine.guess is not None):
-            raise BundleError(f"{folder / MANIFEST}: {engine.name} has a guess without its route, or a route for none")
-        if engine.guess is not None and not is_route(engine.guess, model.layers):
-            raise BundleError(
-                f"{folder / MANIFEST}: {engine.name} guesses {list(engine.guess)}, expected layers from 1 to"
-                f" {model.layers} in ascending order; build it again"
-            )
+        for piece in (
+            *pieces_of("gates" if engine.cut == "whole" else engine.cut, manifest),
+            *pieces_of(engine.cut, manifest),
+        ):
+            if piece not in engine.files:
+                raise BundleError(f"{file}: {engine.name} has no {piece}")
         if len(engine.tolerance.margins) != model.layers:
-            raise BundleError(f"{folder / MANIFEST}: {engine.name} needs a tolerance for each gate")
+            raise BundleError(f"{file}: {engine.name} needs a tolerance for each gate")
+
+
+def _check_points(file: Path, manifest: Manifest) -> None:
+    budgets = [point.budget for point in manifest.points]
+    if manifest.default_budget not in budgets or budgets != sorted(set(budgets)):
+        raise BundleError(f"{file}: needs operating points in ascending order, the default one among them")
+    gates = manifest.model.layers if manifest.router.asks_gates else 0
+    if any(len(point.thresholds) != gates for point in manifest.points):
+        raise BundleError(f"{file}: an operating point needs a threshold for each of {gates} gates; build it again")
 
 
 def _read_manifest(folder: Path) -> Manifest:
+    import hashlib
+
     import msgspec  # it and hashlib are imported where they are used: a tenth of the time to import this package
 
     file = folder / MANIFEST
@@ -280,119 +280,17 @@ def _read_manifest(folder: Path) -> Manifest:
         content, digests = file.read_bytes(), (folder / DIGEST).read_bytes().split()
     except OSError as error:
         raise BundleError(f"{folder}: not a bundle ({Path(error.filename).name}: {error.strerror})") from error
-    if _digest(content).strip().encode() not in digests:
+    if hashlib.sha256(content).hexdigest().encode() not in digests:
         raise BundleError(f"{file}: does not match {DIGEST}; it was edited or damaged, copy or build the bundle again")
     try:
         version = msgspec.json.decode(content, type=dict)["format"]
+        if version == 1:
+            raise BundleError(
+                f"{file}: format 1, of a version before operating points; make it anew from its run with"
+                " hadskip-export build RUN --out BUNDLE"
+            )
         if version != FORMAT:
             raise BundleError(f"{file}: format {version}, this version reads {FORMAT}; upgrade hadskip-export")
         return msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{file}: not a manifest ({error})") from error
-
-
-def _inside(root: Path, folder: Path, name: str) -> Path:
-    """The listed file's path, resolved.
-
-    Raises:
-        BundleError: it is absolute, climbs out, or is a link that leads out.
-    """
-    pure = PurePosixPath(name)
-    try:
-        file = (root / name).resolve()
-        file.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a link to itself
-        raise BundleError(f"{folder / MANIFEST}: the path {name[:100]!r} cannot be a file ({error})") from error
-    if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:|.*\\", name) or not file.is_relative_to(root):
-        raise BundleError(f"{folder / MANIFEST}: the path {name!r} leaves the bundle; do not use this bundle")
-    return file
-
-
-def _check_external_data(folder: Path, root: Path, name: str, manifest: Manifest) -> None:
-    for location in external_data_files(folder / name):
-        target = str(PurePosixPath(name).parent / location)
-        if target not in manifest.files:
-            raise BundleError(
-                f"{folder / name}: refers to {location!r}, outside the bundle's list of files; do not use this bundle"
-            )
-        _inside(root, folder, target)
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal digest of a file's content."""
-    import hashlib
-
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def seal(folder: Path, manifest: Manifest) -> Manifest:
-    """Lists and hashes every file in `folder` and writes the manifest and its digest, last."""
-    sealed = replace(manifest, files=_list(folder, folder, (MANIFEST, DIGEST)))
-    content = _encode(sealed)
-    (folder / MANIFEST).write_bytes(content)
-    (folder / DIGEST).write_text(_digest(content))
-    return sealed
-
-
-def amend(bundle: Bundle, manifest: Manifest) -> None:
-    """Puts another manifest in the place of a bundle's own, with other engines or a graph, whose files must be there.
-
-    The digest file names both before the new one is in place: whoever is killed in between, or reads just then, has a
-    bundle that loads. Folders of engines that are gone stay, for somebody may be serving them.
-    """
-    gone = {info.folder for info in bundle.manifest.engines} - {info.folder for info in manifest.engines}
-    theirs = tuple(f"{folder}/" for folder in gone)
-    files = {name: info for name, info in bundle.manifest.files.items() if not name.startswith(theirs)}
-    for folder in [engine.folder for engine in manifest.engines] + ([] if manifest.graph is None else [GRAPH]):
-        files |= _list(bundle.path, bundle.path / folder, known=files)
-    content = _encode(replace(manifest, files=files))
-    before = (bundle.path / MANIFEST).read_bytes()
-    with replaced(bundle.path / DIGEST) as part:
-        part.write_text(_digest(before) + _digest(content))
-    with replaced(bundle.path / MANIFEST) as part:
-        part.write_bytes(content)
-
-
-def _list(root: Path, folder: Path, known: Container[str] = ()) -> dict[str, FileInfo]:
-    """Size and digest of every file in `folder` that is not known already, by its path from `root`."""
-    files = {file.relative_to(root).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    return {name: FileInfo(file.stat().st_size, sha256(file)) for name, file in files.items() if name not in known}
-
-
-def _encode(manifest: Manifest) -> bytes:
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-
-
-def _digest(content: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest() + "\n"
-
-
-@contextmanager
-def new_bundle(path: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the name `path` when the block ends well. A killed build leaves nothing that
-    loads, for the manifest is written last; what a failed one wrote is removed.
-
-    Raises:
-        BundleError: `path` exists already and is not an empty folder, or nothing can take its place.
-    """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise BundleError(f"{path}: exists already; choose another --out")
-    try:
-        given, path = path, path.resolve()  # a link stays, and what it leads to is replaced
-    except (OSError, RuntimeError) as error:
-        raise BundleError(f"{path}: cannot be a folder ({error}); choose another --out") from error
-    if os.path.ismount(path) or path == Path.cwd():
-        raise BundleError(f"{given}: nothing can take the place of a mount or of the current folder; name one in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.part")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.rename(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -9,10 +9,13 @@ from typing import Any
 
 import msgspec
 import onnx
+import pytest
 from onnx import numpy_helper
 
-from hadskip_export.runtime.bundle import DIGEST, MANIFEST, Manifest, seal
-from hadskip_export.support.errors import HadskipError
+from hadskip_export.exporters.seal import seal
+from hadskip_export.runtime.bundle import DIGEST, MANIFEST, Manifest, read_bundle
+from hadskip_export.runtime.integrity import sha256
+from hadskip_export.support.errors import BundleError, HadskipError
 
 
 def outcome(action: Callable[..., Any], *arguments: Any) -> Any:
@@ -51,9 +54,30 @@ def reseal(bundle: Path) -> None:
     seal(bundle, msgspec.json.decode((bundle / MANIFEST).read_bytes(), type=Manifest))
 
 
+def rehash(bundle: Path) -> None:
+    """Makes sizes and digests of the listed files right, and lists no other."""
+
+    def change(plain: dict[str, Any]) -> None:
+        for name, info in plain["files"].items():
+            info.update(size=(bundle / name).stat().st_size, sha256=sha256(bundle / name))
+
+    change_manifest(bundle, change)
+
+
+def piece_file(bundle: Path, piece: str) -> Path:
+    """The fp32 graph of a piece."""
+    return bundle / "model" / f"{piece}.onnx"
+
+
+def piece_files(bundle: Path) -> dict[str, Path]:
+    """All of them, by piece."""
+    plain = json.loads((bundle / MANIFEST).read_bytes())
+    return {piece: bundle / file for piece, file in plain["pieces"].items()}
+
+
 def change_piece(bundle: Path, piece: str, change: Callable[[onnx.ModelProto], Any]) -> None:
-    """Rewrites one piece and reseals the bundle."""
-    file = bundle / "pieces" / f"{piece}.onnx"
+    """Rewrites one piece, which holds its tensors from then on, and reseals the bundle."""
+    file = piece_file(bundle, piece)
     model = onnx.load(file)
     change(model)
     file.write_bytes(model.SerializeToString())
@@ -72,5 +96,27 @@ def add_to_weights(amount: float) -> Callable[[onnx.ModelProto], None]:
                 initializer.CopyFrom(numpy_helper.from_array(values, initializer.name))
                 changed += 1
         assert changed
+
+    return change
+
+
+def refused(bundle: Path, *names: str) -> str:
+    """Checks that reading the bundle is refused in one line that has all of `names`; returns the line."""
+    with pytest.raises(BundleError) as caught:
+        read_bundle(bundle)
+    message = str(caught.value)
+    assert "\n" not in message
+    for name in (str(bundle), *names):
+        assert name in message
+    return message
+
+
+def set_value(*path, value: Any) -> Callable[[Any], None]:
+    """A change of plain data: the value at `path`."""
+
+    def change(plain: Any) -> None:
+        for key in path[:-1]:
+            plain = plain[key]
+        plain[path[-1]] = value
 
     return change

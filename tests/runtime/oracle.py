@@ -1,5 +1,6 @@
 """Answers by PyTorch and transformers, one input at a time: no batch, no padding, no engine."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,31 +33,34 @@ class Oracle:
         return cut, len(self._tokenizer(*pair)["input_ids"][0]) > self.source.max_length
 
     @torch.no_grad()
-    def gates(self, text: Text, threshold: float = 0.0, max_layers: int | None = None) -> Answer:
-        ids, truncated = self.ids(text)
-        ran = [0]
-
-        def decide(index: int, margin: torch.Tensor) -> torch.Tensor:
-            run = (margin > threshold) & (max_layers is None or ran[0] < max_layers)
-            ran[0] += int(run)
-            return run
-
-        output = self.source.model.route(ids["input_ids"], ids["attention_mask"], ids["token_type_ids"], decide)
-        layers = tuple(index + 1 for index, run in enumerate(output.gates[0].tolist()) if run)
-        return self._answer(output.logits[0], layers, truncated)
-
-    @torch.no_grad()
-    def forced(self, text: Text, route: list[bool]) -> Answer:
-        """The answer if just these layers run, whatever the gates say."""
+    def decided(self, text: Text, decide: Callable[[int, float], bool]) -> Answer:
+        """The answer if just those layers run of which `decide` says so: (layer from 0, margin of its gate)."""
         ids, truncated = self.ids(text)
         output = self.source.model.route(
             ids["input_ids"],
             ids["attention_mask"],
             ids["token_type_ids"],
-            lambda index, margin: torch.tensor([route[index]]),
+            lambda index, margin: torch.tensor([decide(index, float(margin))]),
         )
-        layers = tuple(index + 1 for index, run in enumerate(route) if run)
+        layers = tuple(index + 1 for index, run in enumerate(output.gates[0].tolist()) if run)
         return self._answer(output.logits[0], layers, truncated)
+
+    def gates(self, text: Text, threshold: float | Sequence[float] = 0.0, max_layers: int | None = None) -> Answer:
+        """The answer if gates decide, at one threshold or each at its own."""
+        num_layers = len(self.source.model.gates)
+        thresholds = [threshold] * num_layers if isinstance(threshold, int | float) else threshold
+        ran = [0]
+
+        def decide(index: int, margin: float) -> bool:
+            run = margin > thresholds[index] and (max_layers is None or ran[0] < max_layers)
+            ran[0] += run
+            return run
+
+        return self.decided(text, decide)
+
+    def forced(self, text: Text, route: list[bool]) -> Answer:
+        """The answer if just these layers run, whatever the gates say."""
+        return self.decided(text, lambda index, margin: route[index])
 
     @torch.no_grad()
     def full(self, text: Text) -> Answer:

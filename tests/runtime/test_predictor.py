@@ -17,10 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hadskip_export import build
 from hadskip_export.exporters.write import Source
+from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime import Prediction, Predictor
-from hadskip_export.runtime.engines import ort
-from hadskip_export.runtime.tokenization import Text, share_batches
+from hadskip_export.runtime.engines import engine_class, ort
+from hadskip_export.runtime.policies import GatePolicy
+from hadskip_export.runtime.programs.chain import Chain
+from hadskip_export.runtime.programs.whole import Whole
+from hadskip_export.runtime.tokenization import Text, pad, share_batches
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError, HadskipError
 from tests.conftest import STATIC_ROUTE, sentences
 from tests.runtime.editing import change_manifest, copy_of, reseal
@@ -40,11 +45,11 @@ def oracle(source: Source, model_folder: Path) -> Oracle:
     return Oracle(source, model_folder)
 
 
-@pytest.fixture(scope="module", params=["separate", "lookahead", "fused"])
+@pytest.fixture(scope="module", params=["bundle", "layers_bundle", "whole_bundle", "openvino_bundle"])
 def predictor(request: pytest.FixtureRequest):
-    with Predictor.load(
-        request.getfixturevalue({"separate": "bundle"}.get(request.param, f"{request.param}_bundle"))
-    ) as p:
+    """Every cut; OpenVINO's whole one has a piece for inputs that come alone."""
+    path = request.getfixturevalue(request.param)
+    with Predictor.load(path, engine="openvino" if request.param == "openvino_bundle" else None) as p:
         yield p
 
 
@@ -123,27 +128,27 @@ def test_probabilities_are_plain_numbers_that_sum_to_one(predictor: Predictor):
         assert all(type(layer) is int for layer in prediction.layers)
 
 
-def test_a_skipped_layer_is_not_computed(predictor: Predictor):
-    chain = predictor.gated
-    counting = {index: Counting(layer) for index, layer in chain.layers.items()}
-    try:
-        predictor.gated = replace(chain, layers=counting)
+@pytest.mark.parametrize("cut", ["bundle", "layers_bundle"])
+def test_a_skipped_layer_is_not_computed(cut: str, request: pytest.FixtureRequest):
+    with Predictor.load(request.getfixturevalue(cut)) as predictor:
+        counting: dict[str, Counting] = {}
+        predictor.gated = predictor.gated.wrapped(lambda name, piece: counting.setdefault(name, Counting(piece)))
         got = predictor(TEXTS, batch_size=8)
-    finally:
-        predictor.gated = chain
-    for index, layer in counting.items():
-        assert layer.rows == sum(index + 1 in prediction.layers for prediction in got)
-    assert 0 < sum(layer.rows for layer in counting.values()) < 4 * len(TEXTS)
+    layers = {name: piece for name, piece in counting.items() if name.startswith("layer_")}
+    assert list(layers) == ["layer_01", "layer_02", "layer_03", "layer_04"]
+    for number, layer in enumerate(layers.values(), start=1):
+        assert layer.rows == sum(number in prediction.layers for prediction in got)
+    assert 0 < sum(layer.rows for layer in layers.values()) < 4 * len(TEXTS)
 
 
-def test_lookahead_asks_its_engine_once_per_layer_that_ran(lookahead_bundle: Path):
-    with Predictor.load(lookahead_bundle) as predictor:
-        gates = Counting(predictor.gated.lookahead)
-        predictor.gated = replace(predictor.gated, lookahead=gates)
+def test_where_layers_answer_for_gates_these_are_asked_once_a_call(layers_bundle: Path):
+    with Predictor.load(layers_bundle) as predictor:
+        gates = Counting(predictor.gated.all_gates)
+        predictor.gated = replace(predictor.gated, all_gates=gates)
         for text in TEXTS:
             gates.batches.clear()
-            layers = predictor(text).layers
-            assert 1 <= len(gates.batches) <= len(layers) + 1
+            predictor(text)
+            assert [rows for rows, _ in gates.batches] == [1]
 
 
 # What is set when loading
@@ -165,11 +170,166 @@ def test_what_a_call_says_goes_before_what_was_loaded(bundle: Path, oracle: Orac
         assert_same(predictor(TEXTS, router="gates"), [oracle.gates(text) for text in TEXTS])
 
 
-def test_the_default_threshold_is_the_manifest_s(bundle: Path, tmp_path: Path, oracle: Oracle):
+def test_the_default_thresholds_are_those_of_the_default_point(bundle: Path, tmp_path: Path, oracle: Oracle):
     copy = copy_of(bundle, tmp_path)
-    change_manifest(copy, lambda plain: plain["router"].update(threshold=1.5))
-    with Predictor.load(copy) as predictor:
-        assert_same(predictor(TEXTS), [oracle.gates(text, 1.5) for text in TEXTS])
+    for thresholds in ([1.5] * 4, [-2.0, 1.0, 0.0, -0.5]):
+        change_manifest(copy, lambda plain, at=thresholds: plain["points"][0].update(thresholds=at))
+        with Predictor.load(copy) as predictor:
+            assert_same(predictor(TEXTS), [oracle.gates(text, thresholds) for text in TEXTS])
+
+
+# Budgets
+
+POINTS = {1.5: [1.5, 1.0, 0.5, 2.0], 2.0: [0.0] * 4, 3.0: [-1.0, -3.0, -0.5, -1.0]}
+
+
+@pytest.fixture(scope="module", params=["bundle", "layers_bundle", "whole_bundle"])
+def several_points(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with three operating points; the default one is in the middle."""
+    copy = copy_of(request.getfixturevalue(request.param), tmp_path_factory.mktemp("points"))
+
+    def change(plain: dict) -> None:
+        point = plain["points"][0]
+        plain["points"] = [point | {"budget": at, "thresholds": to, "mean_layers": at} for at, to in POINTS.items()]
+
+    change_manifest(copy, change)
+    return copy
+
+
+def between(budget: float) -> list[float]:
+    """Each gate's threshold on the straight line between its neighbours."""
+    return [float(np.interp(budget, list(POINTS), gate)) for gate in zip(*POINTS.values(), strict=True)]
+
+
+@pytest.mark.parametrize("budget", [1.5, 1.75, 2.0, 2.25, 2.9, 3.0, 0.375, 0.5, 0.6, 0.75])
+def test_a_budget_sets_the_thresholds_of_its_point_or_between_those_of_its_neighbours(
+    several_points: Path, oracle: Oracle, budget: float
+):
+    thresholds = between(budget if budget >= 1 else 4 * budget)  # below 1 a share of the four layers
+    expected = [oracle.gates(text, thresholds) for text in TEXTS]
+    with Predictor.load(several_points) as by_call, Predictor.load(several_points, budget=budget) as by_load:
+        assert_same(by_call(TEXTS, budget=budget), expected)
+        assert_same(by_load(TEXTS, batch_size=5), expected)
+        assert_same(by_call(TEXTS), [oracle.gates(text) for text in TEXTS])  # at the default point, as before
+
+
+def test_points_differ_or_the_tests_of_budgets_would_say_nothing(oracle: Oracle):
+    routes = {
+        budget: tuple(oracle.gates(text, between(budget)).layers for text in TEXTS) for budget in (1.5, 1.75, 2, 2.5, 3)
+    }
+    assert len(set(routes.values())) == len(routes)
+    means = [np.mean([len(layers) for layers in route]) for route in routes.values()]
+    assert means == sorted(means)
+
+
+def test_a_budget_of_a_call_goes_before_what_was_loaded_and_a_threshold_before_a_budget(
+    several_points: Path, oracle: Oracle
+):
+    def at(thresholds: float | list[float], most: int | None = None) -> list[Answer]:
+        return [oracle.gates(text, thresholds, most) for text in TEXTS]
+
+    with Predictor.load(several_points, budget=3) as predictor:
+        assert_same(predictor(TEXTS, budget=1.5), at(POINTS[1.5]))
+        assert_same(predictor(TEXTS, gate_threshold=0.7), at(0.7))
+        assert_same(predictor(TEXTS, budget=1.5, max_layers=1), at(POINTS[1.5], 1))
+        assert_same(predictor(TEXTS), at(POINTS[3.0]))
+    with Predictor.load(several_points, gate_threshold=0.7, max_layers=2) as predictor:
+        assert_same(predictor(TEXTS, budget=3), at(POINTS[3.0], 2))
+        assert_same(predictor(TEXTS), at(0.7, 2))
+
+
+@pytest.mark.parametrize("budget", [1.0, 1.4999, 3.0001, 4.0, 0.25, 0.9])
+def test_a_budget_beyond_the_points_is_refused_with_the_command_that_adds_it(several_points: Path, budget: float):
+    layers = budget if budget >= 1 else 4 * budget
+    with Predictor.load(several_points) as predictor:
+        for ask in (
+            lambda: predictor("good", budget=budget),
+            lambda: predictor(["good"] * 3, budget=budget),
+            lambda: Predictor.load(several_points, budget=budget),
+        ):
+            with pytest.raises(BudgetError) as error:
+                ask()
+            message = one_line(error)
+            assert f"budget {layers:g}: the bundle has operating points for 1.5, 2, 3;" in message
+            assert "hadskip-export calibrate" in message and f"--budget {layers:g} --write" in message
+        assert predictor("good").label
+
+
+@pytest.mark.parametrize("budget", [0, -1, 4.5, 100, float("nan"), float("inf"), 0.0])
+def test_what_is_no_budget_of_the_model_is_refused(several_points: Path, budget: float):
+    with Predictor.load(several_points) as predictor:
+        for ask in (lambda: predictor("good", budget=budget), lambda: Predictor.load(several_points, budget=budget)):
+            with pytest.raises(BudgetError, match=r"budget.*the model has 4 layers") as error:
+                ask()
+            one_line(error)
+
+
+def test_a_budget_and_a_threshold_together_are_refused(several_points: Path):
+    """Each sets the thresholds; not even where they agree."""
+    with Predictor.load(several_points) as predictor:
+        for ask in (
+            lambda: predictor("good", budget=2, gate_threshold=0.0),
+            lambda: predictor("good", budget=2, gate_threshold=0.0, router="full"),
+            lambda: Predictor.load(several_points, budget=2, gate_threshold=0.0),
+        ):
+            with pytest.raises(BudgetError, match=r"budget=2, gate_threshold=0\.0: .*leave one out") as error:
+                ask()
+            one_line(error)
+
+
+def test_a_single_point_has_one_budget(bundle: Path, oracle: Oracle):
+    with Predictor.load(bundle, budget=2) as predictor:
+        assert_same(predictor(TEXTS), [oracle.gates(text) for text in TEXTS])
+        with pytest.raises(BudgetError, match="operating points for 2;"):
+            predictor("good", budget=2.5)
+
+
+# Which engine
+
+
+@pytest.fixture(scope="module")
+def several_engines(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = copy_of(bundle, tmp_path_factory.mktemp("engines"))
+    for engine, precision, cut in [("ort", "fp32", "whole"), ("ort", "int8", "layers"), ("openvino", "fp32", "gates")]:
+        assert build(copy, engine=engine, precision=precision, cut=cut).parity == "passed"
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({}, "ort-fp32-gates"),
+        ({"cut": "whole"}, "ort-fp32-whole"),
+        ({"engine": "ort", "precision": "int8"}, "ort-int8-layers"),
+        ({"precision": "int8", "cut": "layers"}, "ort-int8-layers"),
+        ({"engine": "openvino"}, "openvino-fp32-gates"),
+        ({"engine": "ort-fp32-whole"}, "ort-fp32-whole"),
+    ],
+    ids=str,
+)
+def test_the_engine_asked_for_is_the_one_that_runs(several_engines: Path, asked: dict, name: str, oracle: Oracle):
+    with Predictor.load(several_engines, **asked) as predictor:
+        assert predictor.engine_info.name == name
+        kind, cut = name.split("-")[0], predictor.engine_info.cut
+        assert type(predictor.engine) is engine_class(kind)
+        assert isinstance(predictor.gated, Whole if cut == "whole" else Chain)
+        assert cut == "whole" or bool(predictor.gated.gates) == (cut == "gates")
+        if predictor.engine_info.precision == "fp32":
+            assert_same(predictor(TEXTS), [oracle.gates(text) for text in TEXTS])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"cut": "layers", "precision": "fp32"}, {"engine": "openvino", "cut": "whole"}, {"precision": "bf16"}],
+    ids=str,
+)
+def test_an_engine_that_nobody_built_is_refused_with_those_there_are(several_engines: Path, asked: dict):
+    with pytest.raises(BundleError, match=r"no engine .*ort-fp32-gates, ort-fp32-whole, ort-int8-layers") as error:
+        Predictor.load(several_engines, **asked)
+    one_line(error)
+
+
+# What is set when loading, too
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -305,7 +465,7 @@ def test_an_unknown_router_or_engine_is_refused(bundle: Path, predictor: Predict
         predictor("good", router="dice")
     with pytest.raises(HadskipError, match="router='dice'"):
         Predictor.load(bundle, router="dice")
-    with pytest.raises(BundleError, match="no engine 'tpu', only ort-fp32"):
+    with pytest.raises(BundleError, match="no engine 'tpu', only "):
         Predictor.load(bundle, engine="tpu")
 
 
@@ -316,15 +476,9 @@ def test_an_engine_this_version_does_not_know_is_refused(bundle: Path, tmp_path:
         Predictor.load(copy)
 
 
-def test_engines_go_by_either_name(bundle: Path):
-    for name in ("ort", "ort-fp32"):
-        with Predictor.load(bundle, engine=name) as predictor:
-            assert predictor.engine_info.engine == "ort"
-
-
 def test_full_bert_runs_every_layer_whatever_else_is_asked_for(bundle: Path):
     """The kill switch of a service must work with the options that it has."""
-    for options in ({"max_layers": 2}, {"gate_threshold": 1e9}, {"max_layers": 1, "gate_threshold": 1e9}):
+    for options in ({"max_layers": 2}, {"gate_threshold": 1e9}, {"max_layers": 1, "budget": 2}):
         with Predictor.load(bundle, router="full", **options) as full, Predictor.load(bundle, **options) as gates:
             expected = full("good")
             assert expected.layers == (1, 2, 3, 4) and full("good", **options) == expected
@@ -332,18 +486,20 @@ def test_full_bert_runs_every_layer_whatever_else_is_asked_for(bundle: Path):
             assert full("good", router="gates") == gates("good") != expected
 
 
-def test_what_was_built_is_run_whatever_was_asked_for_at_load(bundle: Path, predictor: Predictor):
+def test_what_was_built_is_run_whatever_was_asked_for_at_load(bundle: Path, predictor: Predictor, oracle: Oracle):
     encoded = predictor.tokenizer.encode(TEXTS)
     with Predictor.load(bundle, max_layers=1, gate_threshold=0.7) as capped:
         logits, routes = capped.run_as_built(encoded)
     expected, expected_routes = predictor.run(encoded)
     assert (routes == expected_routes).all() and routes.sum(axis=1).max() > 1
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+    _, at = predictor.run_as_built(encoded, thresholds=[-2.0, 1.0, 0.0, -0.5])
+    assert [as_route(row) for row in at.tolist()] == [oracle.gates(t, [-2.0, 1.0, 0.0, -0.5]).layers for t in TEXTS]
 
 
 def test_a_bundle_without_the_full_model_has_no_kill_switch(bundle: Path, tmp_path: Path, oracle: Oracle):
     copy = copy_of(bundle, tmp_path)
-    (copy / "pieces" / "full.onnx").unlink()
+    (copy / "model" / "full.onnx").unlink()
     change_manifest(copy, lambda plain: (plain["engines"][0]["files"].pop("full"), plain["pieces"].pop("full")))
     reseal(copy)
     with Predictor.load(copy) as predictor:
@@ -365,23 +521,51 @@ def test_an_engine_that_failed_parity_is_refused_unless_asked_for(bundle: Path, 
         assert_same(predictor(TEXTS), [oracle.gates(text) for text in TEXTS])
 
 
+@pytest.mark.parametrize("cut", ["bundle", "layers_bundle", "whole_bundle"])
 @pytest.mark.parametrize("router", ["gates", "full"])
-def test_a_closed_predictor_says_so(bundle: Path, router):
-    with Predictor.load(bundle, router=router) as predictor:
+def test_a_closed_predictor_says_so(cut: str, router, request: pytest.FixtureRequest):
+    with Predictor.load(request.getfixturevalue(cut), router=router) as predictor:
         predictor("good")
-    with pytest.raises(EngineError, match="closed"):
-        predictor("good")
-    with pytest.raises(EngineError, match="closed"):
-        predictor("good", router="gates" if router == "full" else "full")
+    encoded = predictor.tokenizer.encode(["good"])
+    for ask in (
+        lambda: predictor("good"),
+        lambda: predictor(["good", "bad"], batch_size=1),
+        lambda: predictor("good", router="gates"),
+        lambda: predictor("good", router="full"),
+        lambda: predictor("good", budget=2),
+        lambda: predictor.run(encoded),
+        lambda: predictor.run_as_built(encoded),
+        lambda: predictor.load_chain(),
+        lambda: predictor.engine,
+    ):
+        with pytest.raises(EngineError, match="this predictor is closed; load the bundle again") as error:
+            ask()
+        one_line(error)
     predictor.close()  # a second time is no harm
 
 
-def test_a_closed_predictor_holds_on_to_none_of_its_engines(bundle: Path):
-    with Predictor.load(bundle) as predictor:
+@pytest.mark.parametrize("cut", ["bundle", "whole_bundle"])
+def test_a_closed_predictor_holds_on_to_none_of_its_engines(cut: str, request: pytest.FixtureRequest):
+    with Predictor.load(request.getfixturevalue(cut)) as predictor:
         predictor("good", router="full")
-        held = [weakref.ref(one) for one in (predictor.engine, predictor.gated, predictor._full)]
+        chain = predictor.load_chain()
+        held = [weakref.ref(one) for one in (predictor.engine, predictor.gated, predictor._full, chain)]
+        del chain
     gc.collect()
-    assert [one() for one in held] == [None] * 3
+    assert [one() for one in held] == [None] * 4
+
+
+def test_a_whole_model_can_be_had_piece_by_piece_and_loads_pieces_for_nobody_else(
+    whole_bundle: Path, loaded: dict[str, Counting], oracle: Oracle
+):
+    with Predictor.load(whole_bundle) as predictor:
+        predictor(TEXTS)
+        assert list(loaded) == ["whole"]
+        chain = predictor.load_chain()
+        assert {"embeddings", "layer_01", "gate_04", "head"} < set(loaded) and predictor.load_chain() is chain
+        encoded = predictor.tokenizer.encode(TEXTS)
+        _, routes = chain.run(pad(encoded), GatePolicy([0.5] * 4))
+        assert [as_route(row) for row in routes.tolist()] == [oracle.gates(text, 0.5).layers for text in TEXTS]
 
 
 def test_who_needs_nothing_loaded_does_not_wait_for_who_does(bundle: Path):
@@ -480,8 +664,8 @@ def test_short_inputs_do_not_pay_for_a_long_one(bundle: Path, loaded: dict[str, 
 
 
 @pytest.mark.parametrize("most", [np.int32(2), np.uint8(2), np.int64(2)])
-def test_a_number_of_layers_may_be_numpys(graph_bundle: Path, bundle: Path, most: np.integer):
-    with Predictor.load(graph_bundle) as ours, Predictor.load(bundle) as theirs:
+def test_a_number_of_layers_may_be_numpys(whole_bundle: Path, bundle: Path, most: np.integer):
+    with Predictor.load(whole_bundle) as ours, Predictor.load(bundle) as theirs:
         for one, other in zip(ours(TEXTS, max_layers=most), theirs(TEXTS, max_layers=2), strict=True):
             assert one.layers == other.layers
 
@@ -500,14 +684,26 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counting]:
     return pieces
 
 
-@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle", "fused_bundle"])
-def test_loading_runs_every_piece(layout: str, loaded: dict[str, Counting], request: pytest.FixtureRequest):
-    bundle = request.getfixturevalue(layout)
+CALLED = {
+    "bundle": ["gate_01", "gate_02", "gate_03", "gate_04"],
+    "layers_bundle": ["gates"],
+}
+
+
+@pytest.mark.parametrize("cut", CALLED)
+def test_loading_runs_every_piece(cut: str, loaded: dict[str, Counting], request: pytest.FixtureRequest):
+    bundle = request.getfixturevalue(cut)
+    layers = ["layer_01", "layer_02", "layer_03", "layer_04"]
     with Predictor.load(bundle, gate_threshold=1e9, max_layers=1):
-        assert {"embeddings", "layer_01", "layer_04", "head"} < set(loaded)
+        assert set(loaded) == {"embeddings", *layers, *CALLED[cut], "head"}
         assert all(piece.rows for piece in loaded.values())
-    loaded.clear()
-    with Predictor.load(bundle, router="full"):
+
+
+@pytest.mark.parametrize("cut", ["bundle", "layers_bundle", "whole_bundle"])
+def test_loading_for_the_full_model_runs_that_alone(
+    cut: str, loaded: dict[str, Counting], request: pytest.FixtureRequest
+):
+    with Predictor.load(request.getfixturevalue(cut), router="full"):
         assert list(loaded) == ["full"]
         assert loaded["full"].rows == 1
 
@@ -565,7 +761,7 @@ def test_of_a_static_route_only_its_layers_are_loaded_and_warmed_up(
     static_bundle: Path, loaded: dict[str, Counting], static_oracle: Oracle
 ):
     with Predictor.load(static_bundle, max_layers=1) as predictor:
-        assert list(loaded) == ["embeddings", "layer_01", "layer_03", "head"]
+        assert set(loaded) == {"embeddings", "layer_01", "layer_03", "head"}
         assert all(piece.rows == 1 for piece in loaded.values())
         assert predictor("good", max_layers=4).layers == STATIC_ROUTE
         assert [piece.rows for piece in loaded.values()] == [2] * 4
@@ -578,6 +774,17 @@ def test_max_layers_caps_a_static_route(static: Predictor, static_bundle: Path, 
     with Predictor.load(static_bundle, max_layers=most) as capped:
         assert_same(capped(TEXTS), expected)
     assert static("good").layers == STATIC_ROUTE
+
+
+@pytest.mark.parametrize("cut", ["layers", "whole"])
+def test_a_static_route_is_the_same_in_every_cut(
+    static: Predictor, static_bundle: Path, static_oracle: Oracle, tmp_path: Path, cut
+):
+    copy = copy_of(static_bundle, tmp_path)
+    build(copy, engine="ort", cut=cut)
+    with Predictor.load(copy, cut=cut) as other:
+        assert_same(other(TEXTS, batch_size=5), [static_oracle.forced(t, layers_of(STATIC_ROUTE)) for t in TEXTS])
+        assert_same(other(TEXTS, max_layers=1), [static_oracle.forced(t, layers_of(STATIC_ROUTE[:1])) for t in TEXTS])
 
 
 def test_a_static_bundle_has_the_full_model_too(static: Predictor, static_bundle: Path, static_oracle: Oracle):
@@ -596,6 +803,15 @@ def test_a_static_route_has_no_threshold_to_move(static: Predictor, static_bundl
         lambda: Predictor.load(static_bundle, gate_threshold=threshold, router=router),
     ):
         with pytest.raises(BudgetError, match=r"^gate_threshold: .* static route") as error:
+            ask()
+        assert str(static_bundle) in one_line(error)
+
+
+@pytest.mark.parametrize("budget", [2, 1, 0.5])
+def test_a_static_route_has_no_budget_to_choose(static: Predictor, static_bundle: Path, budget: float):
+    """Not even its own."""
+    for ask in (lambda: static("good", budget=budget), lambda: Predictor.load(static_bundle, budget=budget)):
+        with pytest.raises(BudgetError, match=r"^budget: .* static route and no gates") as error:
             ask()
         assert str(static_bundle) in one_line(error)
 
@@ -626,7 +842,7 @@ def test_the_command_line_says_what_was_loaded_if_asked(bundle: Path, verbose: b
     arguments = [*(["-v"] if verbose else []), "predict", str(bundle), "good"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 1
-    lines = [line for line in done.stderr.splitlines() if f"{bundle}: ort-fp32 loaded in" in line]
+    lines = [line for line in done.stderr.splitlines() if f"{bundle}: ort-fp32-gates loaded in" in line]
     assert len(lines) == verbose
 
 
@@ -640,4 +856,4 @@ def test_an_engine_that_was_never_checked_is_warned_of(bundle: Path, tmp_path: P
     copy = copy_of(bundle, tmp_path)
     change_manifest(copy, lambda plain: plain["engines"][0].update(parity="unverified"))
     (warning,) = warnings(copy)
-    assert "ort-fp32 was never checked; run hadskip-export validate" in warning
+    assert "ort-fp32-gates was never checked; run hadskip-export validate" in warning

@@ -1,28 +1,42 @@
-"""The table of engines. An engine's library is imported only when a bundle is loaded with it."""
+"""The table of engines. An engine's library is imported only when a bundle is loaded with it, and what the engine is
+built from only when one is built."""
 
 import importlib
+from dataclasses import dataclass
 
-from hadskip_export.runtime.engines.base import Batches, Engine, EngineOptions, GateLayout, Piece, Single, is_reduced
+from hadskip_export.runtime.engines.base import Cut, Engine, EngineOptions, Piece, is_reduced
 from hadskip_export.support.errors import EngineError
 
-# name -> module:class. To add an engine: one file here, one line there.
+
+@dataclass(frozen=True)
+class Registered:
+    """Where an engine's two halves are, as `module:name`: what loads and runs it, and what it is built from."""
+
+    engine: str
+    target: str
+
+
+def _registered(module: str, engine: str, target: str) -> Registered:
+    package = "hadskip_export"
+    return Registered(f"{package}.runtime.engines.{module}:{engine}", f"{package}.exporters.targets.{module}:{target}")
+
+
+# To add an engine: a file here, a file in `exporters/targets/` (or one for both), and a line in this table.
 ENGINES = {
-    "ort": "hadskip_export.runtime.engines.ort:OrtEngine",
-    "ort-cuda": "hadskip_export.runtime.engines.ort_cuda:OrtCudaEngine",
-    "openvino": "hadskip_export.runtime.engines.openvino:OpenVinoEngine",
-    "torch-cuda": "hadskip_export.runtime.engines.torch_cuda:TorchCudaEngine",
-    "trt": "hadskip_export.runtime.engines.tensorrt:TensorRtEngine",
-    "trt-rtx": "hadskip_export.runtime.engines.tensorrt:TensorRtRtxEngine",
+    "ort": _registered("ort", "OrtEngine", "TARGET"),
+    "ort-cuda": _registered("ort_cuda", "OrtCudaEngine", "TARGET"),
+    "openvino": _registered("openvino", "OpenVinoEngine", "TARGET"),
+    "torch-cuda": _registered("torch_cuda", "TorchCudaEngine", "TARGET"),
+    "trt": _registered("tensorrt", "TensorRtEngine", "TENSORRT"),
+    "trt-rtx": _registered("tensorrt", "TensorRtRtxEngine", "TENSORRT_RTX"),
 }
 
 __all__ = [
     "ENGINES",
-    "Batches",
+    "Cut",
     "Engine",
     "EngineOptions",
-    "GateLayout",
     "Piece",
-    "Single",
     "built_elsewhere",
     "engine_class",
     "is_reduced",
@@ -37,7 +51,7 @@ def engine_class(name: str) -> type[Engine]:
     """
     if name not in ENGINES:
         raise EngineError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
-    module, _, attribute = ENGINES[name].partition(":")
+    module, _, attribute = ENGINES[name].engine.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 

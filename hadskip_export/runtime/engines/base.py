@@ -12,23 +12,17 @@ import numpy as np
 from hadskip_export.support.environment import chip
 from hadskip_export.support.errors import EngineError
 
-# `separate`: each gate an engine of its own, asked before its layer. `lookahead`: one engine for all gates, asked after
-# the embeddings and each layer that ran. `fused`: the same, but after a layer they are part of the layer's engine.
-GateLayout = Literal["separate", "lookahead", "fused"]
-# How an input that comes alone is run: by the chain, as batches then are; by one engine of the commonest route first
-# (`Speculation`); by one engine of the whole gated model (`Conditional`).
-Single = Literal["chain", "guess", "graph"]
-# What runs a batch where single inputs have a graph: the chain; that graph, in which each layer then takes the rows
-# that run it; such a graph of their own, where one with an `If` per layer is faster for single inputs.
-Batches = Literal["chain", "graph", "rows"]
+# How finely the model is cut. `gates`: every layer and every gate is an engine of its own, called in turn. `layers`: a
+# layer's engine, or one engine asked after it, answers for all later gates. `whole`: the gated model is one engine.
+Cut = Literal["gates", "layers", "whole"]
 UNBOUNDED = sys.maxsize  # padding, on a device that computes many tokens in the time of a few
-_REDUCED = ("layer", "full", "guess", "graph", "rows")
+_REDUCED = ("layer", "full", "whole")
 
 
 def is_reduced(piece: str) -> bool:
     """Whether an engine below fp32 computes this piece below it. Gates decide near a threshold, embeddings are looked
-    up, the head costs nothing: pieces of these stay fp32 at every precision. (One engine of all of them is
-    computed at its own; exporters/conditional.py says how its gates still decide in fp32.)"""
+    up, the head costs nothing: pieces of these stay fp32 at every precision. (A whole model is computed at its own;
+    the engine's target says how its gates still decide in fp32.)"""
     return piece.startswith(_REDUCED)
 
 
@@ -75,25 +69,17 @@ class EngineOptions:
 
 
 class Engine(Protocol):
-    """Loads the pieces of a bundle, named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `head`, `full`,
-    `guess`, `graph`, `rows`.
+    """Loads the pieces of a bundle, named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `head`, `full`, `whole`.
 
     Attributes:
-        precisions: those it can be built with.
         portable: whether what was built once runs with every version and on every chip.
-        reads: what its files are: ONNX, a library's own plans, or one file of weights for all pieces.
-        batches: what runs a batch where single inputs have a graph.
+        reads: what its files are: ONNX, a library's own plans, or the file of weights that all pieces share.
         most_padding: tokens of it that a batch may have: more cost more than another call does.
-        bf16_states: whether hidden_states are bfloat16 between its pieces when layers are; embeddings, gates and head
-            compute in fp32 all the same.
     """
 
-    precisions: ClassVar[tuple[str, ...]]
     portable: ClassVar[bool]
     reads: ClassVar[Literal["onnx", "plans", "weights"]]
-    batches: ClassVar[Batches]
     most_padding: ClassVar[int]
-    bf16_states: ClassVar[bool]
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions): ...
 
@@ -104,14 +90,8 @@ class Engine(Protocol):
         """
         ...
 
-    @staticmethod
-    def layouts(precision: str) -> tuple[GateLayout, ...]:
-        """How its gates can be laid out, the fastest first (docs/performance.md)."""
-        ...
-
-    @staticmethod
-    def singles(precision: str) -> tuple[Single, ...]:
-        """How an input that comes alone can be run, first how it is unless somebody wants it otherwise."""
+    def close(self) -> None:
+        """Lets go of what it keeps for its pieces, as far as no call is using it."""
         ...
 
     @staticmethod
@@ -135,7 +115,9 @@ class OnThisProcessor:
 
     portable = True
     most_padding = 128
-    bf16_states = False
+
+    def close(self) -> None:
+        """Nothing is kept beside the pieces, which go with whoever has them."""
 
     @staticmethod
     def chip() -> str:

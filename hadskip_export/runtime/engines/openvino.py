@@ -1,6 +1,6 @@
 """OpenVINO on the CPU. Compiles the ONNX pieces when they are loaded, a tenth of a second for a layer of BERT-base.
 
-Four facts, all measured (docs/performance.md), shape this file. A compiled piece keeps scratch memory for the largest
+Four facts, all measured (notebook/), shape this file. A compiled piece keeps scratch memory for the largest
 call it has seen: twelve layers would hold twelve times as much as full BERT does, and each would find its own cold. So
 large calls are made in parts, and a layer gives its scratch back, which the next one is given while it is in the cache.
 Where a layer is a branch of one graph it has scratch of its own, too; where it takes no rows instead of being skipped,
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThisProcessor, Piece, Single, is_reduced
+from hadskip_export.runtime.engines.base import EngineOptions, OnThisProcessor, Piece, is_reduced
 from hadskip_export.runtime.engines.bfloat16 import Bfloat16States
 from hadskip_export.support.errors import EngineError, first_line, optional_import
 
@@ -30,9 +30,6 @@ _SMALL = ("gate_", "head")  # pieces too small to share between threads; all gat
 class OpenVinoEngine(OnThisProcessor):
     """See `Engine`. Its threads do not spin, whatever the options say."""
 
-    precisions = ("fp32", "bf16", "int8")
-    batches = "rows"
-    bf16_states = True
     reads = "onnx"
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
@@ -60,7 +57,7 @@ class OpenVinoEngine(OnThisProcessor):
             raise EngineError(f"{file}: openvino {self._openvino.__version__} refuses it ({_reason(error)})") from error
         if used != wanted:
             raise EngineError(f"{file}: this chip computes {wanted} as {used}; use --engine openvino-fp32 here")
-        most = MOST_ROUTED if piece == "rows" else MOST_TOKENS[self._precision]
+        most = MOST_ROUTED if piece == "whole" else MOST_TOKENS[self._precision]
         return OpenVinoPiece(self._openvino, compiled, file, most, piece.startswith("layer"))
 
     def _with_bfloat16_states(self, file: Path) -> Any:
@@ -72,16 +69,6 @@ class OpenVinoEngine(OnThisProcessor):
                 if port.partial_shape.rank.get_length() == HIDDEN_STATES_RANK:
                     typed(index).tensor().set_element_type(self._openvino.Type.bf16)
         return types.build()
-
-    @staticmethod
-    def layouts(precision: str) -> tuple[GateLayout, ...]:
-        # In bf16 a piece is computed in bf16 to the last of its operators, and gates decide in fp32.
-        return ("lookahead", "separate") if precision == "bf16" else ("fused", "separate", "lookahead")
-
-    @staticmethod
-    def singles(precision: str) -> tuple[Single, ...]:
-        # In bf16 the gates of a guess would be bf16; those of the graph are made such that they are not.
-        return ("graph", "chain") if precision == "bf16" else ("graph", "chain", "guess")
 
     @staticmethod
     def versions() -> dict[str, str]:

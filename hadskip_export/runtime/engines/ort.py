@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU. Runs ONNX files as they are.
 
-Two traps, both measured (docs/performance.md): every session has a thread pool that spins long after a call, and a
+Two traps, both measured (notebook/): every session has a thread pool that spins long after a call, and a
 memory arena that stays at its peak. So a pool spins just long enough to bridge the gap between two operators,
 small pieces get no pool, and all sessions share one arena.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.runtime.engines.base import EngineOptions, GateLayout, OnThisProcessor, Piece, Single
+from hadskip_export.runtime.engines.base import EngineOptions, OnThisProcessor, Piece
 from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 PROVIDER = "CPUExecutionProvider"
@@ -29,23 +29,12 @@ class OnnxRuntime:
     reads = "onnx"
 
     @staticmethod
-    def layouts(precision: str) -> tuple[GateLayout, ...]:
-        return "fused", "separate", "lookahead"
-
-    @staticmethod
-    def singles(precision: str) -> tuple[Single, ...]:
-        return "chain", "guess", "graph"
-
-    @staticmethod
     def versions() -> dict[str, str]:
         return {"onnxruntime": import_onnxruntime().__version__}
 
 
 class OrtEngine(OnnxRuntime, OnThisProcessor):
     """See `Engine`. The precision is in the files."""
-
-    precisions = ("fp32", "int8")
-    batches = "graph"
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
         self._ort = import_onnxruntime()
@@ -67,12 +56,13 @@ class OrtEngine(OnnxRuntime, OnThisProcessor):
 
 
 class OrtPiece:
-    """One session; `run` of ONNX Runtime is thread-safe."""
+    """One session; `run` of ONNX Runtime is thread-safe. It takes every input, those that have a default in the file
+    after the others."""
 
     def __init__(self, session, file: Path):
         self._session = session
         self._file = file
-        self._names = [argument.name for argument in session.get_inputs()]
+        self._names = [argument.name for argument in (*session.get_inputs(), *session.get_overridable_initializers())]
         self._outputs = [argument.name for argument in session.get_outputs()]
 
     def __call__(self, *inputs: np.ndarray) -> Any:

@@ -22,11 +22,8 @@ from hadskip_export.support.errors import EngineError, first_line
 class OrtCudaEngine(OnnxRuntime):
     """See `Engine`. The precision is in the files; the host computes nothing, so there is no pool of threads."""
 
-    precisions = ("fp32", "fp16")
     portable = True
-    batches = "chain"
     most_padding = UNBOUNDED
-    bf16_states = False
     provider, device = "CUDAExecutionProvider", "cuda"
     settings: ClassVar[dict[str, str]] = {"use_tf32": "0"}  # on by default: fp32 would not be fp32
 
@@ -46,6 +43,9 @@ class OrtCudaEngine(OnnxRuntime):
         session = open_session(self._ort, self._files[piece], options, self.provider, self.settings)
         return BoundPiece(session, self._files[piece], self._uploads, self.device)
 
+    def close(self) -> None:
+        """Nothing is kept beside the pieces, which go with whoever has them."""
+
     @staticmethod
     def chip() -> str:
         return device_name() if why_no_device() is None else "NVIDIA GPUs"
@@ -64,7 +64,7 @@ class BoundPiece:
         self._session = session
         self._file = file
         self._uploads = uploads
-        self._inputs = [argument.name for argument in session.get_inputs()]
+        self._inputs = [argument.name for argument in (*session.get_inputs(), *session.get_overridable_initializers())]
         self._outputs = {
             argument.name: device if len(argument.shape) == 3 else "cpu" for argument in session.get_outputs()
         }

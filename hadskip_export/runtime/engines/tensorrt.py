@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.runtime.engines.base import UNBOUNDED, EngineOptions, GateLayout, Piece, Single
+from hadskip_export.runtime.engines.base import UNBOUNDED, EngineOptions, Piece
 from hadskip_export.runtime.engines.cuda_memory import CudaDevice, DeviceMemory
 from hadskip_export.runtime.engines.device import DeviceArray, Uploads
 from hadskip_export.runtime.engines.nvidia import compute_capability, device_name, why_no_device
@@ -40,11 +40,8 @@ class _TensorRt:
     """See `Engine`. Pieces run one at a time and share one scratch buffer, as large as the largest needs."""
 
     name: str
-    precisions = ("fp32", "fp16")
     portable = False
-    batches = "chain"
     most_padding = UNBOUNDED
-    bf16_states = False
     reads = "plans"
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
@@ -62,7 +59,14 @@ class _TensorRt:
             library = next(iter(self.versions().items()))
             raise EngineError(f"{file}: {' '.join(library)} refuses it (its own messages above say why)")
         self._scratch.grow(plan.device_memory_size_v2)
-        return TensorRtPiece(plan, self._user_managed(), file, self._device, self._uploads, self._scratch)
+        context = plan.create_execution_context(self._user_managed())
+        if context is None:
+            raise EngineError(f"{file}: TensorRT cannot prepare it; is there memory left on the GPU?")
+        return TensorRtPiece(plan, context, file, self._uploads, self._scratch)
+
+    def close(self) -> None:
+        """Gives the scratch buffer back; pieces go with whoever has them."""
+        self._scratch = Scratch(self._device)
 
     def _open_device(self) -> CudaDevice:
         return CudaDevice(self.name)
@@ -80,14 +84,6 @@ class _TensorRt:
 
     def _user_managed(self) -> Any:
         return self._library.ExecutionContextAllocationStrategy.USER_MANAGED
-
-    @staticmethod
-    def layouts(precision: str) -> tuple[GateLayout, ...]:
-        return "separate", "lookahead"
-
-    @staticmethod
-    def singles(precision: str) -> tuple[Single, ...]:
-        return ("chain",)
 
     @classmethod
     def versions(cls) -> dict[str, str]:
@@ -128,14 +124,14 @@ class Scratch:
     """What a piece computes in, one for all."""
 
     def __init__(self, device: CudaDevice):
-        self._device = device
+        self.device = device
         self._memory: DeviceMemory | None = None
         self.size = 0
 
     def grow(self, size: int) -> None:
-        with self._device.lock:
+        with self.device.lock:
             if size > self.size:
-                self._memory, self.size = DeviceMemory(self._device, (size,), np.dtype(np.uint8)), size
+                self._memory, self.size = DeviceMemory(self.device, (size,), np.dtype(np.uint8)), size
 
     @property
     def pointer(self) -> int:
@@ -145,12 +141,10 @@ class Scratch:
 class TensorRtPiece:
     """One engine and its execution context. Outputs [b, s, H] stay on the device."""
 
-    def __init__(self, plan: Any, strategy: Any, file: Path, device: CudaDevice, uploads: Uploads, scratch: Scratch):
+    def __init__(self, plan: Any, context: Any, file: Path, uploads: Uploads, scratch: Scratch):
         self._plan = plan  # its context does not keep it
-        self._context = plan.create_execution_context(strategy)
-        if self._context is None:
-            raise EngineError(f"{file}: TensorRT cannot prepare it; is there memory left on the GPU?")
-        self._file, self._device, self._uploads, self._scratch = file, device, uploads, scratch
+        self._context = context
+        self._file, self._device, self._uploads, self._scratch = file, scratch.device, uploads, scratch
         names = [plan.get_tensor_name(index) for index in range(plan.num_io_tensors)]
         self._inputs = [name for name in names if plan.get_tensor_mode(name).name == "INPUT"]
         self._outputs = [name for name in names if plan.get_tensor_mode(name).name == "OUTPUT"]

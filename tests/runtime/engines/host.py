@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hadskip_export.exporters.targets.base import OnnxTarget
+from hadskip_export.runtime.engines import ENGINES, Registered
 from hadskip_export.runtime.engines.cuda_memory import CudaDevice, DeviceMemory
 from hadskip_export.runtime.engines.ort_cuda import OrtCudaEngine
 from hadskip_export.runtime.engines.tensorrt import MOST_ROWS, TensorRtEngine
@@ -21,10 +23,14 @@ from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane
 from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, logits, margins
 
-HOST = f"{__name__}:OrtHostEngine"
-TORCH_HOST = f"{__name__}:TorchHostEngine"
-TRT_HOST = f"{__name__}:TensorRtHostEngine"
-ON_HOST = {"ort-host": HOST, "torch-host": TORCH_HOST, "trt-host": TRT_HOST}
+# Lines for the table of engines: those of this file, with targets of the engines that they stand for. TensorRT's plans
+# are graphs here.
+HOST_PLANS = OnnxTarget(("fp32",), ("layers", "gates"), converts={}, fuses={"fp32": False}, whole_stem={})
+ON_HOST = {
+    "ort-host": Registered(f"{__name__}:OrtHostEngine", ENGINES["ort-cuda"].target),
+    "torch-host": Registered(f"{__name__}:TorchHostEngine", ENGINES["torch-cuda"].target),
+    "trt-host": Registered(f"{__name__}:TensorRtHostEngine", f"{__name__}:HOST_PLANS"),
+}
 
 
 class OnHost:

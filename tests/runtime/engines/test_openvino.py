@@ -8,20 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hadskip_export.exporters.conditional import join_conditional
+from hadskip_export.exporters.assemble import Decided, Form, Pieces, whole
+from hadskip_export.exporters.targets.openvino import TARGET
 from hadskip_export.runtime import read_bundle
+from hadskip_export.runtime.bundle import WHOLE, WHOLE_ALONE
 from hadskip_export.runtime.engines import EngineOptions
 from hadskip_export.runtime.engines.bfloat16 import Bfloat16States
 from hadskip_export.runtime.engines.openvino import OpenVinoEngine
 from hadskip_export.support.errors import EngineError
 from tests.conftest import needs_bf16
+from tests.runtime.editing import copy_of, piece_files
 
 openvino = pytest.importorskip("openvino")
 
 
 def engine(bundle: Path, precision: str = "fp32", **options) -> OpenVinoEngine:
-    files = {file.stem: file for file in (bundle / "pieces").iterdir()}
-    return OpenVinoEngine(files, precision, EngineOptions(**options))
+    return OpenVinoEngine(piece_files(bundle), precision, EngineOptions(**options))
 
 
 def setting(piece, name: str):
@@ -38,16 +40,25 @@ def test_layers_and_full_bert_compute_in_bf16_and_the_rest_in_fp32(bundle: Path)
     assert set(used.values()) == {"bf16", "f32"}
 
 
+def joined(bundle: Path, form: Form, name: str) -> Path:
+    """The bundle's whole model as one graph of that form, beside its weights."""
+    manifest = read_bundle(bundle).manifest
+    graph = whole(Pieces(bundle, manifest.pieces), manifest.model, Decided((0.0,) * 4), form)
+    file = bundle / "model" / name
+    file.write_bytes(graph.SerializeToString())
+    return file
+
+
 def decisive(file: Path, precision: str, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The thresholds at which the gates of a graph change their mind while no other layer runs: margins [b, L]."""
-    graph = OpenVinoEngine({"graph": file}, precision, EngineOptions()).load("graph")
+    """The thresholds at which a whole model's gates change their mind while no other layer runs: margins [b, L]."""
+    piece = OpenVinoEngine({WHOLE: file}, precision, EngineOptions()).load(WHOLE)
     found = np.zeros((len(ids), 4))
     for index in range(4):
         low, high = (np.full(len(ids), value, np.float32) for value in (-100, 100))
         for _ in range(30):
             thresholds = np.full((len(ids), 4), np.inf, np.float32)
             thresholds[:, index] = middle = (low + high) / 2
-            _, ran = graph(ids, np.zeros_like(ids), mask, thresholds, np.full(len(ids), 4))
+            _, ran = piece(ids, mask, np.zeros_like(ids), thresholds, np.full(len(ids), 4))
             low, high = np.where(ran[:, index], middle, low), np.where(ran[:, index], high, middle)
         found[:, index] = low
     return found
@@ -55,17 +66,20 @@ def decisive(file: Path, precision: str, ids: np.ndarray, mask: np.ndarray) -> n
 
 @needs_bf16
 @pytest.mark.parametrize("lengths", [[12], [12, 7, 1]])
-def test_the_gates_of_a_graph_in_bf16_decide_in_fp32(bundle: Path, tmp_path: Path, lengths: list[int]):
-    manifest = read_bundle(bundle).manifest
-    pieces = {piece: bundle / name for piece, name in manifest.pieces.items()}
+def test_the_gates_of_a_whole_model_in_bf16_decide_in_fp32(bundle: Path, tmp_path: Path, lengths: list[int]):
+    copy, alone = copy_of(bundle, tmp_path), len(lengths) == 1
     ids, farthest = np.random.default_rng(0).integers(5, 50, (len(lengths), 12)), {}
     mask = (np.arange(12) < np.array(lengths)[:, None]).astype(np.int64)
-    for bf16 in (True, False):
-        join_conditional(pieces, manifest.model, tmp_path / f"{bf16}.onnx", bf16, batches=len(lengths) > 1)
-        one, other = (decisive(tmp_path / f"{bf16}.onnx", precision, ids, mask) for precision in ("bf16", "fp32"))
-        farthest[bf16] = np.abs(np.subtract(one, other)).max()
-    assert farthest[True] < 1e-5
-    assert farthest[False] > 1e-3  # those with products would not
+    forms = {
+        "as built": TARGET.whole_forms("bf16")[WHOLE_ALONE if alone else WHOLE],
+        "with products": Form(rows=not alone, bf16_states=True),
+    }
+    for name, form in forms.items():
+        file = joined(copy, form, f"{name}.onnx")
+        one, other = (decisive(file, precision, ids, mask) for precision in ("bf16", "fp32"))
+        farthest[name] = np.abs(np.subtract(one, other)).max()
+    assert farthest["as built"] < 1e-5
+    assert farthest["with products"] > 1e-3
 
 
 def test_a_chip_without_bf16_is_told_apart(bundle: Path, monkeypatch: pytest.MonkeyPatch):
@@ -122,16 +136,16 @@ def test_a_large_call_is_made_in_parts_that_add_up_to_it(bundle: Path, most: int
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
 @pytest.mark.parametrize("most", [1, 12, 23, 1000])
-def test_so_is_one_of_the_graph_for_batches(bundle: Path, tmp_path: Path, most: int, precision: str):
-    manifest, random = read_bundle(bundle).manifest, np.random.default_rng(1)
-    pieces = {piece: bundle / file for piece, file in manifest.pieces.items()}
-    join_conditional(pieces, manifest.model, tmp_path / "rows.onnx", precision == "bf16", batches=True)
-    rows = OpenVinoEngine({"rows": tmp_path / "rows.onnx"}, precision, EngineOptions()).load("rows")
+def test_so_is_one_of_a_whole_model(bundle: Path, tmp_path: Path, most: int, precision: str):
+    random = np.random.default_rng(1)
+    file = joined(copy_of(bundle, tmp_path), TARGET.whole_forms(precision)[WHOLE], "rows.onnx")
+    rows = OpenVinoEngine({WHOLE: file}, precision, EngineOptions()).load(WHOLE)
+    assert rows._most_tokens == 2048
     ids = random.integers(5, 30, (7, 5))
     mask = (np.arange(5) < random.integers(2, 6, (7, 1))).astype(np.int64)
     routes = random.random((7, 4)) < 0.5
     thresholds = np.where(routes, -np.inf, np.inf).astype(np.float32)
-    inputs = ids, ids * 0, mask, thresholds, np.array([4, 4, 1, 2, 3, 4, 4])
+    inputs = ids, mask, ids * 0, thresholds, np.array([4, 4, 1, 2, 3, 4, 4])
     logits, ran = rows(*inputs)
     np.testing.assert_array_equal(ran, routes & (routes.cumsum(axis=1) <= inputs[-1][:, None]))
     rows._most_tokens = most

@@ -21,14 +21,14 @@ from hadskip_export.verification.references import OnnxReference
 from tests.conftest import sentences
 from tests.runtime.editing import copy_of
 from tests.runtime.engines.here import assert_same_answers
-from tests.runtime.engines.host import HOST, OrtHostEngine
+from tests.runtime.engines.host import ON_HOST, OrtHostEngine
 
 TEXTS = [text for text, _ in sentences(40, 17)]
 NO_GPU = engine_class("ort-cuda").why_not_here()
 FOR_THE_CPU = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 
 
-BUNDLES = ["bundle", "lookahead_bundle", "fused_bundle", "guessing_bundle", "graph_bundle"]
+BUNDLES = ["bundle", "layers_bundle", "whole_bundle"]
 
 
 def on_host(bundle: Path) -> Predictor:
@@ -42,7 +42,7 @@ def both(request: pytest.FixtureRequest):
     """The same bundle on the host as if it were a device, and on ONNX Runtime's own terms."""
     bundle = request.getfixturevalue(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENGINES, "ort-host", HOST)
+        patch.setitem(ENGINES, "ort-host", ON_HOST["ort-host"])
         with on_host(bundle) as ours, Predictor.load(bundle) as theirs:
             yield ours, theirs
 
@@ -56,7 +56,7 @@ def test_it_answers_as_the_cpu_does(both, texts: list[str], batch_size: int, thr
 def test_parity_takes_its_arrays(both):
     ours, theirs = both
     report = compare(OnnxReference(theirs.bundle), ours, ours.tokenizer.encode(TEXTS[:8]))
-    assert report.parity == "passed", report.lines()
+    assert report.parity == "passed", report
 
 
 def test_alone_hidden_states_stay_on_the_device_and_the_mask_goes_there_once(both, monkeypatch: pytest.MonkeyPatch):
@@ -69,7 +69,7 @@ def test_alone_hidden_states_stay_on_the_device_and_the_mask_goes_there_once(bot
     )
     ours(TEXTS[0], gate_threshold=-1e9)
     assert not downloads
-    terms = [np.float32, np.int64] if ours.engine_info.single == "graph" else []
+    terms = [np.float32, np.int64] if ours.engine_info.cut == "whole" else []
     assert uploads == [np.int64, np.int64, np.int64, *terms]  # two kinds of ids, the mask
 
 
@@ -124,9 +124,9 @@ def test_what_cannot_run_here_is_built_and_says_so(
 ):
     mine = copy_of(bundle, tmp_path)
     assert build(mine, engine="ort-cuda", precision=precision) is None
-    assert f"ort-cuda-{precision}: built, parity unverified: " in capsys.readouterr().err
+    assert f"ort-cuda-{precision}-layers: built, parity unverified: " in capsys.readouterr().err
     info = read_bundle(mine).engine("ort-cuda")
-    assert (info.parity, info.gates) == ("unverified", "fused")
+    assert (info.parity, info.precision, info.cut) == ("unverified", precision, "layers")
     with pytest.raises(EngineError, match=r"ort-cuda: .*(ort-gpu|NVIDIA)"):
         Predictor.load(mine, engine="ort-cuda")
     with Predictor.load(mine) as predictor:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hadskip_export.runtime.engines.base import UNBOUNDED, EngineOptions, GateLayout, Piece, Single
+from hadskip_export.runtime.engines.base import UNBOUNDED, EngineOptions, Piece
 from hadskip_export.runtime.engines.nvidia import device_name, why_no_device
 from hadskip_export.support.errors import EngineError, first_line, optional_import
 
@@ -25,11 +25,8 @@ class TorchCudaEngine:
     """See `Engine`. All pieces are in one file of weights, which whatever uses them shares on the device. The host
     computes nothing, so there is no pool of threads."""
 
-    precisions = ("fp32", "fp16", "bf16")
     portable = True
-    batches = "graph"
     most_padding = UNBOUNDED
-    bf16_states = False
     reads = "weights"
     device = "cuda"
 
@@ -56,19 +53,16 @@ class TorchCudaEngine:
         except Exception as error:  # of safetensors, of torch: no common base
             raise EngineError(f"{file}: torch {self.versions()['torch']} refuses it ({first_line(error)})") from error
 
+    def close(self) -> None:
+        """Lets go of weights, buffers and programs on the device, as far as no piece has them."""
+        with self._lock:
+            self._models.clear()
+
     def _means(self) -> "tuple[Recorder, Callable[[torch.dtype], Kernels]]":
         from hadskip_export.runtime.engines.torch_cuda.graphs import CudaGraphs
         from hadskip_export.runtime.engines.torch_cuda.kernels import CudaKernels
 
         return CudaGraphs(), CudaKernels
-
-    @staticmethod
-    def layouts(precision: str) -> tuple[GateLayout, ...]:
-        return "lookahead", "separate"
-
-    @staticmethod
-    def singles(precision: str) -> tuple[Single, ...]:
-        return "graph", "chain"
 
     @staticmethod
     def versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 To wait for what the gates say, to read it and to start the next layer takes nearly as long as a layer. So the host
 does not wait: every program asks all gates on the states that it finds, beside its layer's own work, and tells the host
 which layer they would choose after this one if it changed nothing of their mind. That one the host starts. Only rows
-for which it turns out to be the next layer take over its output, so a wrong guess costs the time of a layer and nothing
+for which it turns out to be the next layer take over its output, so a layer started in vain costs its time and nothing
 else.
 """
 
@@ -18,7 +18,7 @@ NONE = -1  # no layer yet
 
 
 class Ahead:
-    """The piece `graph`, for any number of rows, each with thresholds of its own."""
+    """The piece `whole`, for any number of rows, each with thresholds of its own."""
 
     def __init__(self, model: Model, name: str):
         self._model, self._name = model, name
@@ -28,10 +28,11 @@ class Ahead:
         self._first = 0  # layer that the first row of the last call ran
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """input_ids, token_type_ids where the model has them, attention_mask, int64 [b, s], thresholds float32 [b, L],
+        """input_ids, attention_mask, token_type_ids where the model has them, int64 [b, s], thresholds float32 [b, L],
         the most layers int64 [b] -> logits float32 [b, classes], the layers that ran float32 [b, L] of 0 and 1."""
         with self._model.running(self._name), self._model.recorder.alone():
-            *ids, mask, thresholds, most = inputs
+            input_ids, mask, *types, thresholds, most = inputs
+            ids = [input_ids, *types]
             rows, length = mask.shape
             lane = self._model.lane(1 << (rows - 1).bit_length(), length)  # layers are recorded anew in each lane
             lane.send(ids, mask, thresholds, int(most[0]))
@@ -45,7 +46,7 @@ class Ahead:
     def _run(self, lane: Lane, rows: int) -> bool:
         """False where a program had to be recorded first."""
         none_left = self._model.num_layers
-        now, listed = self._first if rows == 1 else NONE, 1  # the ways of many part too soon for a guess
+        now, listed = self._first if rows == 1 else NONE, 1  # the ways of many part too soon
         key = "begin", now, listed
         lane.expect()
         while lane.start(("ahead", *key), self._record):

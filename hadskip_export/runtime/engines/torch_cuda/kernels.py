@@ -76,25 +76,24 @@ class CudaKernels:
 
     def add_norm(self, part: Part, name: str, one: Tensor, other: Tensor) -> Tensor:
         out = torch.empty_like(one)
-        self._add_norm(part, name, one, other, out, None, None)
+        self._add_norm(part, name, (one, other), out)
         return out
 
     def replace(self, part: Part, name: str, one: Tensor, other: Tensor, lane: Lane) -> None:
-        self._add_norm(part, name, one, other, lane.states, lane.slots, lane.writes)
+        self._add_norm(part, name, (one, other), lane.states, places=(lane.slots, lane.writes))
 
     def _add_norm(
         self,
         part: Part,
         name: str,
-        one: Tensor,
-        other: Tensor,
+        terms: tuple[Tensor, Tensor],
         out: Tensor,
-        slots: Tensor | None,
-        writes: Tensor | None,
+        *,
+        places: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> None:
-        rows, length, H = one.shape  # noqa: N806 (the paper's letters)
+        rows, length, H = terms[0].shape  # noqa: N806 (the paper's letters)
         weights = part.weights[f"{name}.weight"], part.weights[f"{name}.bias"]
-        arrays = one.contiguous(), other.contiguous(), *weights, out, slots, writes
+        arrays = *(term.contiguous() for term in terms), *weights, out, *places
         self._launch("add_norm", (rows * length, 1), threads_for(H), *arrays, length, out.shape[1], H, part.eps)
 
     def begin(self, part: Part, lane: Lane) -> None:

@@ -28,12 +28,6 @@ class Part:
     eps: float
     activation: str
 
-    def within(self, prefix: str) -> "Part":
-        """The part of it whose names begin with `prefix` and a dot."""
-        start = f"{prefix}."
-        inner = {name[len(start) :]: value for name, value in self.weights.items() if name.startswith(start)}
-        return Part(inner, self.num_heads, self.eps, self.activation)
-
     def linear(self, name: str, inputs: Tensor) -> Tensor:
         return F.linear(inputs, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
 

@@ -4,6 +4,7 @@ A recorded program reads and writes fixed addresses, so sizes are rounded up: to
 to buckets, where a piece of the chain does. One call at a time uses the device.
 """
 
+import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from hadskip_export.runtime.bundle import ABOUT, layer_name
 from hadskip_export.runtime.engines.torch_cuda.kernels import MOST_COLUMNS, Kernels
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane, Sizes
 from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, layer, logits, margins
@@ -60,7 +62,7 @@ class Model:
     """One file of weights, on the device as far as pieces need them, and the buckets of sizes seen so far.
 
     Args:
-        file: what `exporters.weights.pack` wrote.
+        file: the fp32 tensors of the bundle.
         kernels: those for layers of a dtype.
     """
 
@@ -80,13 +82,14 @@ class Model:
         self._buckets: dict[Size, Bucket] = {}
         self._lanes: dict[Size, Lane] = {}
         with safetensors.safe_open(file, "pt") as opened:
-            said, self._names = opened.metadata(), list(opened.keys())
+            said, self._names = json.loads(opened.metadata()[ABOUT]), list(opened.keys())
             self.max_positions, self.hidden_size = opened.get_slice("embeddings.position.weight").get_shape()
             self.num_classes = opened.get_slice("head.classifier.bias").get_shape()[0]
         self._shape = int(said["num_heads"]), float(said["eps"]), said["activation"]
+        self._transposed = set(said["transposed"].split())
         self.num_layers = int(said["num_layers"])
-        pieces = {name.partition(".")[0] for name in self._names if name.startswith("layer_")}
-        self.last_layer = max(pieces, key=lambda piece: int(piece.rpartition("_")[2]))  # of a static route not the L-th
+        present = {int(name.split(".")[1]) for name in self._names if name.startswith("layers.")}
+        self.last_layer = layer_name(max(present))  # of a static route not the L-th
         if self.hidden_size % 4 or self.hidden_size > MOST_COLUMNS:
             raise EngineError(f"{file}: hidden size {self.hidden_size}, expected a multiple of 4 up to {MOST_COLUMNS}")
         self.kernels = kernels(self.dtype)
@@ -95,20 +98,28 @@ class Model:
     def part(self, piece: str) -> Part:
         """A piece's weights. Those of layers are in the model's precision, all others in fp32."""
         if piece not in self._parts:
+            prefix, dtype = _tensors_of(piece), self.dtype if "layer_" in piece else torch.float32
             weights = {}
             with safetensors.safe_open(self.file, "pt", device=self.device) as opened:
                 for name in self._names:
-                    if name.startswith(f"{piece}."):
-                        dtype = self.dtype if "layer_" in name else torch.float32
-                        weights[name[len(piece) + 1 :]] = opened.get_tensor(name).to(dtype)
+                    if name.startswith(f"{prefix}."):
+                        weights[name[len(prefix) + 1 :]] = self._as_linear(name, opened.get_tensor(name)).to(dtype)
             if not weights:
                 raise EngineError(f"{self.file}: has no weights of {piece}; build it again")
-            self._parts[piece] = Part(weights, *self._shape)
+            if piece.startswith("gate_"):
+                weights = _one_gate(weights, int(piece.removeprefix("gate_")) - 1)
+            self._parts[piece] = Part(_with_one_projection(weights), *self._shape)
         return self._parts[piece]
+
+    def _as_linear(self, name: str, tensor: Tensor) -> Tensor:
+        """[out, in], as torch has the weight of a linear map; the file has it as ONNX multiplies, [in, out]."""
+        module, _, kind = name.rpartition(".")
+        turned = kind == "weight" and module.rpartition(".")[2] in self._transposed
+        return tensor.t().contiguous() if turned else tensor
 
     def layers(self, prefix: str = "") -> list[Part]:
         """All of them; full BERT's by the prefix `full.`."""
-        return [self.part(f"{prefix}layer_{number:02d}") for number in range(1, self.num_layers + 1)]
+        return [self.part(prefix + layer_name(index)) for index in range(self.num_layers)]
 
     @contextmanager
     def running(self, piece: str) -> Iterator[None]:
@@ -232,6 +243,39 @@ class Bucket:
 
     def states(self, rows: int, length: int) -> DeviceTensor:
         return DeviceTensor(self.hidden[:rows, :length].clone(), self._recorder)
+
+
+def _tensors_of(piece: str) -> str:
+    """What the names of a piece's tensors begin with in the file: `layers.0` for `layer_01`."""
+    before, _, name = piece.rpartition(".")
+    kind, _, number = name.partition("_")
+    if kind == "gate":
+        return "gates"
+    inside = f"layers.{int(number) - 1}" if kind == "layer" else name
+    return f"{before}.{inside}" if before else inside
+
+
+def _one_gate(weights: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Of the tensors of all gates, those of one."""
+    width = len(weights["hidden.bias"]) // len(weights["margins.bias"])
+    units = slice(index * width, (index + 1) * width)
+    return {
+        "hidden.weight": weights["hidden.weight"][units],
+        "hidden.bias": weights["hidden.bias"][units],
+        "margins.weight": weights["margins.weight"][index : index + 1, units].contiguous(),
+        "margins.bias": weights["margins.bias"][index : index + 1],
+    }
+
+
+def _with_one_projection(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A last layer's query, which the file has apart from key and value, together with them again."""
+    if "query.weight" not in weights:
+        return weights
+    both = {
+        f"query_key_value.{kind}": torch.cat([weights.pop(f"query.{kind}"), weights.pop(f"key_value.{kind}")])
+        for kind in ("weight", "bias")
+    }
+    return weights | both
 
 
 def _too_many(sizes: Collection[Size]) -> bool:

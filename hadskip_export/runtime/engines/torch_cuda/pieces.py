@@ -117,5 +117,5 @@ _OPEN: dict[str, Callable[[Model, str], Piece]] = {
     "gates": _gates,
     "head": _head,
     "full": Full,
-    "graph": Ahead,
+    "whole": Ahead,
 }

@@ -4,7 +4,6 @@ Runtime; without a GPU it is built and refused."""
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hadskip_export import build
-from hadskip_export.exporters.weights import pack
 from hadskip_export.runtime import Predictor, read_bundle
-from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.engines import ENGINES, EngineOptions
 from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
 from hadskip_export.runtime.engines.torch_cuda.ahead import Ahead, Full
@@ -32,7 +29,7 @@ from tests.runtime.engines.host import ON_HOST, PlainLoop, TorchHostEngine, Torc
 
 TEXTS = [text for text, _ in sentences(40, 17)]
 NO_GPU = TorchCudaEngine.why_not_here()
-WAYS = [(gates, single) for gates in ("lookahead", "separate") for single in ("graph", "chain")]
+CUTS = ["whole", "layers", "gates"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,20 +49,18 @@ def engine(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module", params=WAYS, ids="-".join)
-def both(request: pytest.FixtureRequest, engine: str, guessing_bundle: Path, tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(scope="module", params=CUTS)
+def both(request: pytest.FixtureRequest, engine: str, bundle: Path, tmp_path_factory: pytest.TempPathFactory):
     """A bundle on a device, or on the host as if it were one, and on ONNX Runtime, one piece after the other."""
-    gates, single = request.param
-    mine = copy_of(guessing_bundle, tmp_path_factory.mktemp("torch"))
-    assert build(mine, engine=engine, gates=gates, single=single).parity == "passed"
-    info = read_bundle(mine).engine(engine)
-    batches = "graph" if single == "graph" else "chain"
-    assert (info.single, info.batches, info.gates, info.guess) == (single, batches, gates, None)
-    opened = read_bundle(guessing_bundle)
-    (ort,) = opened.manifest.engines
-    plain = replace(opened.manifest, engines=(replace(ort, single="chain", guess=None),))
-    with Predictor.load(mine, engine=engine) as ours, Predictor(Bundle(guessing_bundle, plain)) as theirs:
+    mine = copy_of(bundle, tmp_path_factory.mktemp("torch"))
+    assert build(mine, engine=engine, cut=request.param).parity == "passed"
+    assert read_bundle(mine).engine(engine).cut == request.param
+    with Predictor.load(mine, engine=engine) as ours, Predictor.load(bundle) as theirs:
         yield ours, theirs
+
+
+def model_of(bundle: Path, kernels=TorchKernels) -> Model:
+    return Model(bundle / read_bundle(bundle).manifest.weights, "fp32", "cpu", PlainLoop(), lambda dtype: kernels())
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,7 +84,7 @@ def test_rows_take_routes_of_their_own(both):
         np.testing.assert_array_equal(answers[0][1], routes)
 
 
-@pytest.mark.parametrize("both", WAYS[:1], ids="-".join, indirect=True)  # the chain has no such programs
+@pytest.mark.parametrize("both", ["whole"], indirect=True)  # the chain has no such programs
 def test_the_program_of_the_last_layer_ends_a_call(both, monkeypatch: pytest.MonkeyPatch):
     ours, _ = both
     started, start = [], Lane.start
@@ -104,7 +99,7 @@ def test_the_program_of_the_last_layer_ends_a_call(both, monkeypatch: pytest.Mon
             assert started.count(4) == (not route[-1]), started
 
 
-def test_the_last_layer_computes_the_first_token_alone(bundle: Path, tmp_path: Path):
+def test_the_last_layer_computes_the_first_token_alone(bundle: Path):
     tokens = []
 
     class Watched(TorchKernels):
@@ -116,14 +111,13 @@ def test_the_last_layer_computes_the_first_token_alone(bundle: Path, tmp_path: P
             tokens.append(states.shape[1])
             super().reply(part, states, lane)
 
-    pack({file.stem: file for file in (bundle / "pieces").iterdir()}, 4, tmp_path / "weights.safetensors")
-    model = Model(tmp_path / "weights.safetensors", "fp32", "cpu", PlainLoop(), lambda dtype: Watched())
-    graph, full = Ahead(model, "graph"), Full(model, "full")
+    model = model_of(bundle, Watched)
+    whole, full = Ahead(model, "whole"), Full(model, "full")
     for rows in (1, 3):
         ids, mask = np.ones((rows, 16), np.int64), np.ones((rows, 16), np.int64)
         for _ in range(2):  # the first call records
             tokens.clear()
-            graph(ids, ids, mask, np.full((rows, 4), -np.inf, np.float32), np.array([4]))
+            whole(ids, mask, ids, np.full((rows, 4), -np.inf, np.float32), np.full(rows, 4))
         assert tokens == [16, 16, 16, 1, 16]  # the last one is what the head reads its first tokens from
         full(ids, mask, ids)
         assert tokens[-1] == 1
@@ -151,20 +145,21 @@ def test_many_threads_get_their_own_answers(both):
                 assert a.layers == b.layers and a.probabilities == pytest.approx(b.probabilities, abs=1e-5)
 
 
+@pytest.mark.parametrize(("cut", "gates"), [("whole", ["gate_01", "gate_04"]), ("layers", ["gates"])])
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_below_fp32_only_layers_are(engine: str, bundle: Path, tmp_path: Path, precision: str):
+def test_below_fp32_only_layers_are(engine: str, bundle: Path, tmp_path: Path, precision: str, cut, gates: list[str]):
     mine = copy_of(bundle, tmp_path)
-    report = build(mine, engine=engine, precision=precision)
-    assert report.parity == "passed", report.lines()
+    report = build(mine, engine=engine, precision=precision, cut=cut)
+    assert report.parity == "passed", report
     errors = {piece.piece: piece.largest for piece in report.pieces}
-    assert max(errors[piece] for piece in ("embeddings", "gate_01", "gates", "head")) < 1e-5
+    assert max(errors[piece] for piece in ("embeddings", "head", *gates)) < 1e-5
     assert min(errors["layer_01"], errors["full"]) > 1e-5
 
 
 def test_what_a_call_left_in_a_buffer_does_not_reach_the_next_one(engine: str, bundle: Path, tmp_path: Path):
     """Buffers are larger than most calls, and a weight of zero times what is no number is none."""
     mine = copy_of(bundle, tmp_path)
-    build(mine, engine=engine, single="chain")
+    build(mine, engine=engine, cut="layers")
     with Predictor.load(mine, engine=engine) as predictor:
         layer, mask = predictor.engine.load("layer_01"), np.ones((2, 12), np.int64)
         layer(np.full((2, 12, 32), np.nan, np.float32), mask)
@@ -172,13 +167,54 @@ def test_what_a_call_left_in_a_buffer_does_not_reach_the_next_one(engine: str, b
         assert np.isfinite(np.asarray(layer(hidden, np.ones((1, 5), np.int64)))).all()
 
 
-def test_the_chain_shares_its_weights_with_the_graph(both):
-    """One copy of them on the device, whatever a piece is part of."""
+def test_all_pieces_share_one_copy_of_the_weights(both):
+    """On the device, whatever a piece is part of: a whole model and the chain of its pieces, too."""
     ours, _ = both
+    ours.load_chain()
     (model,) = ours.engine._models.values()
-    stored = {weight.data_ptr() for part in model._parts.values() for weight in part.weights.values()}
-    assert len(stored) == sum(len(part.weights) for part in model._parts.values())
+    parts = [part for name, part in model._parts.items() if not name.startswith("gate_")]
+    stored = {weight.data_ptr() for part in parts for weight in part.weights.values()}
+    assert len(stored) == sum(len(part.weights) for part in parts)
     assert {"layer_01", "head"} <= set(model._parts)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="each gate keeps all gates' weights on the device: it is a view of a copy of them"
+)
+def test_gates_one_by_one_take_no_more_memory_than_all_of_them(bundle: Path):
+    def held(*pieces: str) -> int:
+        model = model_of(bundle)
+        storages = [weight.untyped_storage() for piece in pieces for weight in model.part(piece).weights.values()]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    assert held(*(f"gate_0{number}" for number in range(1, 5))) <= held("gates")
+
+
+def test_a_part_has_the_parameters_of_the_model_as_torch_has_them(
+    bundle: Path, source, static_bundle: Path, static_source
+):
+    """Linear maps are turned back, and what the file has apart is put together."""
+    student, model = source.model, model_of(bundle)
+    encoders = [("", student.classifier), ("full.", source.full)]
+    compared = 0
+    for prefix, classifier in encoders:
+        state = classifier.state_dict()
+        for piece, within in [("embeddings", "embeddings"), ("head", "head"), *layers_of(range(4))]:
+            for name, weight in model.part(prefix + piece).weights.items():
+                torch.testing.assert_close(weight, state[f"{within}.{name}"], atol=0, rtol=0)
+                compared += 1
+    assert compared == 2 * len(source.full.state_dict())
+    fixed, state = model_of(static_bundle), static_source.model.classifier.state_dict()
+    assert fixed.last_layer == "layer_03"
+    for piece, within in layers_of([0, 2]):
+        part = fixed.part(piece).weights
+        assert {f"{within}.{name}" for name in part} == {name for name in state if name.startswith(f"{within}.")}
+        for name, weight in part.items():
+            torch.testing.assert_close(weight, state[f"{within}.{name}"], atol=0, rtol=0)
+
+
+def layers_of(indices) -> list[tuple[str, str]]:
+    return [(f"layer_{index + 1:02d}", f"layers.{index}") for index in indices]
 
 
 @given(st.integers(1, 5000))
@@ -212,16 +248,14 @@ def test_a_device_tensor_is_an_array_as_far_as_the_chain_goes():
 )
 def test_a_mask_that_does_not_fit_is_refused(both, inputs):
     layer = both[0].engine.load("layer_01")
-    with pytest.raises(EngineError, match=r"weights\.safetensors: layer_01: expected int64 \[2, 5\]"):
+    with pytest.raises(EngineError, match=r"fp32\.safetensors: layer_01: expected int64 \[2, 5\]"):
         layer(*inputs)
 
 
-def test_a_file_without_a_piece_is_refused(bundle: Path, tmp_path: Path):
-    mine = copy_of(bundle, tmp_path)
-    build(mine, engine="torch-host")
-    file = read_bundle(mine).file(read_bundle(mine).engine("torch-host").files["head"])
+def test_a_file_without_a_piece_is_refused(bundle: Path):
+    file = bundle / read_bundle(bundle).manifest.weights
     engine = TorchHostEngine({"layer_09": file}, "fp32", EngineOptions())
-    with pytest.raises(EngineError, match=r"weights\.safetensors: has no weights of layer_09; build it again"):
+    with pytest.raises(EngineError, match=r"fp32\.safetensors: has no weights of layer_09; build it again"):
         engine.load("layer_09")
 
 
@@ -235,9 +269,9 @@ def test_what_cannot_run_here_is_built_and_says_so(
 ):
     mine = copy_of(bundle, tmp_path)
     assert build(mine, engine="torch-cuda", precision=precision) is None
-    assert f"torch-cuda-{precision}: built, parity unverified: " in capsys.readouterr().err
+    assert f"torch-cuda-{precision}-whole: built, parity unverified: " in capsys.readouterr().err
     info = read_bundle(mine).engine("torch-cuda")
-    assert (info.parity, info.gates, info.single) == ("unverified", "lookahead", "graph")
+    assert (info.parity, info.precision, info.cut) == ("unverified", precision, "whole")
     with pytest.raises(EngineError, match=r"torch-cuda: .*(NVIDIA|CUDA)"):
         Predictor.load(mine, engine="torch-cuda")
     with Predictor.load(mine) as predictor:
@@ -257,7 +291,7 @@ def test_buffers_outlive_the_mode_they_were_made_in(engine: str, bundle: Path, t
 
 def test_a_closed_predictor_holds_no_weights(bundle: Path, tmp_path: Path):
     mine = copy_of(bundle, tmp_path)
-    build(mine, engine="torch-host", single="chain")
+    build(mine, engine="torch-host", cut="layers")
     gc.disable()  # which would free them too, some day
     try:
         predictor = Predictor.load(mine, engine="torch-host")
@@ -268,25 +302,25 @@ def test_a_closed_predictor_holds_no_weights(bundle: Path, tmp_path: Path):
         gc.enable()
 
 
-@pytest.mark.parametrize("single", ["graph", "chain"])
+@pytest.mark.parametrize("cut", ["whole", "layers"])
 def test_sizes_make_room_for_one_another(
-    engine: str, single: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, cut: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("hadskip_export.runtime.engines.torch_cuda.model.MOST_LANES", 2)
     monkeypatch.setattr("hadskip_export.runtime.engines.torch_cuda.model.MOST_TOKENS", 64)
     mine = copy_of(bundle, tmp_path)
-    build(mine, engine=engine, single=single)
+    build(mine, engine=engine, cut=cut)
     with Predictor.load(mine, engine=engine) as ours, Predictor.load(bundle, engine="ort") as theirs:
         for rows in (1, 2, 3, 1, 7, 2, 1, 1):
             assert_same_answers((ours, theirs), TEXTS[:rows])
         (model,) = ours.engine._models.values()
-        if single == "graph":
+        if cut == "whole":
             assert len(model._lanes) == 2
         else:
             assert model._buckets and sum(rows * length for rows, length in model._buckets) <= 64
 
 
-@pytest.mark.parametrize("both", WAYS[:1], ids="-".join, indirect=True)  # the chain waits for each of its pieces
+@pytest.mark.parametrize("both", ["whole"], indirect=True)  # the chain waits for each of its pieces
 def test_a_call_that_was_broken_off_is_waited_for(both, monkeypatch: pytest.MonkeyPatch):
     ours, _ = both
     waits = []
@@ -309,12 +343,12 @@ def test_a_call_that_was_broken_off_is_waited_for(both, monkeypatch: pytest.Monk
     assert len(waits) == usual + 1
 
 
-@pytest.mark.parametrize("both", WAYS[:1], ids="-".join, indirect=True)  # the chain has no report
+@pytest.mark.parametrize("both", ["whole"], indirect=True)  # the chain has no report
 def test_more_rows_than_a_report_has_room_for_are_refused(both):
     ours, _ = both
     arrays = [np.ones((40_000, 2), np.int64)] * 3
-    with pytest.raises(EngineError, match="graph: more than 32768 inputs at once; lower batch_size"):
-        ours.gated.graph(*arrays, np.zeros((40_000, 4), np.float32), np.array([4]))
+    with pytest.raises(EngineError, match="whole: more than 32768 inputs at once; lower batch_size"):
+        ours.gated.several(*arrays, np.zeros((40_000, 4), np.float32), np.full(40_000, 4))
 
 
 def test_a_length_that_the_model_does_not_take_is_refused(both):
@@ -324,11 +358,15 @@ def test_a_length_that_the_model_does_not_take_is_refused(both):
         full(*arrays)
 
 
-def test_a_fixed_route_needs_no_graph(static_bundle: Path, tmp_path: Path):
+NO_GATES = "of the cut `whole`, this engine's fastest, it asks a bundle without gates for their weights"
+
+
+@pytest.mark.parametrize(
+    "cut", [pytest.param("whole", marks=pytest.mark.xfail(strict=True, reason=NO_GATES)), *CUTS[1:]]
+)
+def test_a_fixed_route_is_run_in_every_cut(static_bundle: Path, tmp_path: Path, cut):
     mine = copy_of(static_bundle, tmp_path)
-    assert build(mine, engine="torch-host").parity == "passed"
-    assert read_bundle(mine).engine("torch-host").single == "chain"
+    assert build(mine, engine="torch-host", cut=cut).parity == "passed"
     with Predictor.load(mine, engine="torch-host") as ours, Predictor.load(static_bundle) as theirs:
-        for got, expected in zip(ours(TEXTS), theirs(TEXTS), strict=True):
-            assert got.layers == expected.layers
-            assert got.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+        for options in ({}, {"max_layers": 1}, {"batch_size": 3}):
+            assert_same_answers((ours, theirs), TEXTS, **options)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hadskip_export.exporters.weights import pack
+from hadskip_export.runtime import read_bundle
 from hadskip_export.runtime.engines.torch_cuda import TorchCudaEngine
 from hadskip_export.runtime.engines.torch_cuda.ahead import Ahead, Full
 from hadskip_export.runtime.engines.torch_cuda.kernels import NAMES, CudaKernels, checked, compiled, packed_arguments
@@ -16,8 +16,8 @@ from hadskip_export.runtime.engines.torch_cuda.lane import Lane, Sizes
 from hadskip_export.runtime.engines.torch_cuda.layers import Part
 from hadskip_export.runtime.engines.torch_cuda.model import Model
 from hadskip_export.support.errors import EngineError
-from tests.runtime.engines.cuda_on_host import COMPILER, DECLARED, HostCudaKernels
 from tests.runtime.engines.host import PlainLoop, TorchKernels
+from tests.runtime.engines.torch_cuda.cuda_on_host import COMPILER, DECLARED, HostCudaKernels
 
 NO_GPU = TorchCudaEngine.why_not_here()
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))]
@@ -133,17 +133,17 @@ def test_each_step_of_a_call_is_what_the_plainest_means_make_of_it(kernels_by_de
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="there is no g++")
 def test_running_ahead_on_them_gives_what_it_gives_on_the_plainest_means(bundle: Path, tmp_path: Path):
-    pack({file.stem: file for file in (bundle / "pieces").iterdir()}, 4, tmp_path / "weights.safetensors")
+    file = bundle / read_bundle(bundle).manifest.weights
     kinds = (lambda dtype: HostCudaKernels(dtype, tmp_path)), (lambda dtype: TorchKernels())
-    models = [Model(tmp_path / "weights.safetensors", "fp32", "cpu", PlainLoop(), kind) for kind in kinds]
-    pieces = [(Ahead(model, "graph"), Full(model, "full")) for model in models]
+    models = [Model(file, "fp32", "cpu", PlainLoop(), kind) for kind in kinds]
+    pieces = [(Ahead(model, "whole"), Full(model, "full")) for model in models]
     random = np.random.default_rng(0)
     for rows, most in ((1, 4), (5, 4), (1, 1), (3, 2)):
         ids, types = random.integers(1, 20, (rows, 9)), random.integers(2, size=(rows, 9))
         mask = (np.arange(9) < random.integers(1, 10, (rows, 1))).astype(np.int64)
         thresholds = random.normal(size=(rows, 4)).astype(np.float32)
         thresholds[0, 1] = -np.inf
-        answers = [ahead(ids, types, mask, thresholds, np.array([most])) for ahead, _ in pieces]
+        answers = [ahead(ids, mask, types, thresholds, np.full(rows, most)) for ahead, _ in pieces]
         np.testing.assert_array_equal(answers[0][1], answers[1][1])
         np.testing.assert_allclose(answers[0][0], answers[1][0], atol=1e-5)
         np.testing.assert_allclose(*(full(ids, mask, types) for _, full in pieces), atol=1e-5)

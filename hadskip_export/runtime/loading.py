@@ -1,0 +1,71 @@
+"""A checked bundle and an engine -> programs, and the policy of the bundle's own."""
+
+from collections.abc import Callable, Sequence
+
+from hadskip_export.routing.routes import as_row
+from hadskip_export.runtime.bundle import (
+    ALL_GATES,
+    FULL,
+    WHOLE,
+    WHOLE_ALONE,
+    EngineInfo,
+    Manifest,
+    gate_name,
+    layer_name,
+)
+from hadskip_export.runtime.engines import Engine, Piece
+from hadskip_export.runtime.policies import POLICIES, Policy
+from hadskip_export.runtime.programs.base import Program
+from hadskip_export.runtime.programs.chain import Chain
+from hadskip_export.runtime.programs.full import Full
+from hadskip_export.runtime.programs.whole import Whole
+
+Load = Callable[[Engine, EngineInfo, Manifest], Program]
+
+
+def load_gates(engine: Engine, info: EngineInfo, manifest: Manifest) -> Chain:
+    """Every layer and every gate, one by one."""
+    asked = manifest.router.asks_gates
+    gates = [engine.load(gate_name(index)) for index in range(manifest.model.layers)] if asked else []
+    return _chain(engine, manifest, gates=gates)
+
+
+def load_layers(engine: Engine, info: EngineInfo, manifest: Manifest) -> Chain:
+    """Layers that answer for the gates after them, or one piece that does."""
+    asked = manifest.router.asks_gates
+    return _chain(engine, manifest, all_gates=engine.load(ALL_GATES) if asked else None)
+
+
+def _chain(engine: Engine, manifest: Manifest, *, gates: Sequence[Piece] = (), all_gates: Piece | None = None) -> Chain:
+    return Chain(
+        embeddings=engine.load("embeddings"),
+        layers={index: engine.load(layer_name(index)) for index in manifest.reachable_layers},
+        gates=gates,
+        all_gates=all_gates,
+        head=engine.load("head"),
+        embedding_inputs=manifest.model.embedding_inputs,
+        num_layers=manifest.model.layers,
+    )
+
+
+def load_whole(engine: Engine, info: EngineInfo, manifest: Manifest) -> Whole:
+    alone = engine.load(WHOLE_ALONE) if WHOLE_ALONE in info.files else None
+    return Whole(engine.load(WHOLE), alone, manifest.model.inputs, manifest.model.layers)
+
+
+def load_full(engine: Engine, info: EngineInfo, manifest: Manifest) -> Full:
+    return Full(engine.load(FULL), manifest.model.inputs, manifest.model.layers)
+
+
+def policy_of(manifest: Manifest, thresholds: Sequence[float]) -> Policy:
+    """The bundle's own policy, its gates at these thresholds, [L]."""
+    route = [] if manifest.router.route is None else as_row(manifest.router.route, manifest.model.layers).tolist()
+    return POLICIES[manifest.router.kind](thresholds, route)
+
+
+GATED: dict[str, Load] = {"gates": load_gates, "layers": load_layers, "whole": load_whole}
+CHAINS: dict[str, Callable[[Engine, EngineInfo, Manifest], Chain]] = {
+    "gates": load_gates,
+    "layers": load_layers,
+    "whole": load_gates,  # for measurements: what the pieces of a whole model cost one by one
+}
