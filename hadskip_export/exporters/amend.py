@@ -1,9 +1,7 @@
-"""`build BUNDLE`: what a finished bundle can be given, an engine more or the one-file graph, made from its ONNX pieces
-and checked. No torch; whoever serves the bundle meanwhile goes on, for a day with an engine that was replaced."""
+"""What a finished bundle can be given: an engine more, or operating points. No torch; whoever serves the bundle
+meanwhile goes on, for a day with an engine that was replaced."""
 
 import os
-import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,55 +10,55 @@ from pathlib import Path
 
 import filelock
 
-from hadskip_export.exporters.compile import check, check_engine, compile_engine, note_parity, resolve_single
-from hadskip_export.exporters.graph import make_graph
-from hadskip_export.routing.routes import Route
-from hadskip_export.runtime.bundle import GRAPH, Bundle, EngineInfo, GateLayout, Manifest, amend, read_bundle
-from hadskip_export.runtime.engines import Single, engine_class
+from hadskip_export.data.text import Text
+from hadskip_export.exporters import engine as engines
+from hadskip_export.exporters.plan import EnginePlan
+from hadskip_export.exporters.seal import amend, clear, undone_if_failed
+from hadskip_export.routing.points import Point, with_point
+from hadskip_export.runtime.bundle import Bundle, EngineInfo, Manifest, read_bundle
+from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.predictor import Predictor
-from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.errors import BundleError
 from hadskip_export.verification.golden import read_golden
 from hadskip_export.verification.parity import ParityReport, compare
 from hadskip_export.verification.references import OnnxReference, Reference
 
 SETTLING_SECONDS = 600  # to wait for somebody who checks the same engine, several machines share a bundle perhaps
-SERVED_SECONDS = 24 * 3600  # that whoever serves an engine may take to load the bundle anew once it is replaced
 
 
-def add_engine(
-    path: Path, engine: str, precision: str, gates: GateLayout | None = None, single: Single | None = None
-) -> ParityReport | None:
+def add_engine(path: Path, plan: EnginePlan) -> ParityReport | None:
     """Adds an engine, or makes it anew; see `build`."""
-    check_engine(engine, precision, gates, single)
     with _alone(path) as bundle:
-        manifest = bundle.manifest
-        how, guess = resolve_single(single, engine, precision, manifest.router, manifest.held_out)
-        return _add_engine(bundle, engine, precision, gates, how, guess)
+        clear(bundle)
+        check = partial(_compare_golden, OnnxReference(bundle), read_golden(bundle).texts)
+        with undone_if_failed(bundle):
+            info, report = engines.verify(bundle, engines.write(bundle, plan), check)
+            amend(bundle, _with(bundle.manifest, info))
+    return report
 
 
-def add_graph(path: Path) -> None:
-    """Adds the one-file graph, see `make_graph`, unless it is there."""
+def add_points(path: Path, points: Sequence[Point]) -> None:
+    """Adds operating points, each in the place of that of its budget; the default one stays the default.
+
+    Raises:
+        BundleError: another process is adding to the bundle.
+    """
     with _alone(path) as bundle:
-        if bundle.manifest.graph is not None:
-            return
-        shutil.rmtree(path / GRAPH, ignore_errors=True)  # of a killed build
-        try:
-            amend(bundle, replace(bundle.manifest, graph=make_graph(bundle)))
-        except BaseException:
-            shutil.rmtree(path / GRAPH, ignore_errors=True)
-            raise
+        after = bundle.manifest.points
+        for point in points:
+            after = with_point(after, point)
+        amend(bundle, replace(bundle.manifest, points=after))
 
 
-def settled(bundle: Bundle, engine: str | None) -> Bundle:
-    """The bundle, in which an engine that was built where it cannot run has been checked on this machine, where it can,
-    as `add_engine` would have: parity and, below fp32, the tolerance that is measured are written down.
+def settled(bundle: Bundle, name: str) -> Bundle:
+    """The bundle, in which the engine of that name, if it was built where it cannot run, has been checked on this
+    machine, where it can, as `add_engine` would have: parity and, below fp32, the measured tolerance are written down.
 
     Raises:
         BundleError: the bundle cannot be written to.
     """
-    path, info = bundle.path, _unsettled(bundle, engine)
-    if info is None:
+    path, info = bundle.path, bundle.engine(name)
+    if not _is_unsettled(info):
         return bundle
     if not os.access(path, os.W_OK):
         raise BundleError(
@@ -68,17 +66,17 @@ def settled(bundle: Bundle, engine: str | None) -> Bundle:
             " for this once"
         )
     with _alone(path, SETTLING_SECONDS) as bundle:
-        info = _unsettled(bundle, engine)
-        if info is not None:  # nobody else was faster
-            report = check(bundle, info, partial(_compare_golden, OnnxReference(bundle), read_golden(bundle).texts))
-            amend(bundle, _with(bundle.manifest, note_parity(path, info, report)))
+        unsettled = bundle.engine(name)
+        if _is_unsettled(unsettled):  # nobody else was faster
+            check = partial(_compare_golden, OnnxReference(bundle), read_golden(bundle).texts)
+            with undone_if_failed(bundle):
+                found, _ = engines.verify(bundle, unsettled, check)
+                amend(bundle, _with(bundle.manifest, found))
     return read_bundle(path)
 
 
-def _unsettled(bundle: Bundle, engine: str | None) -> EngineInfo | None:
-    info = bundle.engine(engine)
-    runs_here = engine_class(info.engine).why_not_here() is None
-    return info if info.parity == "unverified" and runs_here else None
+def _is_unsettled(info: EngineInfo) -> bool:
+    return info.parity == "unverified" and engine_class(info.engine).why_not_here() is None
 
 
 def _compare_golden(reference: Reference, texts: Sequence[Text], predictor: Predictor) -> ParityReport:
@@ -99,35 +97,6 @@ def _alone(path: Path, patience: float = 0) -> Iterator[Bundle]:
         lock.release()
 
 
-def _add_engine(
-    bundle: Bundle, engine: str, precision: str, gates: GateLayout | None, single: Single, guess: Route | None
-) -> ParityReport | None:
-    manifest, texts = bundle.manifest, read_golden(bundle).texts
-    _clear(bundle)
-    reference = OnnxReference(bundle)
-    info = compile_engine(bundle.path, manifest.pieces, manifest.model, engine, precision, gates, single, guess)
-    try:
-        report = check(bundle, info, partial(_compare_golden, reference, texts))
-        after = _with(manifest, note_parity(bundle.path, info, report))
-        for replaced in {one.folder for one in manifest.engines} - {one.folder for one in after.engines}:
-            os.utime(bundle.path / replaced)
-        amend(bundle, after)
-    except BaseException:
-        shutil.rmtree(bundle.path / info.folder, ignore_errors=True)
-        raise
-    return report
-
-
-def _clear(bundle: Bundle) -> None:
-    """Removes engines that the manifest does not name, of a killed build or replaced, once nobody will be serving them
-    any more."""
-    named = {info.folder for info in bundle.manifest.engines}
-    for folder in bundle.path.glob("engines/*"):
-        served = time.time() - folder.stat().st_mtime < SERVED_SECONDS
-        if not served and folder.relative_to(bundle.path).as_posix() not in named:
-            shutil.rmtree(folder)
-
-
 def _with(manifest: Manifest, added: EngineInfo) -> Manifest:
     """The manifest with the engine, in the place of the one that it replaces or at the end."""
     engines = {_identity(info): info for info in (*manifest.engines, added)}
@@ -137,4 +106,4 @@ def _with(manifest: Manifest, added: EngineInfo) -> Manifest:
 def _identity(info: EngineInfo) -> tuple[str, ...]:
     """What a bundle has one of: engines that are tied to a machine stand beside those for others."""
     tied = () if engine_class(info.engine).portable else (str(sorted(info.versions.items())), info.chip)
-    return info.engine, info.precision, *tied
+    return info.engine, info.precision, info.cut, *tied

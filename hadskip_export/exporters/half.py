@@ -1,39 +1,26 @@
-"""fp32 ONNX pieces -> fp16 ones. What a piece takes and gives stays fp32, and so do normalisation and softmax."""
+"""fp32 graphs -> fp16 ones. What a piece takes and gives stays fp32, and so do normalisation and softmax."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from hadskip_export.exporters.joining import save
 from hadskip_export.exporters.silence import silenced
 from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 FP32_OPERATORS = ["LayerNormalization", "Softmax", "Cast"]
 
 
-def halve(source: Path, out: Path) -> None:
-    """Writes the fp16 form of an ONNX file.
-
-    Raises:
-        EngineError: see `halved`.
-    """
-    save(halved(source), out)
-
-
-def halved(source: Path) -> Any:
-    """The model of an ONNX file in fp16, with casts around what stays fp32. A constant beyond fp16, such as the
+def halved(model: Any) -> Any:
+    """A graph in fp16, with casts around what stays fp32. A constant beyond fp16, such as the
     attention mask's, becomes the largest that the converter allows, 1e4.
 
     Raises:
-        EngineError: `onnx` is not installed, or the converter refuses the file.
+        EngineError: the converter is not installed, or refuses the graph.
     """
-    onnx: Any = optional_import("onnx", "build")
     float16: Any = optional_import("onnxruntime.transformers.float16", "ort or ort-gpu")
     onnx_model: Any = optional_import("onnxruntime.transformers.onnx_model", "ort or ort-gpu")
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPERATORS]
     try:
         with silenced():
-            model = onnx.load(source)
             _own_weights(model.graph)
             _without_types_of_weights(model.graph)
             half = float16.convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked)
@@ -41,7 +28,7 @@ def halved(source: Path) -> Any:
             onnx_model.OnnxModel.graph_topological_sort(half.graph, is_deterministic=True)
             return half
     except Exception as error:  # it raises whatever went wrong inside it
-        raise EngineError(f"{source}: onnxruntime cannot write it in fp16 ({first_line(error)})") from error
+        raise EngineError(f"onnxruntime cannot write {model.graph.name} in fp16 ({first_line(error)})") from error
 
 
 def _own_weights(graph: Any) -> None:

@@ -4,7 +4,7 @@ Shapes: `b` batch, `s` length, both dynamic. Dtypes: ids and mask int64, everyth
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,33 @@ from hadskip_export.runtime.bundle import gate_name, layer_name
 
 
 @dataclass(frozen=True)
+class Part:
+    """A parameter of a piece, in the tensor of the bundle that it is, or is a part of.
+
+    Args:
+        tensor: the tensor's name in the bundle's weights.
+        start: elements of the tensor before the part.
+    """
+
+    tensor: str
+    start: int = 0
+
+
+@dataclass(frozen=True)
 class Piece:
-    """A module to export. `inputs`: its inputs by name, in order; `output`: the name of its one output."""
+    """A module to export.
+
+    Args:
+        inputs: its inputs by name, in order.
+        output: the name of its one output.
+        weights: where in the bundle's weights the module's parameters lie; those it does not use are left out.
+    """
 
     name: str
     module: nn.Module
     inputs: tuple[str, ...]
     output: str
+    weights: dict[str, Part] = field(default_factory=dict)
 
 
 class LayerPiece(nn.Module):
@@ -61,7 +81,7 @@ def _rows_of(linear: nn.Linear, rows: slice) -> nn.Linear:
 
 
 class GatesPiece(nn.Module):
-    """Gates on the same states, margins [b, L]: for the layouts that look ahead.
+    """Gates on the same states, margins [b, L], asked all at once in the cut `layers`.
 
     All hidden layers are one matrix, and the two logits are subtracted in the weights: one gate then costs ten small
     operators, and so do twelve.
@@ -90,28 +110,54 @@ class GatePiece(GatesPiece):
         return super().forward(hidden_states, attention_mask)[:, 0]
 
 
-def cut(model: GatedClassifier) -> Iterator[Piece]:
-    """The pieces of a model, gates one by one and all in one; of a fixed route its layers, no gates. Layers that are
-    one module stay one, but for the last, which is a piece of its own kind."""
-    states = ("hidden_states", "attention_mask")
-    body = model.classifier
-    layers = {layer: LayerPiece(layer) for layer in body.layers}
-    route = model.fixed_route
+def cut(model: GatedClassifier, prefix: str = "") -> Iterator[Piece]:
+    """The pieces of a model, gates one by one and all in one; of a fixed route its layers, no gates.
+
+    Args:
+        prefix: of the names that its tensors have in the bundle's weights.
+    """
+    states, body, route = ("hidden_states", "attention_mask"), model.classifier, model.fixed_route
     last = len(body.layers) if route is None else max(route)
-    yield Piece("embeddings", body.embeddings, ("input_ids", "token_type_ids"), "hidden_states")
+    weights = _of_module(body.embeddings, f"{prefix}embeddings")
+    yield Piece("embeddings", body.embeddings, ("input_ids", "token_type_ids"), "hidden_states", weights)
     for index, layer in enumerate(body.layers):
         if route is None or index + 1 in route:
-            module = LastLayerPiece(layer) if index + 1 == last else layers[layer]
-            yield Piece(layer_name(index), module, states, "layer_output")
+            module = LastLayerPiece(layer) if index + 1 == last else LayerPiece(layer)
+            named = _of_module(module, f"{prefix}layers.{index}")
+            yield Piece(layer_name(index), module, states, "layer_output", named)
     if route is None:
-        gates = {gate: GatePiece(gate) for gate in model.gates}
         for index, gate in enumerate(model.gates):
-            yield Piece(gate_name(index), gates[gate], states, "margin")
-        yield Piece("gates", GatesPiece(list(model.gates)), states, "margins")
-    yield Piece("head", body.head, ("hidden_states",), "logits")
+            yield Piece(gate_name(index), GatePiece(gate), states, "margin", _of_gate(index, model.gates, prefix))
+        every = {name: Part(tensor) for name, tensor in _gate_tensors(prefix).items()}
+        yield Piece("gates", GatesPiece(list(model.gates)), states, "margins", every)
+    yield Piece("head", body.head, ("hidden_states",), "logits", _of_module(body.head, f"{prefix}head"))
 
 
 def cut_full(model: Classifier) -> Iterator[Piece]:
-    """Those of BERT with every layer, to be joined again. Its last layer is as in the chain: what that is compared with
-    has the same advantage."""
-    return cut(GatedClassifier(model, fixed_route=tuple(range(1, len(model.layers) + 1))))
+    """Those of BERT with every layer, to be joined again. Its last layer is as in the gated model: what that is
+    compared with has the same advantage."""
+    every_layer = tuple(range(1, len(model.layers) + 1))
+    return cut(GatedClassifier(model, fixed_route=every_layer), "full.")
+
+
+def _of_module(module: nn.Module, prefix: str) -> dict[str, Part]:
+    """The parameters that a piece uses, by the names that they have in the model. (A last layer has its own query, key
+    and value.)"""
+    names = [name for name, _ in module.named_parameters()]
+    if isinstance(module, LastLayerPiece):
+        names = [name for name in names if not name.startswith("layer.query_key_value")]
+    return {name: Part(f"{prefix}.{name.removeprefix('layer.')}") for name in names}
+
+
+def _gate_tensors(prefix: str) -> dict[str, str]:
+    names = ("hidden_weight", "hidden_bias", "weight", "bias")
+    tensors = ("hidden.weight", "hidden.bias", "margins.weight", "margins.bias")
+    return {name: f"{prefix}gates.{tensor}" for name, tensor in zip(names, tensors, strict=True)}
+
+
+def _of_gate(index: int, gates: nn.ModuleList, prefix: str) -> dict[str, Part]:
+    """A gate's share of the tensors that the piece of all gates has."""
+    width, hidden_size = gates[index].hidden.weight.shape
+    starts = (index * width * hidden_size, index * width, index * (len(gates) + 1) * width, index)
+    tensors = _gate_tensors(prefix)
+    return {name: Part(tensor, start) for (name, tensor), start in zip(tensors.items(), starts, strict=True)}

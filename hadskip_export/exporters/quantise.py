@@ -1,7 +1,9 @@
-"""fp32 ONNX pieces -> int8 ones. Weights become int8 per output channel; who scales the activations, and when, is the
+"""fp32 graphs -> int8 ones. Weights become int8 per output channel; who scales the activations, and when, is the
 engine's affair: ONNX Runtime's dynamic quantiser by the tensor, OpenVINO by groups of each token."""
 
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,40 +15,34 @@ LARGEST = 127
 TINY = 1e-12  # a channel of zeros has some scale too
 
 
-def quantise(source: Path, out: Path) -> None:
-    """Writes the int8 form of an ONNX file for ONNX Runtime, by its own quantiser: activations uint8, scaled per call.
+def quantise(model: Any) -> Any:
+    """The int8 form of a graph for ONNX Runtime, by its own quantiser: activations uint8, scaled per call.
 
     Raises:
-        EngineError: `onnx` is not installed, or the quantiser refuses the file.
+        EngineError: `onnx` is not installed, or the quantiser refuses the graph.
     """
-    optional_import("onnx", "build")
-    quantization = optional_import("onnxruntime.quantization", "ort or ort-gpu")
+    onnx: Any = optional_import("onnx", "build")
+    quantization: Any = optional_import("onnxruntime.quantization", "ort or ort-gpu")
     try:
-        with silenced():
+        with silenced(), tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "int8.onnx"
             quantization.quantize_dynamic(
-                source,
+                model,
                 out,
                 op_types_to_quantize=OPERATORS,
                 per_channel=True,
                 weight_type=quantization.QuantType.QInt8,
                 extra_options={"MatMulConstBOnly": True},  # products of activations, as in attention, stay fp32
             )
+            return onnx.load(out)
     except Exception as error:  # it raises whatever went wrong inside it
-        raise EngineError(f"{source}: onnxruntime cannot quantise it ({first_line(error)})") from error
+        raise EngineError(f"onnxruntime cannot quantise {model.graph.name} ({first_line(error)})") from error
 
 
-def quantise_weights(source: Path, out: Path) -> None:
-    """Writes an ONNX file whose products have int8 weights, each followed by a `DequantizeLinear`: what OpenVINO takes
-    for compressed weights, and multiplies in int8 by activations that it quantises itself.
-
-    Raises:
-        EngineError: `onnx` is not installed, or cannot read the file.
-    """
-    onnx = optional_import("onnx", "build")
-    try:
-        model = onnx.load(source)
-    except Exception as error:  # protobuf's and onnx's own exceptions have no common base
-        raise EngineError(f"{source}: onnx cannot read it ({first_line(error)})") from error
+def quantise_weights(model: Any) -> Any:
+    """The graph with int8 weights in its products, each followed by a `DequantizeLinear`: what OpenVINO takes for
+    compressed weights, and multiplies in int8 by activations that it quantises itself."""
+    onnx: Any = optional_import("onnx", "build")
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     added = []
@@ -65,4 +61,4 @@ def quantise_weights(source: Path, out: Path) -> None:
         added.append(onnx.helper.make_node("DequantizeLinear", inputs, [name], f"{name}_dequantise", axis=axis))
     for node in reversed(added):
         graph.node.insert(0, node)
-    onnx.save(model, out)
+    return model

@@ -1,47 +1,33 @@
-"""A run folder -> a bundle: pieces, engine, golden files, graph, parity, hashes, manifest, rename, in that order."""
+"""A run folder -> a bundle: weights, pieces, golden inputs, then an engine planned, written, verified and sealed."""
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from hadskip_export.exporters.compile import check, check_engine, compile_engine, note_parity, resolve_single
-from hadskip_export.exporters.graph import make_graph
-from hadskip_export.exporters.joining import join_layers
-from hadskip_export.exporters.onnx import OPSET, export
-from hadskip_export.exporters.pieces import Piece, cut, cut_full
-from hadskip_export.modeling.checkpoint import load_classifier, load_gated
-from hadskip_export.modeling.encoder import Classifier
+from hadskip_export.data.runs import read_run
+from hadskip_export.data.text import Text
+from hadskip_export.exporters import engine
+from hadskip_export.exporters.assemble import full
+from hadskip_export.exporters.onnx import OPSET, bound, template_of, tensors_as_stored
+from hadskip_export.exporters.pieces import cut, cut_full
+from hadskip_export.exporters.plan import EnginePlan
+from hadskip_export.exporters.seal import new_bundle, seal
+from hadskip_export.exporters.weights import place_graph, read_places, write_tensors
+from hadskip_export.modeling.checkpoint import TOKENIZER_CONFIG, hugging_face_config, load_classifier, load_gated
+from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routing.budgets import budget_name, resolve_budget
-from hadskip_export.runtime.bundle import (
-    Bundle,
-    GateLayout,
-    HeldOut,
-    Manifest,
-    ModelInfo,
-    RouterInfo,
-    Tolerance,
-    new_bundle,
-    seal,
-)
-from hadskip_export.runtime.engines import Single
-from hadskip_export.runtime.engines.ort import import_onnxruntime
+from hadskip_export.routing.points import Point
+from hadskip_export.runtime.bundle import FORMAT, FULL, MODEL, Bundle, Manifest, ModelInfo, RouterInfo
 from hadskip_export.runtime.predictor import Predictor
-from hadskip_export.runtime.tokenization import Encoded, Text, Tokenizer
-from hadskip_export.support.errors import BudgetError, BundleError
+from hadskip_export.runtime.tokenization import Encoded, Tokenizer
 from hadskip_export.support.progress import track
-from hadskip_export.trainers.run_folder import read_run, read_texts
-from hadskip_export.trainers.summary import MARGIN_QUANTILES
 from hadskip_export.verification import golden as golden_files
-from hadskip_export.verification.parity import ParityReport, compare
+from hadskip_export.verification.parity import ParityReport, compare, wider
 from hadskip_export.verification.references import Reference
 from hadskip_export.verification.torch_reference import TorchReference
 
-TOKENIZER = "tokenizer/tokenizer.json"
+FP32 = "fp32"
 
 
 @dataclass(frozen=True)
@@ -52,6 +38,7 @@ class Source:
         model: the gated student, or a rival of one fixed route.
         full: the fine-tuned BERT, or None to leave it out of the bundle.
         tokenizer: a `tokenizer.json`.
+        point: the student's operating point.
         texts: real texts for the parity check; the bundle does not keep them.
     """
 
@@ -59,12 +46,14 @@ class Source:
     full: Classifier | None
     tokenizer: Path
     max_length: int
-    threshold: float
-    budget: float
+    point: Point
     task: str
     metric: str
     texts: list[Text]
-    held_out: HeldOut | None = None
+
+    @property
+    def config(self) -> EncoderConfig:
+        return self.model.classifier.config
 
 
 def load_source(path: Path, budget: float | None, full: bool) -> Source:
@@ -72,142 +61,124 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
 
     Raises:
         BundleError: see `read_run`.
-        BudgetError: the run has no checkpoint for `budget`.
+        BudgetError: see `Run.checkpoint`.
     """
-    run, recipe, summary = read_run(path)
-    try:
-        wanted = recipe["budget"] if budget is None else resolve_budget(budget, summary["layers"])
-        folder = run.budget(wanted)
-        if not folder.is_dir():
-            have = ", ".join(budget_name(row["budget"]) for row in summary["budgets"])
-            raise BudgetError(f"--budget {wanted:g}: {path} has checkpoints for {have}")
-        held_out = json.loads((folder / "metrics.json").read_text())["held_out"]
-        length, task, metric = summary["max_length"], summary["task"], summary["metric"]
-        seen = _held_out(held_out)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path}: damaged run folder ({error}); train again into another folder") from error
-    model, settings = load_gated(folder)
-    full_model = load_classifier(run.stage1) if full else None
-    Tokenizer(run.tokenizer, length)  # refuses a damaged one
-    texts = read_texts(run.texts)
-    return Source(
-        model, full_model, run.tokenizer, length, settings.threshold, settings.budget, task, metric, texts, seen
+    run = read_run(path)
+    found, tokenizer = run.checkpoint(budget), run.paths.tokenizer
+    model, settings = load_gated(found.folder)
+    Tokenizer(tokenizer, run.max_length)  # refuses a damaged one
+    point = Point(
+        budget=found.budget,
+        thresholds=() if model.fixed_route else (settings.threshold,) * len(model.gates),
+        data=found.threshold_on,
+        mean_layers=found.mean_layers,
+        routes=found.routes,
+        metric=found.metric,
+        full_metric=run.teacher_metric,
     )
-
-
-def _held_out(figures: dict[str, Any]) -> HeldOut:
-    routes = figures["routes"]
-    return HeldOut(
-        routes["mean_layers"],
-        tuple((tuple(route), share) for route, share in routes["commonest"]),
-        tuple(routes["histogram"]),
-        tuple(map(tuple, figures["margin_quantiles"])),
-        MARGIN_QUANTILES,
+    return Source(
+        model=model,
+        full=load_classifier(run.paths.stage1) if full else None,
+        tokenizer=tokenizer,
+        max_length=run.max_length,
+        point=point,
+        task=run.task,
+        metric=run.metric,
+        texts=run.texts(),
     )
 
 
 def write_bundle(
-    source: Source,
-    out: Path,
-    engine: str = "ort",
-    precision: str = "fp32",
-    gates: GateLayout | None = None,
-    golden: list[Text] | None = None,
-    single: Single | None = None,
-    graph: bool = False,
+    source: Source, out: Path, plan: EnginePlan | None = None, golden: list[Text] | None = None
 ) -> ParityReport | None:
     """Writes a bundle and checks its engine against PyTorch, where this machine can run it; see `build`."""
-    from hadskip_export import __version__
-
-    check_engine(engine, precision, gates, single)
-    if graph:
-        import_onnxruntime()  # which checks it
-    config, router = source.model.classifier.config, _router(source)
-    how, guess = resolve_single(single, engine, precision, router, source.held_out)
+    plan = plan or EnginePlan.of()
     with new_bundle(out) as folder:
-        (folder / TOKENIZER).parent.mkdir()
-        shutil.copyfile(source.tokenizer, folder / TOKENIZER)
-        tokenizer = Tokenizer(folder / TOKENIZER, source.max_length)
-        model = ModelInfo(
-            "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels
-        )
-        pieces = _write_pieces(source, model, folder)
-        info = compile_engine(folder, pieces, model, engine, precision, gates, how, guess)
-        manifest = Manifest(
-            format=1,
-            created_by=f"hadskip-export {__version__}",
-            task=source.task,
-            metric=source.metric,
-            model=model,
-            router=router,
-            opset=OPSET,
-            pieces=pieces,
-            engines=(info,),
-            held_out=source.held_out,
-            tokenizer=TOKENIZER,
-        )
+        bundle = Bundle(folder, write_model(source, folder))
         reference = TorchReference(source.model, source.full)
+        tokenizer = Tokenizer(bundle.file(bundle.manifest.tokenizer), source.max_length)
         texts = golden or golden_files.vocabulary_texts(tokenizer.vocabulary())
-        golden_files.write_golden(folder, texts, tokenizer, reference, router.threshold)
-        if graph:
-            manifest = replace(manifest, graph=make_graph(Bundle(folder, manifest)))
+        golden_files.write_golden(bundle, texts, tokenizer, reference)
         golden_inputs = tokenizer.encode(texts)
         real_inputs = tokenizer.encode(source.texts) or golden_inputs
-        report = check(
-            Bundle(folder, manifest), info, lambda p: _compare(reference, p, real_inputs, golden_inputs, precision)
-        )
-        seal(folder, replace(manifest, engines=(note_parity(folder, info, report),)))
+
+        def check(predictor: Predictor) -> ParityReport:
+            return _compare(reference, predictor, real_inputs, golden_inputs)
+
+        info, report = engine.verify(bundle, engine.write(bundle, plan), check)
+        seal(folder, replace(bundle.manifest, engines=(info,)))
     return report
 
 
-def _router(source: Source) -> RouterInfo:
-    route = source.model.fixed_route
-    if route is None:
-        return RouterInfo("gates", source.threshold, source.budget)
-    return RouterInfo("static", 0.0, source.budget, route)
+def write_model(source: Source, folder: Path) -> Manifest:
+    """Writes what every engine is made from, tensors and fp32 graphs, and what other programs need beside them; returns
+    the manifest as far as it is known."""
+    from hadskip_export import __version__
+
+    config, route = source.config, source.model.fixed_route
+    model = ModelInfo(
+        "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels
+    )
+    (folder / MODEL).mkdir()
+    (folder / MODEL / "config.json").write_text(json.dumps(hugging_face_config(config), indent=2) + "\n")
+    shutil.copyfile(source.tokenizer, folder / MODEL / source.tokenizer.name)
+    about = source.tokenizer.with_name(TOKENIZER_CONFIG)
+    if about.is_file():
+        settings = json.loads(about.read_text()) | {"model_max_length": source.max_length}
+        (folder / MODEL / TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    weights, pieces = _write_pieces(source, model, folder)
+    return Manifest(
+        format=FORMAT,
+        created_by=f"hadskip-export {__version__}",
+        task=source.task,
+        metric=source.metric,
+        model=model,
+        router=RouterInfo("gates") if route is None else RouterInfo("static", route),
+        points=(source.point,),
+        default_budget=source.point.budget,
+        opset=OPSET,
+        pieces=pieces,
+        weights=weights,
+        engines=(),
+    )
 
 
-def _compare(
-    reference: Reference, predictor: Predictor, real: list[Encoded], golden: list[Encoded], precision: str
-) -> ParityReport:
+def _write_pieces(source: Source, model: ModelInfo, folder: Path) -> tuple[str, dict[str, str]]:
+    """Writes every tensor, then every graph; returns the file of weights, and piece -> file, relative to the bundle."""
+    pieces = list(cut(source.model))
+    parts = [] if source.full is None else list(cut_full(source.full))
+    configs = [source.config] * len(pieces) + [source.full.config if source.full else source.config] * len(parts)
+    every = [*pieces, *parts]
+    templates = [
+        template_of(piece, config) for piece, config in track(zip(every, configs, strict=True), len(every), "export")
+    ]
+    paired = list(zip(every, templates, strict=True))
+    transposed = {name.split(".")[-2] for template in templates for name in template.transposed}
+    weights = write_tensors(folder, FP32, tensors_as_stored(paired), _about(source.config, transposed))
+    stored = read_places(folder, weights)
+    graphs = [bound(piece, template, stored) for piece, template in paired]
+    files = {piece.name: place_graph(folder, graph, piece.name) for piece, graph in zip(pieces, graphs, strict=False)}
+    if parts:
+        of_full = {piece.name: graph for piece, graph in zip(parts, graphs[len(pieces) :], strict=True)}
+        files[FULL] = place_graph(folder, full(of_full, model.inputs), FULL)
+    return weights, files
+
+
+def _about(config: EncoderConfig, transposed: set[str]) -> dict[str, str]:
+    """What the tensors do not tell, for an engine that has the layers' code itself. `transposed`: linear maps whose
+    weights are [in, out]."""
+    return {
+        "num_layers": str(config.num_layers),
+        "num_heads": str(config.num_heads),
+        "eps": repr(config.layer_norm_eps),
+        "activation": config.activation,
+        "transposed": " ".join(sorted(transposed)),
+    }
+
+
+def _compare(reference: Reference, predictor: Predictor, real: list[Encoded], golden: list[Encoded]) -> ParityReport:
     """On real texts. Below fp32 the tolerance is measured, and what is checked later are the golden ones: on both."""
     report = compare(reference, predictor, real)
-    if precision == "fp32":
+    if predictor.engine_info.precision == FP32:
         return report
-    tolerance = _wider(report.tolerance, compare(reference, predictor, golden).tolerance)
-    return replace(report, tolerance=tolerance)
-
-
-def _wider(one: Tolerance, other: Tolerance) -> Tolerance:
-    margins = tuple(max(pair) for pair in zip(one.margins, other.margins, strict=True))
-    return Tolerance(margins, max(one.logits, other.logits))
-
-
-def _write_pieces(source: Source, model: ModelInfo, bundle: Path) -> dict[str, str]:
-    """Exports every piece; returns piece -> file, relative to the bundle."""
-    traced: dict[tuple[Any, ...], Any] = {}
-    folder = bundle / "pieces"
-    folder.mkdir()
-    files = _export(cut(source.model), model.hidden_size, folder, traced, "export")
-    if source.full is not None:
-        if source.full.config != source.model.classifier.config:
-            traced = {}  # heads, activation and eps are in a trace
-        with tempfile.TemporaryDirectory(dir=bundle) as parts:
-            full = _export(cut_full(source.full), model.hidden_size, Path(parts), traced, "export of full BERT")
-            files["full"] = folder / "full.onnx"
-            join_layers(full, model.inputs, files["full"])
-    return {piece: file.relative_to(bundle).as_posix() for piece, file in files.items()}
-
-
-def _export(
-    pieces: Iterable[Piece], hidden_size: int, folder: Path, traced: dict[tuple[Any, ...], Any], label: str
-) -> dict[str, Path]:
-    """Writes a file for each module of the pieces; returns piece -> file."""
-    found = list(pieces)
-    files, written = {}, {}
-    for piece in track(found, len(found), label):
-        if piece.module not in written:
-            written[piece.module] = folder / f"{piece.name}.onnx"
-            export(piece, hidden_size, written[piece.module], traced)
-        files[piece.name] = written[piece.module]
-    return files
+    return replace(report, tolerance=wider(report.tolerance, compare(reference, predictor, golden).tolerance))

@@ -20,6 +20,8 @@ from hadskip_export.routing.routes import is_route
 from hadskip_export.support.errors import BundleError, DataError, first_line
 
 HADSKIP_KEY = "hadskip"  # our section of config.json
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = ("unk", "sep", "pad", "cls", "mask")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
@@ -203,7 +205,8 @@ def load_gated(folder: Path) -> tuple[GatedClassifier, GateSettings]:
 
 
 def save_tokenizer(folder: Path, file: Path) -> None:
-    """Writes the model's tokenizer as one `tokenizer.json`.
+    """Writes the model's tokenizer as one `tokenizer.json`, and beside it the `tokenizer_config.json` with which
+    `transformers` loads it, whichever class it came from.
 
     Raises:
         BundleError: no tokenizer there, or one that exists only in Python ("slow"), which the runtime cannot run.
@@ -223,6 +226,13 @@ def save_tokenizer(folder: Path, file: Path) -> None:
     backend.no_truncation()
     file.parent.mkdir(parents=True, exist_ok=True)
     backend.save(str(file))
+    special = {f"{role}_token": getattr(tokenizer, f"{role}_token", None) for role in SPECIAL_TOKENS}
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        **{name: token for name, token in special.items() if token is not None},
+    }
+    file.with_name(TOKENIZER_CONFIG).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -312,11 +322,18 @@ def _load_state(module: torch.nn.Module, state: dict[str, Tensor], folder: Path,
         raise BundleError(f"{folder}: the weights {what}; is this a complete checkpoint?")
 
 
-def _save(config: EncoderConfig, tensors: dict[str, Tensor], section: dict, folder: Path) -> None:
+def hugging_face_config(config: EncoderConfig) -> dict[str, Any]:
+    """config.json of a classifier, as `transformers` has it.
+
+    Raises:
+        DataError: two labels have the same name.
+    """
     from transformers import BertConfig
 
     labels = config.labels
-    hugging_face = BertConfig(
+    if len(set(labels)) != len(labels):
+        raise DataError(f"label names must differ: {', '.join(labels)}")
+    return BertConfig(
         architectures=["BertForSequenceClassification"],
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -332,8 +349,10 @@ def _save(config: EncoderConfig, tensors: dict[str, Tensor], section: dict, fold
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
     ).to_dict()
-    if len(set(labels)) != len(labels):
-        raise DataError(f"label names must differ: {', '.join(labels)}")
+
+
+def _save(config: EncoderConfig, tensors: dict[str, Tensor], section: dict, folder: Path) -> None:
+    content = json.dumps(hugging_face_config(config) | section, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(hugging_face | section, indent=2) + "\n")
+    (folder / "config.json").write_text(content)
     save_file({name: tensor.cpu() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})

@@ -16,7 +16,7 @@ from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text, Tokenizer, pad
 from hadskip_export.support.errors import BundleError, DataError
 from hadskip_export.verification.parity import count_flips, largest_difference, ways_to_run
-from hadskip_export.verification.references import Reference
+from hadskip_export.verification.references import Reference, thresholds_of
 
 COUNT = 64
 INPUTS, OUTPUTS = "golden/inputs.jsonl", "golden/outputs.npz"
@@ -24,9 +24,11 @@ INPUTS, OUTPUTS = "golden/inputs.jsonl", "golden/outputs.npz"
 
 @dataclass(frozen=True)
 class Golden:
-    """Texts, and the reference's margins float32 [n, L], routes bool [n, L] and logits float32 [n, classes]."""
+    """Texts, and what the reference made of them at these thresholds, float32 [L]: margins float32 [n, L], routes bool
+    [n, L] and logits float32 [n, classes]. (The bundle's own thresholds may change; see `add_points`.)"""
 
     texts: list[Text]
+    thresholds: np.ndarray
     margins: np.ndarray
     routes: np.ndarray
     logits: np.ndarray
@@ -58,13 +60,15 @@ def read_texts(file: Path) -> list[Text]:
     return list(lines)
 
 
-def write_golden(folder: Path, texts: list[Text], tokenizer: Tokenizer, reference: Reference, threshold: float) -> None:
+def write_golden(bundle: Bundle, texts: list[Text], tokenizer: Tokenizer, reference: Reference) -> None:
     """Writes the golden inputs and the reference's answers into a bundle being built."""
-    found = [reference.trace(pad([encoded]), threshold) for encoded in tokenizer.encode(texts)]
+    folder, thresholds = bundle.path, thresholds_of(bundle.manifest)
+    found = [reference.trace(pad([encoded]), thresholds) for encoded in tokenizer.encode(texts)]
     (folder / INPUTS).parent.mkdir()
     (folder / INPUTS).write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
     np.savez(
         folder / OUTPUTS,
+        thresholds=thresholds,
         margins=np.stack([trace.margins for trace in found]),
         routes=np.stack([trace.route for trace in found]),
         logits=np.concatenate([trace.logits for trace in found]),
@@ -80,7 +84,7 @@ def read_golden(bundle: Bundle) -> Golden:
         lines = bundle.file(INPUTS).read_text(encoding="utf-8").splitlines()
         texts = [text if isinstance(text, str) else tuple(text) for text in map(json.loads, lines)]
         with np.load(bundle.file(OUTPUTS), allow_pickle=False) as arrays:
-            golden = Golden(texts, arrays["margins"], arrays["routes"], arrays["logits"])
+            golden = Golden(texts, arrays["thresholds"], arrays["margins"], arrays["routes"], arrays["logits"])
         if not len(texts) == len(golden.margins) == len(golden.routes) == len(golden.logits) > 0:
             raise ValueError(f"{len(texts)} texts, {len(golden.logits)} answers")
         return golden
@@ -101,21 +105,17 @@ class GoldenCheck:
     def passed(self) -> bool:
         return self.flips == 0 and self.logits_largest <= self.logits_tolerance
 
-    def __str__(self) -> str:
-        return (
-            f"{self.texts} texts, {self.flips} flips, logits differ by at most {self.logits_largest:.1e}, tolerance"
-            f" {self.logits_tolerance:.0e}"
-        )
-
 
 def check_golden(predictor: Predictor, golden: Golden) -> GoldenCheck:
     """Runs the golden inputs through the engine that `predictor` has loaded, in both ways that it has."""
-    tolerance, threshold = predictor.engine_info.tolerance, predictor.bundle.manifest.router.threshold
+    tolerance = predictor.engine_info.tolerance
     encoded = predictor.tokenizer.encode(golden.texts)
     flips, largest = [], []
     for batch_size in ways_to_run(predictor.engine_info).values():
-        logits, routes = predictor.run_as_built(encoded, batch_size)
-        flips.append(count_flips(golden.margins - threshold, golden.routes, routes, np.array(tolerance.margins)))
+        logits, routes = predictor.run_as_built(encoded, batch_size, golden.thresholds.tolist())
+        flips.append(
+            count_flips(golden.margins - golden.thresholds, golden.routes, routes, np.array(tolerance.margins))
+        )
         same = (routes == golden.routes).all(axis=1)
         largest.append(largest_difference(logits[same], golden.logits[same]))
     return GoldenCheck(len(golden.texts), max(flips), float(np.max(largest)), tolerance.logits)  # NaN stays NaN

@@ -10,7 +10,6 @@ from hadskip_export.routing.routes import RouteStatistics, statistics
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text
 
-MOST_PRINTED = 10
 MOST_CHARACTERS = 100  # of a text in the listing
 
 
@@ -65,40 +64,6 @@ class DataCheck:
     flips: tuple[Flip, ...] | None = None
     better: int | None = None
     worse: int | None = None
-
-    def lines(self) -> list[str]:
-        """As a person reads it."""
-        result = [f"data: {self.texts} texts, {self.metric} {self.value:.4f} at {self.routes.mean_layers:.2f} layers"]
-        if self.full_value is not None:
-            result.append(f"  full BERT {self.full_value:.4f}; the same label for {self.label_agreement:.2%}")
-        result += self._table()
-        if self.flips is not None:
-            result.append(
-                f"  labels that differ from full BERT's: {len(self.flips)}, {self.better} for the better,"
-                f" {self.worse} for the worse"
-            )
-            result += [
-                f"    line {flip.line}: {flip.full} -> {flip.gates}, truly {flip.expected}: {flip.text}"
-                for flip in self.flips[:MOST_PRINTED]
-            ]
-            if len(self.flips) > MOST_PRINTED:
-                result.append(f"    and {len(self.flips) - MOST_PRINTED} more; --json FILE has them all")
-        return result
-
-    def _table(self) -> list[str]:
-        width = max(len("label"), *(len(score.label) for score in self.classes))
-        rows = [f"  {'label':<{width}}  support  precision  recall     F1"]
-        rows += [f"  {score.label:<{width}}  {score.support:>7}  {_figures(score)}" for score in self.classes]
-        if self.full_classes is not None:
-            rows[0] += "  full BERT: precision  recall     F1"
-            full = ["             " + _figures(score) for score in self.full_classes]
-            rows[1:] = map(str.__add__, rows[1:], full)
-        return rows
-
-
-def _figures(score: ClassScore) -> str:
-    shown = ("-" if value is None else f"{value:.3f}" for value in (score.precision, score.recall, score.f1))
-    return "{:>9}  {:>6}  {:>5}".format(*shown)
 
 
 def check_data(predictor: Predictor, examples: Examples) -> DataCheck:

@@ -4,21 +4,30 @@ A route may flip only in a near tie: where the reference's margin is farther tha
 plain share of equal routes would reward gates that never vary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from hadskip_export.routing.routes import Route
-from hadskip_export.runtime.bundle import EngineInfo, Manifest, Tolerance, gate_name, layer_name
+from hadskip_export.runtime.bundle import (
+    ALL_GATES,
+    FULL,
+    WHOLE,
+    WHOLE_ALONE,
+    EngineInfo,
+    Tolerance,
+    gate_name,
+    layer_name,
+)
 from hadskip_export.runtime.engines import Piece, is_reduced
 from hadskip_export.runtime.engines.bfloat16 import STEP, Bfloat16States
+from hadskip_export.runtime.loading import policy_of
 from hadskip_export.runtime.predictor import Predictor
-from hadskip_export.runtime.tokenization import Encoded, pad
+from hadskip_export.runtime.tokenization import Batch, Encoded, pad
 from hadskip_export.support.errors import HadskipError
 from hadskip_export.support.progress import track
-from hadskip_export.verification.references import Reference, Trace, traces
+from hadskip_export.verification.references import Reference, Trace, thresholds_of, traces
 
 ROUTE_EPSILON = 1e-3  # fp32, in logits of the margin; no precision has less
 LOGITS_TOLERANCE = 1e-4  # fp32
@@ -62,12 +71,13 @@ class ParityReport:
         full_label_agreement: the same of full BERT in this engine and in the reference; None without full BERT.
         logits_largest: largest difference of a logit where routes agree.
         first_bad_piece: the first piece out of tolerance; `routes`, `labels` or `logits` where only the whole is, with
-            ` in graph` or ` in guess` where only inputs that come alone are; None if passed. The figures end to end are
-            those of the worse way to run (`ways_to_run`).
+            ` alone` where only inputs that come alone are; None if passed. The figures end to end are those of the
+            worse way to run (`ways_to_run`).
     """
 
     engine: str
     precision: str
+    cut: str
     reference: str
     texts: int
     pieces: tuple[PieceParity, ...]
@@ -83,25 +93,6 @@ class ParityReport:
     def parity(self) -> Literal["passed", "failed"]:
         return "passed" if self.first_bad_piece is None else "failed"
 
-    def lines(self) -> list[str]:
-        """The report as a person reads it."""
-        result = [f"{self.engine}-{self.precision} against {self.reference}, {self.texts} texts"]
-        result += [
-            f"  {piece.piece:<17} largest {piece.largest:.1e}  mean {piece.mean:.1e}  tolerance {piece.tolerance:.0e}"
-            f"{'' if piece.judged == 'largest' else ' of the mean'}{'' if piece.passed else '  FAILED'}"
-            for piece in self.pieces
-        ]
-        result.append(
-            f"  end to end: routes agree {self.route_agreement:.2%} ({self.flips} flips that are no near tie), labels"
-            f" agree {self.label_agreement:.2%}, logits differ by at most {self.logits_largest:.1e}"
-        )
-        if self.full_label_agreement is not None and self.precision != "fp32":
-            result.append(
-                f"  full BERT in {self.precision}: labels agree {self.full_label_agreement:.2%} with its fp32"
-            )
-        verdict = "passed" if self.first_bad_piece is None else f"FAILED at {self.first_bad_piece}"
-        return [*result, f"  parity {verdict}"]
-
 
 def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded]) -> ParityReport:
     """Compares the engine that `predictor` has loaded with `reference` on tokenised inputs.
@@ -111,80 +102,75 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
     """
     if not inputs:
         raise HadskipError("nothing to compare on: no text was given")
-    info, manifest = predictor.engine_info, predictor.bundle.manifest
-    threshold = manifest.router.threshold
-    pieces = {piece: predictor.engine.load(piece) for piece in info.files}
-    differences = {piece: _Difference() for piece in pieces}
-    if info.gates == "fused":
-        fused = [FUSED.format(layer_name(index)) for index in range(manifest.model.layers - 1)]
-        differences |= {name: _Difference() for name in fused}
-    if info.guess is not None:
-        differences[FUSED.format("guess")] = _Difference()
-    kept: list[tuple[np.ndarray, ...]] = []
-    same_full: list[bool] = []
-    rounded = info.precision == "bf16" and predictor.engine.bf16_states
-    steps = zip(inputs, traces(reference, inputs, threshold), strict=True)
-    for encoded, trace in track(steps, len(inputs), f"parity of {info.name}"):
-        errors, full_logits = _compare_pieces(
-            pieces, encoded, trace, differences, manifest, info, reference if rounded else None
-        )
-        for graph in (name for name in ("graph", "rows") if name in pieces):
-            _compare_graph(pieces, graph, encoded, manifest, differences[graph])
-        kept.append((trace.margins, errors, trace.route, trace.logits[0]))
-        if full_logits is not None and trace.full_logits is not None:
-            same_full.append(bool(full_logits.argmax() == trace.full_logits.argmax()))
-    margins, margin_errors, routes, logits = (np.stack(column) for column in zip(*kept, strict=True))
-    piece_reports = tuple(
-        difference.report(piece, exact=info.precision == "fp32" or not is_reduced(piece))
-        for piece, difference in differences.items()
-    )
+    info, thresholds = predictor.engine_info, thresholds_of(predictor.bundle.manifest)
+    comparison = _Comparison(reference, predictor, inputs[0])
+    seen = []
+    for encoded, trace in track(
+        zip(inputs, traces(reference, inputs, thresholds), strict=True), len(inputs), f"parity of {info.name}"
+    ):
+        comparison.add(encoded, trace)
+        seen.append((trace.margins, trace.route, trace.logits[0]))
+    margins, routes, logits = (np.stack(column) for column in zip(*seen, strict=True))
+    pieces = comparison.reports()
     near = np.full(margins.shape[1], ROUTE_EPSILON)
     if info.precision != "fp32":
-        near = near_ties(margins, margin_errors)
-    full_agreement = float(np.mean(same_full)) if same_full else None
-    allowed = LABEL_DISAGREEMENT[info.precision]
-    if info.precision == "int8" and full_agreement is not None:
-        allowed += 1 - full_agreement
-    bad = next((report.piece for report in piece_reports if not report.passed), None)
-    answers = _Answers(margins - threshold, routes, logits)
+        near = near_ties(margins, np.stack(comparison.margin_errors))
+    answers = _Answers(margins - thresholds, routes, logits)
     ways = {way: _end_to_end(predictor, inputs, size, answers, near) for way, size in ways_to_run(info).items()}
-    for way, found in ways.items():
-        near_enough = found.largest <= LOGITS_TOLERANCE if info.precision == "fp32" else np.isfinite(found.largest)
-        if bad is None and found.flips:
-            bad = f"routes{way}"
-        if bad is None and not near_enough:
-            bad = f"logits{way}"
-        if bad is None and info.precision != "fp32" and 1 - found.label_agreement > allowed + 1e-9:
-            bad = f"labels{way}"
+    full_agreement = float(np.mean(comparison.same_full)) if comparison.same_full else None
     largest = float(np.max([found.largest for found in ways.values()]))  # NaN stays NaN
-    logits_tolerance = LOGITS_TOLERANCE
-    if info.precision != "fp32" and np.isfinite(largest):
-        logits_tolerance = 2 * largest
     return ParityReport(
-        info.engine,
-        info.precision,
-        reference.name,
-        len(inputs),
-        piece_reports,
-        Tolerance(tuple(near.tolist()), logits_tolerance),
-        min(found.route_agreement for found in ways.values()),
-        max(found.flips for found in ways.values()),
-        min(found.label_agreement for found in ways.values()),
-        full_agreement,
-        largest,
-        bad,
+        engine=info.engine,
+        precision=info.precision,
+        cut=info.cut,
+        reference=reference.name,
+        texts=len(inputs),
+        pieces=pieces,
+        tolerance=Tolerance(tuple(near.tolist()), _logits_tolerance(info.precision, largest)),
+        route_agreement=min(found.route_agreement for found in ways.values()),
+        flips=max(found.flips for found in ways.values()),
+        label_agreement=min(found.label_agreement for found in ways.values()),
+        full_label_agreement=full_agreement,
+        logits_largest=largest,
+        first_bad_piece=next((piece.piece for piece in pieces if not piece.passed), None)
+        or _first_bad_way(info.precision, ways, full_agreement),
     )
 
 
 def ways_to_run(info: EngineInfo) -> dict[str, int]:
-    """In batches and, where inputs that come alone have an engine of their own, one at a time: batch size by what a
-    report calls the way."""
-    return {"": 32} | ({} if info.single == "chain" else {f" in {info.single}": 1})
+    """In batches and, where inputs that come alone may take another graph, one at a time: batch size by what a report
+    calls the way."""
+    return {"": 32} | ({" alone": 1} if info.cut == "whole" else {})
+
+
+def wider(one: Tolerance, other: Tolerance) -> Tolerance:
+    """The larger of two, gate by gate."""
+    margins = tuple(max(pair) for pair in zip(one.margins, other.margins, strict=True))
+    return Tolerance(margins, max(one.logits, other.logits))
+
+
+def _logits_tolerance(precision: str, largest: float) -> float:
+    return 2 * largest if precision != "fp32" and np.isfinite(largest) else LOGITS_TOLERANCE
+
+
+def _first_bad_way(precision: str, ways: Mapping[str, "_Way"], full_agreement: float | None) -> str | None:
+    """What is out of tolerance end to end, though every piece is in it."""
+    allowed = LABEL_DISAGREEMENT[precision]
+    if precision == "int8" and full_agreement is not None:
+        allowed += 1 - full_agreement
+    for way, found in ways.items():
+        if found.flips:
+            return f"routes{way}"
+        if not (found.largest <= LOGITS_TOLERANCE if precision == "fp32" else np.isfinite(found.largest)):
+            return f"logits{way}"
+        if precision != "fp32" and 1 - found.label_agreement > allowed + 1e-9:
+            return f"labels{way}"
+    return None
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """The reference's on all inputs: margins float [n, L] less the threshold, routes bool [n, L], logits."""
+    """The reference's on all inputs: margins float [n, L] less the thresholds, routes bool [n, L], logits."""
 
     margins: np.ndarray
     routes: np.ndarray
@@ -270,93 +256,106 @@ class _Difference:
         return PieceParity(piece, self.largest, self.sum / count, tolerance)
 
 
-def _compare_pieces(
-    pieces: dict[str, Piece],
-    encoded: Encoded,
-    trace: Trace,
-    differences: dict[str, _Difference],
-    manifest: Manifest,
-    info: EngineInfo,
-    on_rounded: Reference | None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Adds to `differences`; returns the error of each gate's margin after the engine's own piece before it, float
-    [L], and the engine's logits of full BERT. A static route has no gates, whose margins are then right, and lacks the
-    layers that nobody runs.
+class _Comparison:
+    """The pieces of an engine beside a reference, one input after the other. A static route has no gates, whose margins
+    are then right, and lacks the layers that nobody runs.
 
-    Args:
-        on_rounded: where hidden_states are bfloat16 between the engine's pieces, what says which margins and logits
-            fp32 gives on rounded ones. Embeddings may then be off by what rounding makes of a value.
+    Attributes:
+        margin_errors: of each input, the error of each gate's margin after the engine's own piece before it, float [L].
+        same_full: of each input, whether full BERT gives the label that the reference's gives.
     """
-    batch = pad([encoded])
-    mask = batch.attention_mask
 
-    def margin_on(index: int, state: np.ndarray) -> np.ndarray:
-        if on_rounded is None:
-            return trace.margins[index : index + 1]
-        return on_rounded.margin(index, np.asarray(Bfloat16States.nearest(state)), mask)
+    def __init__(self, reference: Reference, predictor: Predictor, first: Encoded):
+        self._info, self._manifest = predictor.engine_info, predictor.bundle.manifest
+        self._reference = reference
+        self._pieces: dict[str, Piece] = {piece: predictor.engine.load(piece) for piece in self._info.files}
+        self._differences: dict[str, _Difference] = {}
+        self.margin_errors: list[np.ndarray] = []
+        self.same_full: list[bool] = []
+        # Where hidden_states are bfloat16 between the pieces, the reference says what fp32 gives on rounded ones, and
+        # embeddings may be off by what rounding makes of a value.
+        self._rounded = isinstance(self._embed(pad([first])), Bfloat16States)
 
-    def logits_on(state: np.ndarray) -> np.ndarray:
-        if on_rounded is None:
-            return trace.logits
-        return on_rounded.logits(np.asarray(Bfloat16States.nearest(state)))
+    def add(self, encoded: Encoded, trace: Trace) -> None:
+        """Compares every piece on what the reference gave it."""
+        batch = pad([encoded])
+        before = self._embed(batch), trace.states[0]
+        self._difference("embeddings").add(*before, rounding=STEP if self._rounded else 0.0)
+        errors = np.zeros(len(trace.margins))
+        for index in range(len(trace.layer_outputs)):
+            errors[index] = self._compare_gate(index, trace, before, batch.attention_mask)
+            before = self._compare_layer(index, trace, batch.attention_mask) or before
+        right = trace.logits if not self._rounded else self._reference.logits(_rounded(trace.states[-1]))
+        self._difference("head").add(self._pieces["head"](trace.states[-1]), right)
+        self.margin_errors.append(errors)
+        self._compare_full(batch, trace)
+        for name in (WHOLE, WHOLE_ALONE):
+            if name in self._pieces:
+                self._compare_whole(name, batch)
 
-    embedding_inputs = [getattr(batch, name) for name in manifest.model.inputs if name != "attention_mask"]
-    before = pieces["embeddings"](*embedding_inputs), trace.states[0]
-    differences["embeddings"].add(*before, rounding=0.0 if on_rounded is None else STEP)
-    errors = np.zeros(len(trace.margins))
-    for index, expected in enumerate(trace.layer_outputs):
-        state = trace.states[index]
-        layer, gate = layer_name(index), gate_name(index)
-        if gate in pieces:
-            right = margin_on(index, state)
-            differences[gate].add(pieces[gate](state, mask), right)
-            differences["gates"].add(pieces["gates"](state, mask)[:, index], right)
-            errors[index] = (pieces[gate](before[0], mask) - pieces[gate](before[1], mask))[0]
-        if layer in pieces:
-            output = pieces[layer](state, mask)
-            if isinstance(output, tuple):  # fused gates against the engine's own, on what its layer gave
-                output, margins = output
-                alone = pieces["gates"](output, mask)
-                differences[FUSED.format(layer)].add(margins[:, index + 1 :], alone[:, index + 1 :])
-            before = output, expected
-            if index == manifest.reachable_layers[-1]:  # either may give the first token alone
-                before = output[:, :1], expected[:, :1]
-            differences[layer].add(*before)
-    differences["head"].add(pieces["head"](trace.states[-1]), logits_on(trace.states[-1]))
-    if info.guess is not None:
-        _compare_guess(pieces, info.guess, [*embedding_inputs, mask], differences)
-    full_logits = None
-    if trace.full_logits is not None and "full" in pieces:
-        full_logits = pieces["full"](*(getattr(batch, name) for name in manifest.model.inputs))
-        differences["full"].add(full_logits, trace.full_logits)
-    return errors, full_logits
+    def reports(self) -> tuple[PieceParity, ...]:
+        return tuple(
+            difference.report(piece, exact=self._info.precision == "fp32" or not is_reduced(piece))
+            for piece, difference in self._differences.items()
+        )
+
+    def _difference(self, piece: str) -> "_Difference":
+        return self._differences.setdefault(piece, _Difference())
+
+    def _embed(self, batch: Batch) -> Any:
+        return self._pieces["embeddings"](*(getattr(batch, name) for name in self._manifest.model.embedding_inputs))
+
+    def _compare_gate(self, index: int, trace: Trace, before: tuple[Any, np.ndarray], mask: np.ndarray) -> float:
+        """Returns the error of its margin after the engine's own piece `before` it, beside the reference's."""
+        name, state = gate_name(index), trace.states[index]
+        if name not in self._pieces and ALL_GATES not in self._pieces:
+            return 0.0
+
+        def gate(hidden: Any) -> np.ndarray:
+            if name in self._pieces:
+                return self._pieces[name](hidden, mask)
+            return self._pieces[ALL_GATES](hidden, mask)[:, index]
+
+        right = trace.margins[index : index + 1]
+        if self._rounded:
+            right = self._reference.margin(index, _rounded(state), mask)
+        self._difference(name if name in self._pieces else ALL_GATES).add(gate(state), right)
+        return float((gate(before[0]) - gate(before[1]))[0])
+
+    def _compare_layer(self, index: int, trace: Trace, mask: np.ndarray) -> tuple[Any, np.ndarray] | None:
+        """Returns what it gave and what the reference gave; None where nobody runs it."""
+        name, expected = layer_name(index), trace.layer_outputs[index]
+        if name not in self._pieces:
+            return None
+        output = self._pieces[name](trace.states[index], mask)
+        if isinstance(output, tuple):  # the gates in it against the engine's own, on what the layer gave
+            output, margins = output
+            alone = self._pieces[ALL_GATES](output, mask)
+            self._difference(FUSED.format(name)).add(margins[:, index + 1 :], alone[:, index + 1 :])
+        if index == self._manifest.reachable_layers[-1]:  # either may give the first token alone
+            output, expected = output[:, :1], expected[:, :1]
+        self._difference(name).add(output, expected)
+        return output, expected
+
+    def _compare_full(self, batch: Batch, trace: Trace) -> None:
+        if trace.full_logits is None or FULL not in self._pieces:
+            return
+        logits = self._pieces[FULL](*(getattr(batch, name) for name in self._manifest.model.inputs))
+        self._difference(FULL).add(logits, trace.full_logits)
+        self.same_full.append(bool(logits.argmax() == trace.full_logits.argmax()))
+
+    def _compare_whole(self, name: str, batch: Batch) -> None:
+        """A whole graph's logits against those of the engine's own pieces on the layers that it ran."""
+        model = self._manifest.model
+        terms, most = policy_of(self._manifest, thresholds_of(self._manifest).tolist()).terms(1, model.layers)
+        inputs = (getattr(batch, name) for name in model.inputs)
+        logits, ran = self._pieces[name](*inputs, terms, np.array([most], np.int64))
+        state = self._embed(batch)
+        for index in np.flatnonzero(ran[0]).tolist():
+            output = self._pieces[layer_name(index)](state, batch.attention_mask)
+            state = output[0] if isinstance(output, tuple) else output
+        self._difference(name).add(logits, self._pieces["head"](state))
 
 
-def _compare_guess(
-    pieces: dict[str, Piece], route: Route, inputs: list[np.ndarray], differences: dict[str, _Difference]
-) -> None:
-    """Every step of the guess against the engine's own pieces, on the states that the guess gives."""
-    logits, margins, *states = pieces["guess"](*inputs)
-    mask, state = inputs[-1], states[0]
-    for index in range(margins.shape[1]):
-        differences[FUSED.format("guess")].add(margins[:, index], pieces["gates"](state, mask)[:, index])
-        if index + 1 in route:
-            output = pieces[layer_name(index)](state, mask)
-            state = states[1 + route.index(index + 1)]
-            differences["guess"].add(state, output[0] if isinstance(output, tuple) else output)
-    differences["guess"].add(logits, pieces["head"](state))
-
-
-def _compare_graph(
-    pieces: dict[str, Piece], graph: str, encoded: Encoded, manifest: Manifest, difference: _Difference
-) -> None:
-    """A whole graph's logits against those of the engine's own pieces on the layers that it ran."""
-    batch, num_layers = pad([encoded]), manifest.model.layers
-    inputs = [getattr(batch, name) for name in manifest.model.inputs if name != "attention_mask"]
-    thresholds = np.full((1, num_layers), manifest.router.threshold, np.float32)
-    logits, ran = pieces[graph](*inputs, batch.attention_mask, thresholds, np.array([num_layers], np.int64))
-    state = pieces["embeddings"](*inputs)
-    for index in np.flatnonzero(ran[0]).tolist():
-        output = pieces[layer_name(index)](state, batch.attention_mask)
-        state = output[0] if isinstance(output, tuple) else output
-    difference.add(logits, pieces["head"](state))
+def _rounded(state: np.ndarray) -> np.ndarray:
+    return np.asarray(Bfloat16States.nearest(state))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hadskip_export.routing.routes import FIXED_MARGIN, as_row
-from hadskip_export.runtime.bundle import Bundle, gate_name, layer_name
+from hadskip_export.runtime.bundle import Bundle, Manifest, gate_name, layer_name
 from hadskip_export.runtime.engines.ort import import_onnxruntime, open_session
 from hadskip_export.runtime.tokenization import Batch, Encoded, pad
 
@@ -42,8 +42,8 @@ class Trace:
 class Reference(Protocol):
     name: str
 
-    def trace(self, batch: Batch, threshold: float) -> Trace:
-        """Runs a batch of one input."""
+    def trace(self, batch: Batch, thresholds: np.ndarray) -> Trace:
+        """Runs a batch of one input; thresholds float32 [L]."""
         ...
 
     def margin(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
@@ -55,10 +55,16 @@ class Reference(Protocol):
         ...
 
 
-def traces(reference: Reference, inputs: Sequence[Encoded], threshold: float):
+def thresholds_of(manifest: Manifest) -> np.ndarray:
+    """Those that a bundle was checked at, of its default point, float32 [L]; zeros where nobody asks gates."""
+    thresholds = manifest.default_point.thresholds or (0.0,) * manifest.model.layers
+    return np.array(thresholds, np.float32)
+
+
+def traces(reference: Reference, inputs: Sequence[Encoded], thresholds: np.ndarray):
     """Yields the trace of each input in turn."""
     for encoded in inputs:
-        yield reference.trace(pad([encoded]), threshold)
+        yield reference.trace(pad([encoded]), thresholds)
 
 
 class OnnxReference:
@@ -74,7 +80,7 @@ class OnnxReference:
         self._layers = range(model.layers)
         self._fixed = None if route is None else np.where(as_row(route, model.layers), FIXED_MARGIN, -FIXED_MARGIN)
 
-    def trace(self, batch: Batch, threshold: float) -> Trace:
+    def trace(self, batch: Batch, thresholds: np.ndarray) -> Trace:
         mask = batch.attention_mask
         ids = {"input_ids": batch.input_ids, "token_type_ids": batch.token_type_ids}
         states = [self._run("embeddings", ids)]
@@ -83,9 +89,9 @@ class OnnxReference:
             margins.append(self.margin(index, states[-1], mask)[0] if self._fixed is None else self._fixed[index])
             layer, feed = layer_name(index), {"hidden_states": states[-1], "attention_mask": mask}
             outputs.append(self._run(layer, feed) if layer in self._pieces else states[-1])
-            states.append(outputs[-1] if margins[-1] > threshold else states[-1])
+            states.append(outputs[-1] if margins[-1] > thresholds[index] else states[-1])
         full = self._run("full", ids | {"attention_mask": mask}) if "full" in self._pieces else None
-        route = np.array(margins, np.float32) > threshold
+        route = np.array(margins, np.float32) > thresholds
         return Trace(states, outputs, np.array(margins, np.float32), route, self.logits(states[-1]), full)
 
     def margin(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

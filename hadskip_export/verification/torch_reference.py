@@ -20,7 +20,7 @@ class TorchReference:
         self._full = None if full is None else full.cpu().float().eval()
 
     @torch.no_grad()
-    def trace(self, batch: Batch, threshold: float) -> Trace:
+    def trace(self, batch: Batch, thresholds: np.ndarray) -> Trace:
         ids, mask, types = (
             torch.from_numpy(array) for array in (batch.input_ids, batch.attention_mask, batch.token_type_ids)
         )
@@ -28,7 +28,7 @@ class TorchReference:
         states: list[Tensor] = [body.embeddings(ids, types)]
         bias = attention_bias(mask)
         outputs, margins = [], []
-        for layer, gate in zip(body.layers, self._model.gates, strict=True):
+        for layer, gate, threshold in zip(body.layers, self._model.gates, thresholds.tolist(), strict=True):
             margins.append(gate.margin(states[-1], mask))
             outputs.append(layer(states[-1], bias)[0])
             states.append(outputs[-1] if margins[-1] > threshold else states[-1])
@@ -37,7 +37,7 @@ class TorchReference:
             [state.numpy() for state in states],
             [output.numpy() for output in outputs],
             margin.numpy(),
-            (margin > threshold).numpy(),
+            (margin > torch.from_numpy(thresholds)).numpy(),
             body.head(states[-1]).numpy(),
             None if self._full is None else self._full(ids, mask, types).logits.numpy(),
         )

@@ -19,8 +19,11 @@ from hypothesis.extra import numpy as arrays
 from onnx import numpy_helper
 
 from hadskip_export import build, validate
-from hadskip_export.exporters.quantise import quantise
+from hadskip_export.exporters.assemble import Pieces
+from hadskip_export.exporters.plan import EnginePlan
+from hadskip_export.exporters.quantise import quantise, quantise_weights
 from hadskip_export.exporters.write import write_bundle
+from hadskip_export.report import text
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.bundle import Tolerance
 from hadskip_export.runtime.engines import is_reduced
@@ -37,19 +40,29 @@ from hadskip_export.verification.parity import (
     near_ties,
 )
 from hadskip_export.verification.references import OnnxReference, Trace
-from tests.conftest import sentences, write_again
-from tests.runtime.editing import add_to_weights, copy_of, reseal
+from tests.conftest import sentences
+from tests.exporters.changing import add_to_weights, change_graph, copy_of, reseal
 
 QUANTISED = [*(f"layer_0{number}" for number in range(1, 5)), "full"]
-FP32 = ["embeddings", *(f"gate_0{number}" for number in range(1, 5)), "gates", "head"]
+FP32 = ["embeddings", *(f"gate_0{number}" for number in range(1, 5)), "head"]
 TEXTS = [text for text, _ in sentences(260, 61)]
 COUNT = 200  # of texts whose label fp32 and int8 agree on, so that a point is two of them
 
 
 @pytest.fixture(scope="module")
-def built(source, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ParityReport]:
+def built(source, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ParityReport]:
     """An int8 bundle of the model of `bundle`."""
-    return write_again(source, bundle, tmp_path_factory.mktemp("int8") / "bundle", "ort", "int8", gates="separate")
+    return written(source, tmp_path_factory.mktemp("int8") / "bundle")
+
+
+def written(source, out: Path) -> tuple[Path, ParityReport]:
+    report = write_bundle(source, out, EnginePlan("ort", "int8", "gates"))
+    assert report is not None
+    return out, report
+
+
+def graph(bundle: Path, piece: str) -> onnx.ModelProto:
+    return Pieces(bundle, {piece: f"model/{piece}.onnx"}).read_with_tensors(piece)
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +77,12 @@ def reference(bundle: Path) -> OnnxReference:
 
 
 def int8_file(bundle: Path, piece: str) -> Path:
-    return bundle / "engines" / "ort-int8" / f"{piece}.onnx"
+    return bundle / "model" / f"{piece}.ort-int8.onnx"
 
 
 def change_int8(bundle: Path, piece: str, change: Callable[[onnx.ModelProto], object]) -> None:
     """Rewrites one int8 piece and reseals the bundle."""
-    model = onnx.load(int8_file(bundle, piece))
-    change(model)
-    int8_file(bundle, piece).write_bytes(model.SerializeToString())
-    reseal(bundle)
+    change_graph(int8_file(bundle, piece), change)
 
 
 # What a build writes
@@ -90,7 +100,7 @@ def test_a_build_passes_and_reports_what_int8_costs(built: tuple[Path, ParityRep
     assert min(report.tolerance.margins) >= ROUTE_EPSILON
     assert max(report.tolerance.margins) > ROUTE_EPSILON
     assert 0.9 < report.full_label_agreement <= 1
-    assert any(line.strip().startswith("full BERT in int8: labels agree") for line in report.lines())
+    assert any(line.strip().startswith("full BERT in int8: labels agree") for line in text.parity(report))
     engine = read_bundle(out).engine("ort-int8")
     assert (engine.precision, engine.parity, engine.tolerance) == ("int8", "passed", report.tolerance)
 
@@ -102,24 +112,25 @@ def test_gates_embeddings_and_head_are_the_fp32_files(int8: Path, bundle: Path):
     for piece in FP32:
         assert files[piece] == manifest.pieces[piece]
     for piece in QUANTISED:
-        assert files[piece] == f"engines/ort-int8/{piece}.onnx"
-    assert sorted(file.stem for file in (int8 / "engines" / "ort-int8").glob("*.onnx")) == sorted(QUANTISED)
+        assert files[piece] == f"model/{piece}.ort-int8.onnx"
+    assert sorted(file.name.partition(".")[0] for file in (int8 / "model").glob("*.ort-int8.onnx")) == sorted(QUANTISED)
     for file in manifest.pieces.values():
         assert (int8 / file).read_bytes() == (bundle / file).read_bytes()
 
 
 def test_gates_fused_with_int8_layers_are_held_to_fp32(int8: Path, tmp_path: Path):
     mine = copy_of(int8, tmp_path)
-    report = build(mine, engine="ort", precision="int8")
-    info = read_bundle(mine).engine("ort-int8")
-    assert (report.parity, info.gates) == ("passed", "fused")
+    report = build(mine, engine="ort", precision="int8", cut="layers")
+    info = read_bundle(mine).engine("ort-int8-layers")
+    assert report.parity == "passed"
     fused = [piece for piece in report.pieces if piece.piece.startswith("gates in ")]
     assert [piece.piece for piece in fused] == ["gates in layer_01", "gates in layer_02", "gates in layer_03"]
     assert all((piece.judged, piece.tolerance) == ("largest", ROUTE_EPSILON) for piece in fused)
-    assert {file.stem for file in (mine / info.folder).glob("*.onnx")} == {
-        "layer_01_gates", "layer_02_gates", "layer_03_gates", "layer_04", "full",
+    assert {piece: file for piece, file in info.files.items() if "ort-int8" in file} == {
+        **{f"layer_0{number}": f"model/layer_0{number}_gates.ort-int8.onnx" for number in (1, 2, 3)},
+        "layer_04": "model/layer_04.ort-int8.onnx", "full": "model/full.ort-int8.onnx",
     }  # fmt: skip
-    with Predictor.load(mine) as fused_one, Predictor.load(int8) as separate:
+    with Predictor.load(mine, cut="layers") as fused_one, Predictor.load(int8) as separate:
         pairs = list(zip(fused_one(TEXTS), separate(TEXTS), strict=True))
     same = [(ours, theirs) for ours, theirs in pairs if ours.layers == theirs.layers]
     assert len(same) > 0.9 * len(TEXTS)
@@ -129,7 +140,7 @@ def test_gates_fused_with_int8_layers_are_held_to_fp32(int8: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("piece", QUANTISED)
 def test_weights_are_int8_by_channel_and_products_of_activations_are_not(int8: Path, bundle: Path, piece: str):
-    before, after = onnx.load(bundle / "pieces" / f"{piece}.onnx").graph, onnx.load(int8_file(int8, piece)).graph
+    before, after = onnx.load(bundle / "model" / f"{piece}.onnx").graph, onnx.load(int8_file(int8, piece)).graph
     weights = {tensor.name: tensor for tensor in before.initializer}
     products = [node for node in before.node if node.op_type in ("MatMul", "Gemm")]
     constant = [node for node in products if node.input[1] in weights]
@@ -179,11 +190,8 @@ def test_validate_passes_it_on_the_machine_it_was_built_on(int8: Path):
 
 
 @pytest.fixture(scope="module")
-def built_static(
-    static_source, static_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, ParityReport]:
-    out = tmp_path_factory.mktemp("static_int8") / "bundle"
-    return write_again(static_source, static_bundle, out, "ort", "int8")
+def built_static(static_source, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ParityReport]:
+    return written(static_source, tmp_path_factory.mktemp("static_int8") / "bundle")
 
 
 def test_a_static_route_in_int8(built_static: tuple[Path, ParityReport], static_bundle: Path):
@@ -193,11 +201,8 @@ def test_a_static_route_in_int8(built_static: tuple[Path, ParityReport], static_
         "embeddings": "largest", "layer_01": "mean", "layer_03": "mean", "head": "largest", "full": "mean",
     }  # fmt: skip
     assert report.tolerance.margins == (ROUTE_EPSILON,) * 4  # there is no near tie
-    assert sorted(file.stem for file in (out / "engines" / "ort-int8").glob("*.onnx")) == [
-        "full",
-        "layer_01",
-        "layer_03",
-    ]
+    own = {file.name.partition(".")[0] for file in (out / "model").glob("*.ort-int8.onnx")}
+    assert own == {"full", "layer_01", "layer_03"}
     assert validate(out).passed
     with Predictor.load(out) as ours, Predictor.load(static_bundle) as theirs:
         got, expected = ours(TEXTS), theirs(TEXTS)
@@ -245,11 +250,7 @@ def test_a_wrong_full_model_fails_and_is_named(int8: Path, tmp_path: Path, refer
 
 def test_gates_are_held_to_fp32(int8: Path, tmp_path: Path, reference):
     copy = copy_of(int8, tmp_path)
-    file = copy / "pieces" / "gate_02.onnx"
-    model = onnx.load(file)
-    add_to_weights(5e-3)(model)
-    file.write_bytes(model.SerializeToString())
-    reseal(copy)
+    change_graph(copy / "model" / "gate_02.onnx", add_to_weights(5e-3))
     assert compared(reference, copy).first_bad_piece == "gate_02"
 
 
@@ -268,13 +269,13 @@ def test_where_no_route_agrees_there_are_no_logits_to_pass_on(int8: Path, refere
     """Even if each of the differences is a near tie."""
     monkeypatch.setattr(parity, "near_ties", lambda margins, errors: np.full(4, 1e9))
     with Predictor.load(int8, threads=1) as predictor:
-        run = predictor.run
+        run = predictor.run_as_built
 
         def flipped(*arguments, **options):
             logits, routes = run(*arguments, **options)
             return logits, routes ^ np.array([True, False, False, False])
 
-        predictor.run = flipped
+        predictor.run_as_built = flipped
         report = compare(reference, predictor, predictor.tokenizer.encode(TEXTS[:5]))
     assert (report.route_agreement, report.flips) == (0, 0)
     assert report.first_bad_piece == "logits"
@@ -293,8 +294,8 @@ class _Changed:
     def __init__(self, reference: OnnxReference, full: int | None):
         self._reference, self._full = reference, full
 
-    def trace(self, batch: Batch, threshold: float) -> Trace:
-        trace = self._reference.trace(batch, threshold)
+    def trace(self, batch: Batch, thresholds: np.ndarray) -> Trace:
+        trace = self._reference.trace(batch, thresholds)
         if self._full is None:
             return replace(trace, full_logits=None)
         self._full -= 1
@@ -318,14 +319,14 @@ def agreed(int8: Path, bundle: Path) -> list[Encoded]:
 def test_labels_may_differ_as_often_as_full_bert_s_and_a_point_more(int8: Path, reference, agreed, full: int | None):
     def report(different: int) -> ParityReport:
         with Predictor.load(int8, threads=1) as predictor:
-            run = predictor.run
+            run = predictor.run_as_built
 
             def answers(*arguments, **options):
                 logits, routes = run(*arguments, **options)
                 logits[:different] = logits[:different, ::-1]
                 return logits, routes
 
-            predictor.run = answers
+            predictor.run_as_built = answers
             return compare(_Changed(reference, full), predictor, agreed)
 
     allowed = COUNT // 100 + (full or 0)
@@ -378,7 +379,7 @@ def logging_state() -> tuple:
 @pytest.mark.parametrize("disabled", [logging.NOTSET, logging.INFO, logging.CRITICAL])
 @pytest.mark.parametrize("sound", [True, False])
 def test_the_host_s_logging_is_left_as_it_was(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disabled: int, sound: bool
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, disabled: int, sound: bool
 ):
     import onnxruntime.quantization as quantization
 
@@ -390,49 +391,79 @@ def test_the_host_s_logging_is_left_as_it_was(
         quantization, "quantize_dynamic", lambda *a, **k: (during.append(logging.root.manager.disable), theirs(*a, **k))
     )
     before = logging_state()
-    source = bundle / "pieces" / "layer_01.onnx"
     if sound:
-        quantise(source, tmp_path / "layer.onnx")
+        quantise(graph(bundle, "layer_01"))
     else:
-        (tmp_path / "junk.onnx").write_bytes(b"junk")
         with pytest.raises(EngineError):
-            quantise(tmp_path / "junk.onnx", tmp_path / "layer.onnx")
+            quantise(onnx.ModelProto())
     assert logging_state() == before
     assert min(during) >= max(disabled, logging.WARNING)  # what the host silenced stays silent
 
 
-def test_it_says_nothing(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    quantise(bundle / "pieces" / "layer_01.onnx", tmp_path / "layer.onnx")
+def test_it_says_nothing_and_leaves_what_it_is_given(bundle: Path, capfd: pytest.CaptureFixture[str]):
+    model = graph(bundle, "layer_01")
+    before = model.SerializeToString()
+    quantise(model)
     assert capfd.readouterr() == ("", "")
+    assert model.SerializeToString() == before
 
 
-@pytest.mark.parametrize("content", [None, b"", b"junk", b"\x08\x07"], ids=["missing", "empty", "junk", "no graph"])
-def test_a_file_that_cannot_be_quantised_is_named_in_one_line(tmp_path: Path, content: bytes | None):
-    file = tmp_path / "layer_01.onnx"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(EngineError, match=r"layer_01\.onnx: onnxruntime cannot quantise it \(.+\)") as error:
-        quantise(file, tmp_path / "out.onnx")
+def test_a_graph_that_cannot_be_quantised_is_named_in_one_line():
+    model = onnx.ModelProto()
+    model.graph.name = "layer_01"
+    with pytest.raises(EngineError, match=r"onnxruntime cannot quantise layer_01 \(.+\)") as error:
+        quantise(model)
     assert "\n" not in str(error.value)
 
 
-def test_an_error_without_words_goes_by_its_name(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_without_words_goes_by_its_name(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 
     fake = SimpleNamespace(quantize_dynamic=refuse, QuantType=SimpleNamespace(QInt8=None))
     monkeypatch.setitem(sys.modules, "onnxruntime.quantization", fake)
-    with pytest.raises(EngineError, match=r"cannot quantise it \(AssertionError\)"):
-        quantise(bundle / "pieces" / "layer_01.onnx", tmp_path / "out.onnx")
+    with pytest.raises(EngineError, match=r"cannot quantise .* \(AssertionError\)"):
+        quantise(graph(bundle, "layer_01"))
 
 
-def test_without_onnx_the_message_names_the_extra(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("convert", [quantise, quantise_weights])
+def test_without_onnx_the_message_names_the_extra(bundle: Path, monkeypatch: pytest.MonkeyPatch, convert):
+    model = graph(bundle, "layer_01")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(EngineError, match=r"needs onnx.*hadskip-export\[build\]"):
-        quantise(bundle / "pieces" / "layer_01.onnx", tmp_path / "out.onnx")
+        convert(model)
 
 
-def test_a_precision_that_is_not_there_is_refused_before_any_work(source, tmp_path: Path):
-    with pytest.raises(EngineError, match="--precision int4: not to be had with ort; there are fp32, int8"):
-        write_bundle(source, tmp_path / "bundle", "ort", "int4")
-    assert list(tmp_path.iterdir()) == []
+# The int8 weights that OpenVINO takes
+
+
+@pytest.mark.parametrize("piece", ["layer_01", "layer_04", "full", "head"])
+def test_weights_are_int8_by_channel_within_half_a_step(bundle: Path, piece: str):
+    before, model = graph(bundle, piece).graph, quantise_weights(graph(bundle, piece))
+    after = model.graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in before.initializer}
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in after.initializer}
+    onnx.checker.check_model(model, full_check=True)
+    nodes = {node.output[0]: node for node in after.node if node.op_type == "DequantizeLinear"}
+    products = {node.input[1]: node for node in before.node if node.op_type in ("MatMul", "Gemm")}
+    assert set(nodes) == set(products) & set(weights)
+    assert [node for node in after.node if node.op_type != "DequantizeLinear"] == list(before.node)
+    for name, node in nodes.items():
+        whole, scale = (tensors[given] for given in node.input)
+        axis = next(attribute.i for attribute in node.attribute if attribute.name == "axis")
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in products[name].attribute)
+        assert whole.dtype == np.int8 and scale.shape == (whole.shape[axis],) and axis == (0 if transposed else 1)
+        step = np.expand_dims(scale, 1 - axis)
+        assert (np.abs(whole * step - weights[name]) <= step / 1.99).all()
+        assert (np.abs(whole.astype(int)).max(axis=1 - axis) == 127).all()
+
+
+def test_a_channel_of_zeros_stays_one(bundle: Path):
+    model = graph(bundle, "layer_01")
+    name = next(node.input[1] for node in model.graph.node if node.op_type == "MatMul")
+    (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
+    weight = numpy_helper.to_array(tensor).copy()
+    weight[:, 3] = 0
+    tensor.CopyFrom(numpy_helper.from_array(weight, name))
+    tensors = {t.name: numpy_helper.to_array(t) for t in quantise_weights(model).graph.initializer}
+    assert (tensors[f"{name}_int8"][:, 3] == 0).all() and np.isfinite(tensors[f"{name}_scale"]).all()

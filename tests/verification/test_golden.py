@@ -9,7 +9,7 @@ from hadskip_export.runtime import read_bundle
 from hadskip_export.support.errors import BundleError, DataError
 from hadskip_export.verification.golden import COUNT, INPUTS, OUTPUTS, read_golden, read_texts, vocabulary_texts
 from tests.conftest import WORDS
-from tests.runtime.editing import copy_of, reseal
+from tests.exporters.changing import copy_of, reseal
 
 
 def test_inputs_are_words_of_the_vocabulary_and_the_same_every_time():
@@ -51,7 +51,7 @@ def test_what_a_bundle_keeps_is_what_the_model_gave(bundle: Path, source):
     assert golden.margins.shape == golden.routes.shape == (COUNT, 4)
     assert golden.logits.shape == (COUNT, 2)
     assert golden.routes.dtype == bool
-    np.testing.assert_array_equal(golden.routes, golden.margins > source.threshold)
+    np.testing.assert_array_equal(golden.routes, golden.margins > np.float32(source.point.thresholds))
 
 
 def test_what_a_static_bundle_keeps_is_its_route(static_bundle: Path):

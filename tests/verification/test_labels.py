@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hadskip_export.routing.routes import statistics
-from hadskip_export.verification.labels import MOST_CHARACTERS, ClassScore, DataCheck, Flip, class_scores, one_line
+from hadskip_export.verification.labels import MOST_CHARACTERS, ClassScore, class_scores, one_line
 
 
 def test_scores_of_a_small_case():
@@ -55,35 +54,3 @@ def test_scores_are_those_of_a_slow_computation(pairs):
 def test_a_text_in_a_listing_is_one_short_line(text, line):
     assert one_line(text) == line
     assert len(line) <= MOST_CHARACTERS + len(" | ")
-
-
-def check(flips: int) -> DataCheck:
-    scores = (ClassScore("no", None, 0.0, 0.0, 7), ClassScore("surely", 0.5, 1.0, 2 / 3, 5))
-    listed = tuple(Flip(line, f"text {line}", "no", "surely", "no") for line in range(2, 2 + flips))
-    routes = statistics(np.ones((12, 3), bool))
-    return DataCheck(12, "accuracy", 0.5, routes, scores, 0.75, scores[::-1], 0.5, listed, 0, flips)
-
-
-@pytest.mark.parametrize(("flips", "listed", "more"), [(0, 0, []), (10, 10, []), (25, 10, ["15 more"])])
-def test_ten_flips_are_listed_and_the_others_counted(flips: int, listed: int, more: list[str]):
-    lines = check(flips).lines()
-    assert f"labels that differ from full BERT's: {flips}, 0 for the better, {flips} for the worse" in "\n".join(lines)
-    shown = [line for line in lines if "no -> surely, truly no: text" in line]
-    assert [line.split()[1] for line in shown] == [f"{line}:" for line in range(2, 2 + listed)]
-    assert [part for part in more if part in lines[-1]] == more
-    assert ("more" in lines[-1]) == bool(more)
-
-
-def test_the_table_has_a_row_per_label():
-    heading, first, second = check(0).lines()[2:5]
-    assert heading.split() == [
-        "label",
-        "support",
-        *["precision", "recall", "F1"],
-        "full",
-        "BERT:",
-        *heading.split()[2:5],
-    ]
-    assert first.split() == ["no", "7", "-", "0.000", "0.000", "0.500", "1.000", "0.667"]
-    assert second.split() == ["surely", "5", "0.500", "1.000", "0.667", "-", "0.000", "0.000"]
-    assert len({len(heading), len(first), len(second)}) == 1

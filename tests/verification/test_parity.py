@@ -1,17 +1,18 @@
 """Parity passes what is right and fails what is wrong, by name."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from hadskip_export import build
+from hadskip_export.report import text
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.engines import is_reduced
 from hadskip_export.runtime.engines import openvino as openvino_engine
@@ -21,10 +22,24 @@ from hadskip_export.verification.parity import ParityReport, compare, count_flip
 from hadskip_export.verification.references import OnnxReference
 from hadskip_export.verification.torch_reference import TorchReference
 from tests.conftest import STATIC_ROUTE, needs_bf16, sentences
-from tests.runtime.editing import add_to_weights, change_manifest, change_piece, copy_of, reseal
+from tests.exporters.changing import (
+    CUTS,
+    WEIGHTS,
+    add_to_weights,
+    change_graph,
+    change_tensors,
+    copy_of,
+    initializers,
+    reseal,
+)
 
 TEXTS = ["", *(text for text, _ in sentences(12, 21)), ("a good film", "a bad plot")]
 EPSILON = 0.1
+ZEROS = np.zeros(4, np.float32)
+
+
+def change_piece(bundle: Path, piece: str, change) -> None:
+    change_graph(bundle / "model" / f"{piece}.onnx", change)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +54,8 @@ def inputs(bundle: Path) -> list[Encoded]:
         return predictor.tokenizer.encode(TEXTS)
 
 
-def compared(reference, bundle: Path, inputs: list[Encoded]) -> ParityReport:
-    with Predictor.load(bundle) as predictor:
+def compared(reference, bundle: Path, inputs: list[Encoded], engine: str | None = None) -> ParityReport:
+    with Predictor.load(bundle, engine=engine, allow_failed=True) as predictor:
         return compare(reference, predictor, inputs)
 
 
@@ -77,28 +92,43 @@ def test_only_the_first_difference_of_an_input_counts():
 # Comparing
 
 
-@pytest.mark.parametrize("layout", ["bundle", "lookahead_bundle", "fused_bundle"])
-def test_a_sound_bundle_passes(layout: str, reference, inputs, request: pytest.FixtureRequest):
-    report = compared(reference, request.getfixturevalue(layout), inputs)
+@pytest.fixture(scope="module")
+def every_cut(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every cut of two engines in fp32."""
+    out = copy_of(bundle, tmp_path_factory.mktemp("every_cut"))
+    for engine in ("ort", "openvino"):
+        for cut in CUTS:
+            build(out, engine=engine, cut=cut)
+    return out
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+def test_a_sound_engine_passes(engine: str, cut: str, every_cut: Path, reference, inputs):
+    report = compared(reference, every_cut, inputs, f"{engine}-fp32-{cut}")
     assert report.parity == "passed"
     assert report.first_bad_piece is None
     assert (report.route_agreement, report.label_agreement, report.flips) == (1, 1, 0)
     assert report.logits_largest < 1e-5
     assert report.texts == len(TEXTS)
-    assert len(report.pieces) == 12 + 3 * (layout == "fused_bundle")
+    layers = [f"layer_0{number}" for number in range(1, 5)]
+    gates = [f"gate_0{number}" for number in range(1, 5)] if cut != "layers" else ["gates"]
+    gates += [f"gates in {layer}" for layer in layers[:3]] if cut == "layers" else []
+    wholes = {"ort": ["whole"], "openvino": ["whole", "whole_alone"]}[engine] if cut == "whole" else []
+    assert {piece.piece for piece in report.pieces} == {"embeddings", *layers, *gates, "head", "full", *wholes}
     assert all(piece.mean <= piece.largest <= piece.tolerance for piece in report.pieces)
-    assert report.lines()[-1].strip() == "parity passed"
+    assert text.parity(report)[-1].strip() == "parity passed"
 
 
 def test_what_a_build_reports_is_what_it_wrote(bundle: Path):
-    written = json.loads((bundle / "engines" / "ort-fp32" / "report.json").read_text())
+    written = json.loads((bundle / "engines" / "ort-fp32-gates" / "report.json").read_text())
     assert written["reference"] == "PyTorch fp32"
     assert written["texts"] == 40
     assert written["first_bad_piece"] is None
 
 
 @pytest.mark.parametrize("amount", [1e-2, float("nan")])
-@pytest.mark.parametrize("piece", ["embeddings", "layer_01", "layer_04", "gate_03", "gates", "head", "full"])
+@pytest.mark.parametrize("piece", ["embeddings", "layer_01", "layer_04", "gate_03", "head", "full"])
 def test_one_altered_piece_fails_and_is_named(
     bundle: Path, tmp_path: Path, reference, inputs, piece: str, amount: float
 ):
@@ -108,8 +138,113 @@ def test_one_altered_piece_fails_and_is_named(
     assert report.parity == "failed"
     assert report.first_bad_piece == piece
     assert [found.piece for found in report.pieces if not found.passed] == [piece]
-    assert any(piece in line and line.endswith("FAILED") for line in report.lines())
-    assert report.lines()[-1].strip() == f"parity FAILED at {piece}"
+    assert any(piece in line and line.endswith("FAILED") for line in text.parity(report))
+    assert text.parity(report)[-1].strip() == f"parity FAILED at {piece}"
+
+
+# A tensor that every cut reads, by the name of the piece that it is a part of
+TENSORS = {
+    "embeddings.word.weight": "embeddings",
+    "layers.0.up.weight": "layer_01",
+    "layers.2.query_key_value.bias": "layer_03",
+    "layers.3.key_value.weight": "layer_04",
+    "head.classifier.weight": "head",
+    "full.layers.1.down.weight": "full",
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize("tensor", [*TENSORS, "gates.hidden.weight"])
+def test_a_damaged_tensor_is_found_by_the_name_of_its_piece_in_every_cut(
+    every_cut: Path, tmp_path: Path, reference, inputs, engine: str, cut: str, tensor: str
+):
+    """However the cut's own graphs read it."""
+    mine = copy_of(every_cut, tmp_path)
+
+    def damage(tensors: dict[str, np.ndarray]) -> None:
+        tensors[tensor][...] += np.float32(0.05) * np.sign(tensors[tensor] + 1e-9)
+
+    change_tensors(mine, damage, WEIGHTS)
+    report = compared(reference, mine, inputs, f"{engine}-fp32-{cut}")
+    expected = TENSORS.get(tensor, "gates" if cut == "layers" else "gate_01")
+    assert report.first_bad_piece == expected
+    failed = {piece.piece for piece in report.pieces if not piece.passed}
+    assert failed == ({expected} if tensor in TENSORS else {name for name in failed if name.startswith("gate")})
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize(("weight", "found"), [("layer_02/", None), ("head/", None), ("gate_03/", "routes")])
+def test_parity_names_a_whole_graph_in_which_something_is_wrong(
+    every_cut: Path, tmp_path: Path, reference, inputs, engine: str, weight: str, found: str | None
+):
+    """Its pieces are sound."""
+    for piece in {"ort": ["whole"], "openvino": ["whole", "whole_alone"]}[engine]:
+        mine = copy_of(every_cut, tmp_path / piece)
+        name = f"{engine}-fp32-whole"
+        change_graph(mine / read_bundle(mine).engine(name).files[piece], scale(weight))
+        report = compared(reference, mine, inputs, name)
+        failed = [one.piece for one in report.pieces if not one.passed]
+        if found is None:
+            assert failed == [piece] == [report.first_bad_piece]
+        else:
+            way = " alone" if piece == "whole_alone" else ""
+            assert failed == [] and report.first_bad_piece == f"{found}{way}"
+
+
+def scale(starting: str):
+    """Turns the matrices of a graph whose names start so around, and makes them larger."""
+
+    def change(model) -> None:
+        found = [one for one in initializers(model.graph) if one.name.startswith(starting) and len(one.dims) == 2
+                 and not one.name.endswith("/one")]  # fmt: skip
+        assert found
+        for tensor in found:
+            array = onnx.numpy_helper.to_array(tensor) * np.float32(-1.5)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+    return change
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+def test_parity_finds_a_whole_graph_that_says_what_it_did_not_do(
+    every_cut: Path, tmp_path: Path, reference, inputs, engine: str
+):
+    mine, name = copy_of(every_cut, tmp_path), f"{engine}-fp32-whole"
+
+    def change(model) -> None:
+        (column,) = (one for one in model.graph.initializer if one.name == "layer_03/one")  # where it says that it ran
+        column.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(column) * 0, column.name))
+
+    change_graph(mine / read_bundle(mine).engine(name).files["whole"], change)
+    report = compared(reference, mine, inputs, name)
+    assert report.parity == "failed" and report.first_bad_piece in ("whole", "routes")
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+def test_a_gate_that_is_wrong_in_one_layer_only_is_named(
+    every_cut: Path, tmp_path: Path, reference, inputs, engine: str
+):
+    mine, name = copy_of(every_cut, tmp_path), f"{engine}-fp32-layers"
+    change_graph(mine / read_bundle(mine).engine(name).files["layer_02"], scale("gates/weight"))
+    report = compared(reference, mine, inputs, name)
+    assert [piece.piece for piece in report.pieces if not piece.passed] == ["gates in layer_02"]
+    assert report.first_bad_piece == "gates in layer_02"
+
+
+@pytest.mark.parametrize("piece", ["layer_02", "layer_04", "embeddings", "head", "full"])
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+def test_a_damaged_graph_is_named_in_every_cut(
+    every_cut: Path, tmp_path: Path, reference, inputs, engine: str, cut: str, piece: str
+):
+    mine, name = copy_of(every_cut, tmp_path), f"{engine}-fp32-{cut}"
+    start = "layer/" if cut == "layers" and piece == "layer_02" else ""  # there the gates have a name of their own
+    change_graph(mine / read_bundle(mine).engine(name).files[piece], add_to_weights(1e-2, start))
+    report = compared(reference, mine, inputs, name)
+    assert report.first_bad_piece == piece
+    failed = {one.piece for one in report.pieces if not one.passed}
+    assert failed - {"whole", "whole_alone"} == {piece}  # a whole graph is compared with the engine's own pieces
 
 
 def test_the_first_of_several_bad_pieces_is_named(bundle: Path, tmp_path: Path, reference, inputs):
@@ -180,15 +315,13 @@ def test_one_altered_piece_of_a_static_bundle_fails_and_is_named(
 def test_another_static_route_fails(static_bundle: Path, tmp_path: Path, static_reference, inputs, route: list[int]):
     """Its layers are there and sound: layer 2 is a copy of layer 1."""
     copy = copy_of(static_bundle, tmp_path)
-    shutil.copyfile(copy / "pieces" / "layer_01.onnx", copy / "pieces" / "layer_02.onnx")
-    reseal(copy)
 
     def change(plain: dict) -> None:
         plain["router"]["route"] = route
         for files in (plain["pieces"], plain["engines"][0]["files"]):
-            files["layer_02"] = "pieces/layer_02.onnx"
+            files["layer_02"] = files["layer_01"]
 
-    change_manifest(copy, change)
+    reseal(copy, change)
     report = compared(static_reference, copy, inputs)
     assert (report.parity, report.route_agreement, report.flips) == ("failed", 0.0, len(inputs))
 
@@ -204,7 +337,7 @@ def test_both_references_trace_a_static_route_alike(static_bundle: Path, static_
     chosen = np.array([layer in STATIC_ROUTE for layer in range(1, 5)])
     onnx_reference = OnnxReference(read_bundle(static_bundle))
     for encoded in inputs:
-        ours, theirs = (r.trace(pad([encoded]), 0.0) for r in (onnx_reference, static_reference))
+        ours, theirs = (r.trace(pad([encoded]), ZEROS) for r in (onnx_reference, static_reference))
         for trace in (ours, theirs):
             assert trace.route.tolist() == chosen.tolist()
             assert trace.margins.tolist() == np.where(chosen, 20.0, -20.0).tolist()
@@ -224,7 +357,7 @@ def test_both_references_trace_alike(source, reference, inputs):
     torch_reference = TorchReference(source.model, source.full)
     for encoded in inputs:
         batch = pad([encoded])
-        ours, theirs = (r.trace(batch, 0.0) for r in (reference, torch_reference))
+        ours, theirs = (r.trace(batch, ZEROS) for r in (reference, torch_reference))
         assert ours.route.tolist() == theirs.route.tolist() == (theirs.margins > 0).tolist()
         assert_alike(ours.states, theirs.states, whole=4)
         assert_alike(ours.layer_outputs, theirs.layer_outputs, whole=3)
@@ -233,7 +366,7 @@ def test_both_references_trace_alike(source, reference, inputs):
 
 
 def test_a_skipped_layer_leaves_the_state_as_it_was(source, inputs):
-    trace = TorchReference(source.model, source.full).trace(pad([inputs[3]]), 0.0)
+    trace = TorchReference(source.model, source.full).trace(pad([inputs[3]]), ZEROS)
     assert 0 < trace.route.sum() < 4
     for index, ran in enumerate(trace.route):
         after = trace.layer_outputs[index] if ran else trace.states[index]
@@ -246,7 +379,7 @@ def test_a_skipped_layer_leaves_the_state_as_it_was(source, inputs):
 @pytest.fixture(scope="module")
 def in_bf16(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     mine = copy_of(bundle, tmp_path_factory.mktemp("bf16"))
-    build(mine, engine="openvino", precision="bf16", single="chain")
+    build(mine, engine="openvino", precision="bf16", cut="gates")
     return mine
 
 
@@ -260,13 +393,13 @@ def test_the_sound_pieces_of_bf16_are_as_near_as_those_of_fp32(in_bf16: Path, re
     report = compared_in_bf16(reference, in_bf16, inputs)
     assert report.parity == "passed"
     found = {piece.piece: piece for piece in report.pieces if not is_reduced(piece.piece)}
-    assert set(found) == {"embeddings", *(f"gate_0{number}" for number in range(1, 5)), "gates", "head"}
+    assert set(found) == {"embeddings", *(f"gate_0{number}" for number in range(1, 5)), "head"}
     for piece in found.values():
         assert piece.largest < 1e-5 < piece.tolerance <= 1e-3
 
 
 @needs_bf16
-@pytest.mark.parametrize("piece", ["embeddings", "gate_02", "gates", "head"])
+@pytest.mark.parametrize("piece", ["embeddings", "gate_02", "head"])
 def test_a_wrong_piece_of_fp32_among_those_of_bf16_is_named(in_bf16: Path, tmp_path: Path, reference, inputs, piece):
     mine = copy_of(in_bf16, tmp_path)
     change_piece(mine, piece, add_to_weights(5e-3))

@@ -1,0 +1,60 @@
+"""What is to be built: an engine, its precision, and how finely the model is cut. Checked once, where it is made."""
+
+from dataclasses import dataclass
+from typing import Self, get_args
+
+from hadskip_export.exporters.targets import target_of
+from hadskip_export.exporters.targets.base import Target
+from hadskip_export.runtime.engines import ENGINES, Cut, engine_class
+from hadskip_export.support.errors import EngineError
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """An engine of a bundle, before it is built.
+
+    Raises:
+        EngineError: no such engine, precision or cut, or the engine's library is not installed.
+    """
+
+    engine: str
+    precision: str
+    cut: Cut
+
+    @classmethod
+    def of(cls, engine: str = "ort", precision: str = "fp32", cut: Cut | None = None) -> Self:
+        """`cut`: the engine's fastest if left out."""
+        if cut is None and engine in ENGINES and precision in target_of(engine).precisions:
+            cut = target_of(engine).cuts[0]
+        return cls(engine, precision, cut or "gates")
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise EngineError(f"--engine {self.engine}: not known; there are {', '.join(ENGINES)}")
+        have = self.target.precisions
+        if self.precision not in have:
+            raise EngineError(
+                f"--precision {self.precision}: not to be had with {self.engine}; there are {', '.join(have)}"
+            )
+        cuts = [cut for cut in get_args(Cut) if cut in self.target.cuts]
+        if self.cut not in cuts:
+            raise EngineError(f"--cut {self.cut}: not to be had with {self.engine}; there are {', '.join(cuts)}")
+        engine_class(self.engine).versions()
+
+    @property
+    def target(self) -> Target:
+        return target_of(self.engine)
+
+    @property
+    def tag(self) -> str:
+        """What the engine's own files are called by, whatever the cut: `ort-int8`."""
+        return f"{self.engine}-{self.precision}"
+
+    def check_measurable(self) -> Self:
+        """
+        Raises:
+            EngineError: this machine can build it and not run it.
+        """
+        if lack := engine_class(self.engine).why_not_here():
+            raise EngineError(f"{self.tag}: cannot be measured here: {lack}")
+        return self

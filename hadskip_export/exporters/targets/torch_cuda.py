@@ -1,0 +1,19 @@
+"""PyTorch on an NVIDIA GPU. It has the layers' code itself and reads nothing but the bundle's fp32 tensors."""
+
+from hadskip_export.exporters.targets.base import Material
+from hadskip_export.runtime.bundle import WHOLE
+from hadskip_export.runtime.engines import Cut
+
+
+class TorchCudaTarget:
+    """See `Target`."""
+
+    precisions = ("fp32", "fp16", "bf16")
+    cuts: tuple[Cut, ...] = ("whole", "layers", "gates")
+
+    def build(self, material: Material) -> dict[str, str]:
+        whole = [WHOLE] if material.cut == "whole" else []
+        return dict.fromkeys([*material.pieces, *whole], material.manifest.weights)
+
+
+TARGET = TorchCudaTarget()
