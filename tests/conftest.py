@@ -4,7 +4,6 @@ run trained by `train`, bundles written by `build`."""
 import csv
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +144,7 @@ def make_source(
     from hadskip_export.modeling.checkpoint import read_config, save_tokenizer
     from hadskip_export.modeling.encoder import Classifier
     from hadskip_export.modeling.gated import GatedClassifier
+    from hadskip_export.routing.points import Point
 
     config = read_config(model_folder, labels)
     config = type(config)(**{**config.__dict__, "num_layers": layers})
@@ -157,7 +157,9 @@ def make_source(
     tokenizer = folder / "tokenizer.json"
     save_tokenizer(model_folder, tokenizer)
     texts = [text for text, _ in sentences(40, 2)]
-    return Source(model, full, tokenizer, 32, 0.0, 2.0, "test", "accuracy", texts)
+    thresholds = (0.0,) * layers if fixed_route is None else ()
+    point = Point(2.0, thresholds, "evaluation", 2.0)
+    return Source(model, full, tokenizer, 32, point, "test", "accuracy", texts)
 
 
 @pytest.fixture(scope="session")
@@ -166,33 +168,25 @@ def source(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     return make_source(model_folder, tmp_path_factory.mktemp("source"))
 
 
-@pytest.fixture(scope="session")
-def bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with separate gates. Shared: copy it before damaging it."""
+def write_cut(source, folder: Path, cut: str, engine: str = "ort", precision: str = "fp32") -> Path:
+    """A bundle of one engine, which passed its check."""
+    from hadskip_export.exporters.plan import EnginePlan
     from hadskip_export.exporters.write import write_bundle
 
-    out = tmp_path_factory.mktemp("bundle") / "bundle"
-    assert write_bundle(source, out, gates="separate").parity == "passed"
-    return out
+    report = write_bundle(source, folder / "bundle", EnginePlan(engine, precision, cut))
+    assert report is not None and report.parity == "passed"
+    return folder / "bundle"
 
 
-def write_again(source, pieces_of: Path, out: Path, *engine: str, **options):
-    """A bundle of a model whose pieces another bundle has, and its report: exporting them again takes long."""
-    from hadskip_export.exporters import write as from_run
-    from hadskip_export.runtime import read_bundle
-
-    def take_pieces(_source: object, _model: object, folder: Path) -> dict[str, str]:
-        shutil.copytree(pieces_of / "pieces", folder / "pieces")
-        return read_bundle(pieces_of).manifest.pieces
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(from_run, "_write_pieces", take_pieces)
-        return out, from_run.write_bundle(source, out, *engine, **options)
+@pytest.fixture(scope="session")
+def bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose layers and gates are called one by one. Shared: copy it before damaging it."""
+    return write_cut(source, tmp_path_factory.mktemp("bundle"), "gates")
 
 
 @pytest.fixture(scope="session")
 def openvino_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same bundle with OpenVINO in fp32 beside ONNX Runtime."""
+    """The same bundle with OpenVINO in fp32, as one engine, beside ONNX Runtime."""
     from hadskip_export import build
 
     out = shutil.copytree(bundle, tmp_path_factory.mktemp("openvino") / "bundle")
@@ -201,47 +195,15 @@ def openvino_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
-def lookahead_bundle(source, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model with the look-ahead layout."""
-    out, report = write_again(source, bundle, tmp_path_factory.mktemp("lookahead") / "bundle", gates="lookahead")
-    assert report.parity == "passed"
-    return out
+def layers_bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, each layer with the gates after it."""
+    return write_cut(source, tmp_path_factory.mktemp("layers"), "layers")
 
 
 @pytest.fixture(scope="session")
-def fused_bundle(source, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model with the layout that ONNX Runtime has by itself, fused."""
-    out, report = write_again(source, bundle, tmp_path_factory.mktemp("fused") / "bundle")
-    assert report.parity == "passed"
-    return out
-
-
-GUESS = (2, 3, 4)
-
-
-@pytest.fixture(scope="session")
-def guessing_source(source):
-    """The same model; on its held-out slice most inputs took the layers of `GUESS`."""
-    from hadskip_export.runtime.bundle import HeldOut
-
-    seen = HeldOut(2.6, ((GUESS, 0.6), ((2, 4), 0.4)), (0.0, 0.0, 0.4, 0.6, 0.0), ((-1.0, 1.0),) * 4, (0.01, 0.99))
-    return replace(source, held_out=seen)
-
-
-@pytest.fixture(scope="session")
-def guessing_bundle(guessing_source, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that has the commonest route in one engine too."""
-    out, report = write_again(guessing_source, bundle, tmp_path_factory.mktemp("guessing") / "bundle", single="guess")
-    assert report.parity == "passed"
-    return out
-
-
-@pytest.fixture(scope="session")
-def graph_bundle(source, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that runs single inputs as one engine."""
-    out, report = write_again(source, bundle, tmp_path_factory.mktemp("graph") / "bundle", single="graph")
-    assert report.parity == "passed"
-    return out
+def whole_bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as one engine."""
+    return write_cut(source, tmp_path_factory.mktemp("whole"), "whole")
 
 
 STATIC_ROUTE = (1, 3)  # of four layers: neither the first ones nor the last ones
@@ -256,8 +218,4 @@ def static_source(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def static_bundle(static_source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of one fixed route."""
-    from hadskip_export.exporters.write import write_bundle
-
-    out = tmp_path_factory.mktemp("static") / "bundle"
-    assert write_bundle(static_source, out).parity == "passed"
-    return out
+    return write_cut(static_source, tmp_path_factory.mktemp("static"), "gates")

@@ -3,6 +3,7 @@
 import inspect as signatures
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -66,7 +67,9 @@ def made(model_folder: Path, csv_files: tuple[Path, Path], tmp_path_factory: pyt
         "train", "--model", model_folder, "--budget", 2, "--train", csv_files[0], "--eval", csv_files[1],
         "--out", folder / "run", "--max-length", 32, "--recipe", "paper", *SETTINGS,
     )  # fmt: skip
-    built = run("build", folder / "run", "--engine", "ort", "--precision", "fp32", "--out", folder / "bundle")
+    built = run(
+        "build", folder / "run", "--engine", "ort", "--precision", "fp32", "--cut", "gates", "--out", folder / "bundle"
+    )
     return Made(model_folder, *csv_files, folder / "run", folder / "bundle", trained, built)
 
 
@@ -124,7 +127,8 @@ def test_build_writes_a_bundle_and_prints_parity(made: Made):
     succeeded(made.built)
     assert "parity passed" in made.built.stdout
     assert made.built.stdout.splitlines()[-1] == f"written: {made.bundle}"
-    assert read_bundle(made.bundle).manifest.router.budget == 2
+    manifest = read_bundle(made.bundle).manifest
+    assert [point.budget for point in manifest.points] == [manifest.default_budget] == [2]
 
 
 def test_validate(made: Made):
@@ -163,7 +167,7 @@ def test_validate_says_no_with_exit_code_1(made: Made, tmp_path: Path):
 
 def test_build_says_no_with_exit_code_1_and_the_bundle_is_there(made: Made, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(parity.PIECE_TOLERANCE, "head", -1.0)  # no difference is small enough
-    result = run("build", made.run, "--no-full", "--gates", "lookahead", "--budget", 3, "--out", tmp_path / "bundle")
+    result = run("build", made.run, "--no-full", "--cut", "layers", "--budget", 3, "--out", tmp_path / "bundle")
     assert result.exit_code == 1
     assert "parity FAILED at head" in result.stdout
     with pytest.raises(BundleError, match="parity"):
@@ -207,7 +211,9 @@ def test_predict_prints_a_line_per_text(made: Made):
         (["--router", "full"], {"router": "full"}),
         (["--gate-threshold", "1e9"], {"gate_threshold": 1e9}),
         (["--gate-threshold", "-1e9", "--max-layers", "2"], {"gate_threshold": -1e9, "max_layers": 2}),
-        (["--engine", "ort-fp32"], {}),
+        (["--budget", "2"], {"budget": 2}),
+        (["--engine", "ort-fp32-gates"], {}),
+        (["--engine", "ort", "--precision", "fp32", "--cut", "gates"], {}),
     ],
 )
 def test_predict_passes_its_options_on(made: Made, arguments: list[str], options: dict):
@@ -242,12 +248,19 @@ def test_predict_finds_columns_by_name_and_by_option(made: Made, tmp_path: Path)
 
 def test_inspect_knows_bundles_and_runs(made: Made):
     output = succeeded(run("inspect", made.bundle)).stdout
-    for part in ("3 layers of 32", "negative, positive", "budget 2 of 3", "ort-fp32", "parity passed", "routes"):
+    for part in (
+        "3 layers of 32",
+        "negative, positive",
+        "2 of 3 layers, the default",
+        "ort-fp32-gates",
+        "parity passed",
+        "operating points",
+    ):
         assert part in output
-    assert json.loads(succeeded(run("inspect", made.bundle, "--json")).stdout)["format"] == 1
+    assert json.loads(succeeded(run("inspect", made.bundle, "--json", "-")).stdout)["format"] == 2
     assert "teacher" in succeeded(run("inspect", made.run)).stdout
     summary = json.loads((made.run / "summary.json").read_text())
-    assert json.loads(succeeded(run("inspect", made.run, "--json")).stdout) == summary
+    assert json.loads(succeeded(run("inspect", made.run, "--json", "-")).stdout) == summary
 
 
 def test_bench_prints_and_writes_figures(made: Made, tmp_path: Path):
@@ -267,6 +280,31 @@ def program(*arguments: object, **options) -> subprocess.Popen[str]:
     # A shell that runs the tests in its background has them, and what they start, ignore interrupts.
     options |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+JSON_OF = {
+    "validate": (["--engine", "ort"], {"passed", "golden", "parity", "data"}),
+    "bench": (["--batch", 64], {"environment", "rows"}),
+    "inspect": ([], {"format", "engines"}),
+}
+
+
+@pytest.mark.parametrize("command", JSON_OF)
+def test_json_has_one_meaning_everywhere(made: Made, tmp_path: Path, command: str):
+    """To a file it comes beside the text; to standard output, instead of it."""
+    options, keys = JSON_OF[command]
+    printed = json.loads(succeeded(run(command, made.bundle, *options, "--json", "-")).stdout)
+    assert keys <= set(printed)
+    file = tmp_path / "result.json"
+    lines = succeeded(run(command, made.bundle, *options, "--json", file)).stdout.splitlines()
+    assert len(lines) > 3 and lines[-1] == f"written: {file}"
+    assert json.loads(file.read_text()).keys() == printed.keys()
+    assert not Path("-").exists()
+
+
+def test_every_command_with_a_result_has_json():
+    having = {name for name, command in main.commands.items() if any(p.name == "json_file" for p in command.params)}
+    assert having == set(main.commands) - {"predict"}  # which prints JSON lines anyway
 
 
 def test_results_go_to_stdout_and_errors_to_stderr(made: Made):
@@ -395,7 +433,7 @@ BAD_OPTIONS = [
     ({"set": "batch_size"}, ["batch_size"]),
     ({"recipe": "/no/such/recipe.toml"}, ["/no/such/recipe.toml"]),
     ({"recipe": "adaptiv"}, ["adaptiv", "paper, adaptive"]),
-    ({"method": "magic"}, ["--method magic", "hadskip, budgeted, static"]),
+    ({"method": "magic"}, ["--method magic", "hadskip, joint, nested, budgeted, static"]),
     ({"route": "1,2"}, ["--route", "static"]),
     ({"method": "static", "route": "x"}, ["--route x", "1,2,6"]),
     ({"method": "static", "route": "1,,2"}, ["--route 1,,2", "1,2,6"]),
@@ -494,7 +532,7 @@ def test_build_refuses(made: Made, tmp_path: Path):
     refused(run("build", made.run, "--out", out, "--engine", "abacus"), "--engine abacus", "ort")
     refused(run("build", made.run, "--out", out, "--precision", "int7"), "--precision int7", "fp32")
     refused(run("build", made.run, "--out", out, "--golden", tmp_path / "none.txt"), "--golden", "none.txt")
-    refused(run("build", made.run, "--out", out, "--gates", "sideways"), "sideways")
+    refused(run("build", made.run, "--out", out, "--cut", "sideways"), "sideways")
     refused(run("build", made.run), "--out")
     refused(run("build", made.run, "--out", made.bundle), str(made.bundle), "exists already")
     assert os.listdir(tmp_path) == ["empty"]
@@ -517,10 +555,11 @@ def list_a_path_that_leaves(bundle: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda b: (b / "manifest.json").unlink(), "manifest.json"),
     "edited manifest": (lambda b: replace(b / "manifest.json", b"passed", b"Passed"), "manifest.json"),
-    "newer format": (lambda b: change_manifest(b, lambda plain: plain.update(format=2)), "format 2"),
-    "missing piece": (lambda b: (b / "pieces/layer_02.onnx").unlink(), "layer_02.onnx"),
-    "truncated piece": (lambda b: os.truncate(b / "pieces/layer_02.onnx", 1000), "layer_02.onnx"),
-    "edited tokenizer": (lambda b: replace(b / "tokenizer/tokenizer.json", b"good", b"gOOd"), "tokenizer.json"),
+    "newer format": (lambda b: change_manifest(b, lambda plain: plain.update(format=3)), "format 3"),
+    "older format": (lambda b: change_manifest(b, lambda plain: plain.update(format=1)), "build RUN --out BUNDLE"),
+    "missing piece": (lambda b: (b / "model/layer_02.onnx").unlink(), "layer_02.onnx"),
+    "truncated piece": (lambda b: os.truncate(b / "model/layer_02.onnx", 1000), "layer_02.onnx"),
+    "edited tokenizer": (lambda b: replace(b / "model/tokenizer.json", b"good", b"gOOd"), "tokenizer.json"),
     "a path that leaves": (list_a_path_that_leaves, "../x"),
 }
 COMMANDS = {"validate": [], "predict": ["good"], "inspect": [], "bench": []}
@@ -562,7 +601,6 @@ def test_labels_the_model_does_not_know_are_refused(made: Made, tmp_path: Path, 
 
 def test_bench_refuses(made: Made, tmp_path: Path):
     file = tmp_path / "bench.json"
-    refused(run("bench", made.bundle, "--against", "full,pigeons", "--json", file), "--against pigeons", "full")
     refused(run("bench", made.bundle, "--batch", 0, "--json", file), "--batch")
     assert not file.exists()
 
@@ -584,7 +622,11 @@ def test_predict_refuses(made: Made, tmp_path: Path):
     refused(run("predict", made.bundle, "good", "--max-layers", 4), "max_layers", "1 to 3")
     refused(run("predict", made.bundle, "good", "--gate-threshold", "high"), "--gate-threshold", "'high'")
     refused(run("predict", made.bundle, "good", "--router", "dice"), "--router", "dice")
-    for option in ("--max-layers", "--gate-threshold"):
+    both = run("predict", made.bundle, "good", "--budget", 2, "--gate-threshold", 0.5)
+    refused(both, "budget=2", "gate_threshold=0.5", "each sets the thresholds; leave one out")
+    refused(run("predict", made.bundle, "good", "--budget", 2.5), "budget 2.5", "points for 2", "calibrate")
+    refused(run("predict", made.bundle, "good", "--budget", 4), "--budget 4", "3 layers")
+    for option in ("--max-layers", "--gate-threshold", "--budget"):
         refused(run("predict", made.bundle, "good", "--router", "full", option, 2), option, "--router full runs every")
 
 
@@ -640,7 +682,95 @@ def test_predict_refuses_an_empty_file(made: Made, tmp_path: Path, case: str):
     assert not output.exists()
 
 
+# Engines
+
+
+@pytest.fixture(scope="module")
+def several(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with engines that differ in one thing or another."""
+    copy = copied(made, tmp_path_factory.mktemp("several"))
+    for engine in (("ort", "fp32", "whole"), ("ort", "int8", "layers"), ("openvino", "fp32", "whole")):
+        options = zip(("--engine", "--precision", "--cut"), engine, strict=True)
+        run("build", copy, *(part for option in options for part in option))
+    return copy
+
+
+CHOICES = [
+    ([], "ort-fp32-gates"),
+    (["--cut", "whole"], "ort-fp32-whole"),
+    (["--cut", "layers"], "ort-int8-layers"),
+    (["--precision", "int8"], "ort-int8-layers"),
+    (["--engine", "openvino"], "openvino-fp32-whole"),
+    (["--engine", "ort", "--cut", "whole"], "ort-fp32-whole"),
+    (["--engine", "openvino-fp32", "--cut", "whole", "--precision", "fp32"], "openvino-fp32-whole"),
+    (["--engine", "ort-int8-layers"], "ort-int8-layers"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"), CHOICES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_engine_precision_and_cut_choose_the_engine(several: Path, tmp_path: Path, monkeypatch, options, name: str):
+    used: list[str] = []
+    load = Predictor.__init__
+
+    def noting(predictor: Predictor, *arguments, **given) -> None:
+        load(predictor, *arguments, **given)
+        used.append(predictor.engine_info.name)
+
+    monkeypatch.setattr(Predictor, "__init__", noting)
+    assert lines(succeeded(run("predict", several, "good", *options)).stdout)[0]["label"]
+    data = write_csv(tmp_path / "texts.csv", [("good",), ("bad film",)], ("text",))
+    found = json.loads(succeeded(run("calibrate", several, "--data", data, "--json", "-", *options)).stdout)
+    assert found["engine"] == name
+    found = json.loads(run("validate", several, "--json", "-", *options).stdout)["parity"]
+    assert f"{found['engine']}-{found['precision']}-{found['cut']}" == name
+    assert used == [name] * 3
+
+
+@pytest.mark.parametrize(
+    "options", [["--engine", "ort", "--cut", "layers", "--precision", "fp32"], ["--engine", "trt"]]
+)
+@pytest.mark.parametrize("command", ["predict", "validate", "bench", "calibrate"])
+def test_engines_that_are_not_there_are_refused_and_those_that_are_are_named(
+    made: Made, several: Path, command: str, options: list[str]
+):
+    others = {"predict": ["good"], "calibrate": ["--data", made.eval]}.get(command, [])
+    refused(run(command, several, *others, *options), "has no engine", "ort-fp32-gates, ort-fp32-whole", "build")
+
+
+CUTTING = {"build": ["x"], "predict": ["x", "good"], "validate": ["x"], "calibrate": ["x", "--data", "y"],
+           "bench": ["x"], "estimate": ["--model", "minilm", "--layers-run", 3]}  # fmt: skip
+
+
+def test_every_command_that_has_to_do_with_engines_knows_the_cuts():
+    assert {name for name, command in main.commands.items() if any(p.name == "cut" for p in command.params)} == {
+        *CUTTING
+    }
+
+
+@pytest.mark.parametrize("word", ["lookahead", "Gates", "gates,layers", "graph", ""])
+@pytest.mark.parametrize("command", CUTTING)
+def test_a_cut_is_one_of_three_words(command: str, word: str):
+    refused(run(command, *CUTTING[command], "--cut", word), "--cut", "'gates', 'layers', 'whole'")
+
+
 # The commands themselves
+
+
+def test_help_has_no_word_of_what_there_is_no_more():
+    """One axis says how finely a model is cut; guesses and layouts are gone."""
+    pages = {(): succeeded(run("--help")).stdout}
+    pages |= {(name,): succeeded(run(name, "--help")).stdout for name in main.commands}
+    assert len(pages) == len(main.commands) + 1 > 10
+    for name, page in pages.items():
+        words = set(re.findall(r"--[a-z-]+|[a-z]+", page.lower()))
+        gone = {"lookahead", "guess", "guessing", "speculation", "layout", "fused", "--single", "--graph", "--gates"}
+        assert not words & gone, name
+        assert "lookahead" not in page and "guess" not in page
+    for name, command in main.commands.items():
+        flags = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+        assert not flags & {"--lookahead", "--guess", "--single", "--graph", "--gates", "--batches"}, name
 
 
 def test_every_command_explains_itself():
@@ -661,7 +791,7 @@ def test_an_unknown_command_or_option_is_a_usage_error(made: Made):
 def test_every_command_is_a_function_with_the_same_arguments():
     assert set(main.commands) == set(hadskip_export.__all__) - {"__version__"}
     renamed = {"train_file": "train", "eval_file": "eval", "no_full": "full"}
-    only_here = {"as_json", "json_file"}  # how to print, and where to
+    only_here = {"json_file"}  # where to
     for name, command in main.commands.items():
         options = {renamed.get(p.name, p.name) for p in command.params if isinstance(p, click.Parameter)} - only_here
         function = signatures.signature(getattr(hadskip_export, name)).parameters

@@ -44,15 +44,25 @@ def percentiles(seconds: np.ndarray) -> tuple[float, float, float]:
     return float(p50), float(p90), float(p99)
 
 
-def ideal_speedup(
-    embeddings: float, layer: float, last_layer: float, head: float, layers: int, layers_run: float, last_run: float
-) -> float:
+@dataclass(frozen=True)
+class PieceTimes:
+    """Seconds of each piece alone. `layer` is None where the only layer is the last one."""
+
+    embeddings: float
+    layer: float | None
+    last_layer: float
+    head: float
+
+
+def ideal_speedup(pieces: PieceTimes, *, layers: int, layers_run: float, last_run: float) -> float | None:
     """The speedup if gates, routing and copies cost nothing: `(e + L l + h) / (e + k l + h)`, where the last layer,
-    which only the first token leaves, counts with what it costs.
+    which only the first token leaves, counts with what it costs. None where nobody knows what the others cost.
 
     Args:
         layers_run: mean layers that run, of all inputs, the last one included.
         last_run: the share of inputs that run the last one.
     """
-    outside, saved = embeddings + head, layer - last_layer
-    return (outside + layers * layer - saved) / (outside + layers_run * layer - last_run * saved)
+    if pieces.layer is None:
+        return None
+    outside, saved = pieces.embeddings + pieces.head, pieces.layer - pieces.last_layer
+    return (outside + layers * pieces.layer - saved) / (outside + layers_run * pieces.layer - last_run * saved)

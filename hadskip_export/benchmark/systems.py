@@ -1,17 +1,19 @@
 """Systems under test, each in its own process, and the turns they take."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import hadskip_export
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support import errors
 from hadskip_export.support.errors import HadskipError
@@ -38,7 +40,8 @@ class System:
 
     def __enter__(self) -> "System":
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hadskip_export.benchmark.worker"],
+            [sys.executable, "-P", "-m", "hadskip_export.benchmark.worker"],
+            env=_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -46,13 +49,11 @@ class System:
         try:
             self.ask("load", **self._load)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
 
@@ -76,6 +77,16 @@ class System:
         if "error" in reply:
             raise getattr(errors, reply["kind"], HadskipError)(reply["error"])
         return reply
+
+
+def _environment() -> dict[str, str]:
+    """The worker's. With `-P` it imports nothing from the current folder, where a file may be called numpy.py; only
+    where that is the very place that this process has the package from, the place is named."""
+    place = Path(hadskip_export.__file__).resolve().parents[1]
+    if Path(sys.path[0]).resolve() != place:
+        return dict(os.environ)
+    others = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(place), *others])}
 
 
 @dataclass(frozen=True)

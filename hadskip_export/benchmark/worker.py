@@ -1,4 +1,4 @@
-"""One system in a process of its own, run as `python -m hadskip_export.benchmark.worker`.
+"""One system in a process of its own, run as `python -P -m hadskip_export.benchmark.worker`.
 
 It reads a JSON line per request from standard input and answers with a line on standard output. Between requests it
 does nothing, so idle thread pools of one system do not slow another; the parent hands out turns.

@@ -1,11 +1,11 @@
 """`calibrate`: the thresholds at which a bundle keeps its budget on texts of one's own.
 
-A threshold was met on the texts of training or evaluation; longer or harder ones run more layers at it. No retraining,
-and nothing in the bundle changes: the threshold is an option of whoever loads it. All is of batches of 32, which below
-fp32 is not quite what texts do that come alone.
+A threshold was met on the texts of training or evaluation; longer or harder ones run more layers at it. No retraining:
+what is found is an option of whoever loads the bundle, or becomes an operating point of it. All is of batches of 32,
+which below fp32 is not quite what texts do that come alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,65 +13,50 @@ import numpy as np
 
 from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.tables import Columns, Examples, check_labels, read_examples
+from hadskip_export.exporters.amend import add_points
 from hadskip_export.routing.budgets import resolve_budget
+from hadskip_export.routing.points import Point
 from hadskip_export.routing.routes import RouteStatistics, statistics
 from hadskip_export.routing.thresholds import HardRoutes, find_threshold
+from hadskip_export.runtime.bundle import FULL, Manifest
+from hadskip_export.runtime.engines import Cut
+from hadskip_export.runtime.policies import Decisions, GatePolicy
 from hadskip_export.runtime.predictor import Predictor
-from hadskip_export.runtime.routers import GateRouter
 from hadskip_export.runtime.tokenization import Encoded, pad
 from hadskip_export.support.errors import BudgetError, EngineError
 from hadskip_export.support.progress import say, track
 
 BATCH = 32
-OFF = 0.03  # share of a budget; a row farther from it says so
 
 
 @dataclass(frozen=True)
-class Row:
+class Calibrated:
     """What the bundle does with the texts at a threshold.
 
     Args:
-        budget: mean layers asked for; None for the bundle's own threshold, whatever it gives.
-        threshold: in logits.
+        budget: mean layers asked for; None for the bundle's default point, whatever it gives.
+        threshold: in logits, of every gate; None where the default point has one for each.
         routes: their mean layers are as near to `budget` as was found.
         metric: None without labels.
     """
 
     budget: float | None
-    threshold: float
+    threshold: float | None
     routes: RouteStatistics
     metric: float | None
-
-    def line(self) -> str:
-        name = "as built" if self.budget is None else f"{self.budget:g}"
-        metric = "" if self.metric is None else f"{self.metric:>11.4f}"
-        share, met = self.routes.commonest[0][1], self.routes.mean_layers
-        off = self.budget is not None and abs(met - self.budget) > OFF * self.budget
-        note = "  these gates come no nearer" if off else ""
-        return f"{name:>8} {self.threshold:>+10.4f} {met:>7.2f} {share:>10.1%}{metric}{note}"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of one engine of a bundle, on so many texts; the bundle's own threshold first."""
+    """Of one engine of a bundle, on so many texts; the bundle's default point first. `written`: whether the bundle has
+    the others as operating points now."""
 
     bundle: str
     engine: str
     texts: int
     metric: str
-    rows: tuple[Row, ...]
-
-    def lines(self) -> list[str]:
-        """As a person reads it."""
-        metric, last = "" if self.rows[0].metric is None else f"{self.metric:>11}", self.rows[-1]
-        threshold = f"{last.threshold:.6g}"
-        return [
-            f"{self.texts} texts on {self.engine}",
-            f"{'budget':>8} {'threshold':>10} {'layers':>7} {'commonest':>10}{metric}",
-            *(row.line() for row in self.rows),
-            f"for {last.budget:g}: Predictor.load({self.bundle!r}, engine={self.engine!r}, gate_threshold={threshold})",
-            f"or hadskip-export predict {self.bundle} --engine {self.engine} --gate-threshold {threshold}",
-        ]
+    rows: tuple[Calibrated, ...]
+    written: bool
 
 
 def calibrate(
@@ -79,7 +64,10 @@ def calibrate(
     data: str | Path,
     budgets: Sequence[float] = (),
     *,
+    write: bool = False,
     engine: str | None = None,
+    precision: str | None = None,
+    cut: Cut | None = None,
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
@@ -88,37 +76,64 @@ def calibrate(
 
     Args:
         data: a CSV, TSV or JSONL file like the texts to be served, a few thousand of them; all are run some five times.
-        budgets: mean layers, below 1 a share of them; the bundle's own if left out.
+        budgets: mean layers, below 1 a share of them; the bundle's default one if left out.
+        write: add what was found to the bundle as operating points, each in the place of that of its budget; the
+            default one stays the default.
+        engine, precision, cut: which of the bundle's engines, see `Predictor.load`.
         label_column: for the metric; left out, a column that looks like it, if all it has are the bundle's labels.
 
     Raises:
         BudgetError: a budget beyond the model, or a bundle with a static route, which has nothing to set.
+        BundleError: another process is adding to the bundle.
         DataError: see `read_examples`.
         EngineError: margins that are no numbers.
         HadskipError: see `Predictor.load`.
     """
-    with Predictor.load(bundle, engine=engine) as predictor:
+    with Predictor.load(bundle, engine=engine, precision=precision, cut=cut) as predictor:
         manifest = predictor.bundle.manifest
-        if manifest.router.kind == "static":
+        if not manifest.router.asks_gates:
             raise BudgetError(f"{bundle}: has a static route and no threshold to set; build a run with gates")
-        wanted = [resolve_budget(budget, manifest.model.layers) for budget in budgets] or [manifest.router.budget]
+        wanted = [resolve_budget(budget, manifest.model.layers) for budget in budgets] or [manifest.default_budget]
         columns = Columns(text_column, pair_column, label_column)
         examples = _known(read_examples(data, columns, unlabelled=True), predictor.labels, Path(data), label_column)
         encoded = predictor.tokenizer.encode(examples.texts)
-        expected = np.array([predictor.labels.index(label) for label in examples.labels])
-
-        def row(budget: float | None, threshold: float) -> Row:
-            logits, routes = predictor.run(encoded, BATCH, gate_threshold=threshold)
-            metric = METRICS[manifest.metric](logits.argmax(-1), expected) if len(expected) else None
-            return Row(budget, threshold, statistics(routes), metric)
-
+        score = _scorer(predictor, examples)
         routes = _hard_routes(predictor, encoded)
         try:
             found = [find_threshold(routes, budget) for budget in track(wanted, len(wanted), "thresholds")]
         except ValueError as error:
             raise EngineError(f"{bundle}: {predictor.engine_info.name}: {error} here; try another engine") from error
-        rows = (row(None, manifest.router.threshold), *map(row, wanted, found))
-        return Calibration(str(bundle), predictor.engine_info.name, len(encoded), manifest.metric, rows)
+
+        def row(budget: float | None, threshold: float | None) -> Calibrated:
+            at = {"budget": manifest.default_budget} if budget is None else {"gate_threshold": threshold}
+            logits, taken = predictor.run(encoded, BATCH, **at)
+            return Calibrated(budget, threshold, statistics(taken), score(logits))
+
+        thresholds = set(manifest.default_point.thresholds)
+        rows = (row(None, min(thresholds) if len(thresholds) == 1 else None), *map(row, wanted, found))
+        if write:
+            full = None if FULL not in predictor.engine_info.files else predictor.run(encoded, BATCH, router="full")[0]
+            full_metric = None if full is None else score(full)
+            add_points(
+                Path(bundle),
+                [_point(one, manifest, f"{len(encoded)} texts of {Path(data).name}", full_metric) for one in rows[1:]],
+            )
+        name = predictor.engine_info.name
+    return Calibration(str(bundle), name, len(encoded), manifest.metric, rows, write)
+
+
+def _scorer(predictor: Predictor, examples: Examples) -> Callable[[np.ndarray], float | None]:
+    """What gives the metric of logits; None without labels."""
+    measure = METRICS[predictor.bundle.manifest.metric]
+    expected = np.array([predictor.labels.index(label) for label in examples.labels])
+    return lambda logits: measure(logits.argmax(-1), expected) if len(expected) else None
+
+
+def _point(row: Calibrated, manifest: Manifest, data: str, full_metric: float | None) -> Point:
+    assert row.budget is not None and row.threshold is not None
+    thresholds = [row.threshold] * manifest.model.layers
+    figures = {"metric": row.metric, "full_metric": full_metric}
+    return Point.met(row.budget, thresholds, data, row.routes, **figures)
 
 
 def _known(examples: Examples, labels: tuple[str, ...], file: Path, label_column: str | None) -> Examples:
@@ -131,16 +146,21 @@ def _known(examples: Examples, labels: tuple[str, ...], file: Path, label_column
     return examples
 
 
-class _Asked(GateRouter):
+class _Asked(GatePolicy):
     """Keeps the margins that it decided by, float32 [b, L]."""
 
-    def __init__(self, threshold: float, rows: int, num_layers: int):
-        super().__init__(threshold)
-        self.margins = np.zeros((rows, num_layers), np.float32)
+    def __init__(self, threshold: float, num_layers: int):
+        super().__init__([threshold] * num_layers)
+        self._num_layers = num_layers
+        self.margins = np.zeros((0, num_layers), np.float32)
 
-    def select(self, index: int, margin: Sequence[float], routes: Sequence[Sequence[bool]]) -> list[bool]:
-        self.margins[:, index] = margin
-        return super().select(index, margin, routes)
+    def start(self, rows: int) -> Decisions:
+        self.margins = np.zeros((rows, self._num_layers), np.float32)
+        return self
+
+    def rows(self, index: int, margins: Sequence[float]) -> list[bool]:
+        self.margins[:, index] = margins
+        return super().rows(index, margins)
 
 
 def _hard_routes(predictor: Predictor, encoded: Sequence[Encoded]) -> HardRoutes:
@@ -156,9 +176,9 @@ def _hard_routes(predictor: Predictor, encoded: Sequence[Encoded]) -> HardRoutes
         for start in track(starts, len(starts), "texts, in batches") if len(rows) == len(inputs) else starts:
             part = slice(start, start + BATCH)
             batch = pad([inputs[row] for row in rows[part].tolist()])
-            router = _Asked(threshold, len(batch), chain.num_layers)
-            _, routes[part] = chain.run(batch, router)
-            margins[part] = router.margins
+            policy = _Asked(threshold, chain.num_layers)
+            _, routes[part] = chain.run(batch, policy)
+            margins[part] = policy.margins
         return routes, margins
 
     return HardRoutes(evaluate, len(inputs))

@@ -7,17 +7,23 @@ inside the source distribution of `vaderSentiment` (Hutto and Gilbert, 2014).
 import csv
 import hashlib
 import importlib.util
-import json
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
+from hadskip_export.commands.bench import Benchmark, bench
+from hadskip_export.commands.validate import Validation, validate
+from hadskip_export.data.tables import Columns, read_examples
+from hadskip_export.report.plain import to_json
+from hadskip_export.runtime.engines import Piece
+from hadskip_export.runtime.predictor import Prediction, Predictor
 from hadskip_export.support.errors import DataError, EngineError
 from hadskip_export.support.files import replaced
 from hadskip_export.support.progress import say
@@ -32,8 +38,37 @@ EVALUATION = 1000
 BUDGET = 3
 
 
-def demo(out: str | Path, *, sentences: int = 4000, settings: Sequence[str] = ()) -> Iterator[str]:
-    """Trains, builds, validates and benchmarks, yielding what to print.
+@dataclass(frozen=True)
+class Example:
+    """A text, its prediction, and the engines that were called for it, in their order."""
+
+    text: str
+    prediction: Prediction
+    engines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo made, where, and what it found.
+
+    Args:
+        figures: the benchmark's file.
+        summary: the run's.
+        benchmark: cut into layers and gates, then the same model as one engine.
+        examples: the text that ran the fewest layers, and the one that ran the most.
+    """
+
+    run: Path
+    bundle: Path
+    figures: Path
+    summary: dict[str, Any]
+    validation: Validation
+    benchmark: Benchmark
+    examples: tuple[Example, ...]
+
+
+def demo(out: str | Path, *, sentences: int = 4000, settings: Sequence[str] = ()) -> Demo:
+    """Trains, builds, validates and benchmarks.
 
     Args:
         out: gets `run`, `bundle`, `bench.json` and the data as CSV. A demo that was stopped goes on from there.
@@ -44,11 +79,8 @@ def demo(out: str | Path, *, sentences: int = 4000, settings: Sequence[str] = ()
         DataError: the sentences could not be fetched or are not those expected.
         EngineError: the model's package is not installed.
     """
-    from hadskip_export.commands.bench import Row, bench
     from hadskip_export.commands.build import build
     from hadskip_export.commands.train import train
-    from hadskip_export.commands.validate import validate
-    from hadskip_export.trainers.summary import table
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,23 +91,47 @@ def demo(out: str | Path, *, sentences: int = 4000, settings: Sequence[str] = ()
         model=str(find_model()), budget=BUDGET, out=run, train=str(train_file), eval=str(eval_file),
         settings=settings, resume=True,
     )  # fmt: skip
-    say("2/4 build: every layer and gate becomes an engine of its own")
+    say("2/4 build: every layer and gate becomes an engine of its own; then the model as one engine")
     if not bundle.is_dir():
-        build(run, out=bundle)
+        build(run, out=bundle, cut="gates")
+        build(bundle, engine="ort", cut="whole")
     say("3/4 validate: the engines against the reference")
-    validation = validate(bundle, data=eval_file)
+    validation = validate(bundle, data=eval_file, cut="gates")
     say("4/4 bench: against full BERT, in turns")
-    result = bench(bundle, data=eval_file)
-    figures.write_text(json.dumps(result, indent=1) + "\n")
-    yield table(summary)
-    yield ""
-    yield from validation.lines()[-3:]
-    yield ""
-    for row in result["rows"]:
-        yield from Row(**row).lines()
-    yield ""
-    yield f"run: {run}\nbundle: {bundle}\nfigures: {figures}"
-    yield f'try: hadskip-export predict {bundle} "a gripping film"'
+    first, second = (bench(bundle, data=eval_file, cut=cut) for cut in ("gates", "whole"))
+    benchmark = replace(first, rows=(*first.rows, *second.rows))
+    figures.write_text(to_json(benchmark) + "\n")
+    texts = [text for text in read_examples(eval_file, Columns()).texts if isinstance(text, str)]
+    return Demo(run, bundle, figures, summary, validation, benchmark, easy_and_hard(bundle, texts))
+
+
+def easy_and_hard(bundle: Path, texts: Sequence[str]) -> tuple[Example, ...]:
+    """Of the texts that are answered at the default point, the one that runs the fewest layers and the one that runs
+    the most; of several alike the shortest."""
+    with Predictor.load(bundle, cut="gates") as predictor:
+        predictions = predictor(list(texts))
+        order = sorted(range(len(texts)), key=lambda row: (len(predictions[row].layers), len(texts[row])))
+        most = max(len(prediction.layers) for prediction in predictions)
+        hard = next(row for row in order if len(predictions[row].layers) == most)
+        return tuple(_watched(predictor, texts[row]) for row in dict.fromkeys((order[0], hard)))
+
+
+def _watched(predictor: Predictor, text: str) -> Example:
+    """Classifies a text, noting every engine that is called."""
+    program, called = predictor.load_chain(), []
+
+    def note(name: str, piece: Piece) -> Piece:
+        def call(*inputs: np.ndarray) -> Any:
+            called.append(name)
+            return piece(*inputs)
+
+        return call
+
+    predictor.gated = program.wrapped(note)
+    try:
+        return Example(text, predictor(text), tuple(called))
+    finally:
+        predictor.gated = program
 
 
 def find_model() -> Path:

@@ -4,12 +4,18 @@ import importlib.util
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import msgspec
 
+from hadskip_export.benchmark.systems import System
+from hadskip_export.exporters.plan import EnginePlan
+from hadskip_export.exporters.targets import target_of
 from hadskip_export.runtime.engines import ENGINES, engine_class
 from hadskip_export.support.environment import environment
 from hadskip_export.support.errors import EngineError, HadskipError
@@ -32,12 +38,14 @@ WORTH_WHILE = 1.1  # times faster than the precision before
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """
+    """What this machine can run.
+
     Args:
         features: by name; None where the system does not tell.
         engines: by name, None if it can run, else the one thing it lacks.
         training: the same for training and export.
-        layer_ms: of a BERT-base layer of 128 tokens, by `engine-precision`; None if it could not be measured.
+        tokens: of the input that layers were measured on.
+        layer_ms: of a BERT-base layer, by `engine-precision`; None if it could not be measured.
         recommendation: what to build, in words.
     """
 
@@ -45,33 +53,13 @@ class Diagnosis:
     features: dict[str, bool] | None
     engines: dict[str, str | None]
     training: str | None
+    tokens: int
     layer_ms: dict[str, float] | None
     recommendation: str
 
     @property
     def healthy(self) -> bool:
         return any(lack is None for lack in self.engines.values())
-
-    def lines(self) -> list[str]:
-        """As a person reads it."""
-        about = self.environment
-        lines = [
-            f"chip: {about['chip']}, {about['cpus']} CPUs",
-            "features: "
-            + (
-                "not told by this system"
-                if self.features is None
-                else ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in self.features.items())
-            ),
-            "versions: " + ", ".join(f"{library} {version}" for library, version in about["versions"].items()),
-        ]
-        rows = {f"engine {name}": lack for name, lack in self.engines.items()} | {"training and build": self.training}
-        lines += [f"{name}: {'ready' if lack is None else lack}" for name, lack in rows.items()]
-        lines += [
-            f"{name}: {ms:.2f} ms for a BERT-base layer of {TOKENS} tokens"
-            for name, ms in (self.layer_ms or {}).items()
-        ]
-        return [*lines, f"recommended: {self.recommendation}"]
 
 
 def doctor(*, fresh: bool = False) -> Diagnosis:
@@ -84,7 +72,15 @@ def doctor(*, fresh: bool = False) -> Diagnosis:
     layer_ms = None
     if training is None and any(lack is None for lack in engines.values()):
         layer_ms = _measured(about, [name for name, lack in engines.items() if lack is None], fresh)
-    return Diagnosis(about, features(), engines, training, layer_ms, _recommendation(engines, training, layer_ms))
+    return Diagnosis(
+        environment=about,
+        features=features(),
+        engines=engines,
+        training=training,
+        tokens=TOKENS,
+        layer_ms=layer_ms,
+        recommendation=_recommendation(engines, training, layer_ms),
+    )
 
 
 def features() -> dict[str, bool] | None:
@@ -160,41 +156,44 @@ def _measured(about: dict[str, Any], engines: list[str], fresh: bool) -> dict[st
 
 def _measure(engines: list[str]) -> tuple[dict[str, float], bool]:
     """The figures, and whether nothing is missing but what this machine or this version will never have."""
-    from contextlib import ExitStack
-    from statistics import median
+    failures: dict[str, HadskipError] = {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        systems: dict[str, System] = {}
+        for engine, precision in ((name, kind) for name in engines for kind in target_of(name).precisions):
+            name = f"{engine}-{precision}"
+            with _left_out(name, failures):
+                systems[name] = stack.enter_context(_one_layer(folder / name / "bundle", engine, precision))
+        samples: dict[str, list[float]] = {name: [] for name in systems}
+        for _ in track(range(ROUNDS), ROUNDS, "measure"):
+            for name in [name for name in systems if name not in failures]:
+                with _left_out(name, failures):
+                    samples[name].append(systems[name].ask("pieces", calls=[[0]], repeats=10)["layer"])
+    figures = {name: median(seconds) * 1e3 for name, seconds in samples.items() if name not in failures}
+    return figures, all(isinstance(error, EngineError) for error in failures.values())
 
+
+@contextmanager
+def _left_out(name: str, failures: dict[str, HadskipError]) -> Iterator[None]:
+    """Whatever an engine fails at is noted and said, and the others go on."""
+    try:
+        yield
+    except HadskipError as error:  # this chip has no bf16, for instance
+        failures[name] = error
+        say(f"{name}: {error}; left out")
+
+
+def _one_layer(bundle: Path, engine: str, precision: str) -> System:
+    """A model of BERT-base's width, to be started, of which one layer is to be timed.
+
+    Raises:
+        HadskipError: it cannot be built, or its answers are wrong.
+    """
     from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
-    from hadskip_export.benchmark.systems import System
     from hadskip_export.commands.estimate import SIZES
 
     config = replace(SIZES["bert-base"], num_layers=2, vocab_size=64)  # the last one is no whole layer
-    complete = True
-
-    def leave_out(name: str, error: HadskipError) -> None:
-        nonlocal complete
-        complete = complete and isinstance(error, EngineError)
-        say(f"{name}: {error}; left out")
-
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        systems = {}
-        for engine in engines:
-            for precision in engine_class(engine).precisions:
-                name = f"{engine}-{precision}"
-                bundle = folder / name / "bundle"
-                try:
-                    report = write_random_bundle(bundle, config, engine, precision, single="chain")
-                    if report.parity != "passed":
-                        raise EngineError(f"gives wrong answers on this machine, first at {report.first_bad_piece}")
-                    systems[name] = stack.enter_context(System(str(bundle), {}, [text_of(TOKENS)]))
-                except HadskipError as error:  # this chip has no bf16, for instance
-                    leave_out(name, error)
-        samples: dict[str, list[float]] = {name: [] for name in systems}
-        for _ in track(range(ROUNDS), ROUNDS, "measure"):
-            for name in list(samples):
-                try:
-                    samples[name].append(systems[name].ask("pieces", calls=[[0]], repeats=10)["layer"])
-                except HadskipError as error:
-                    leave_out(name, error)
-                    del samples[name]
-    return {name: median(seconds) * 1e3 for name, seconds in samples.items()}, complete
+    report = write_random_bundle(bundle, config, EnginePlan.of(engine, precision, "gates"))
+    if report.parity != "passed":
+        raise EngineError(f"gives wrong answers on this machine, first at {report.first_bad_piece}")
+    return System(str(bundle), {}, [text_of(TOKENS)])

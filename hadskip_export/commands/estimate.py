@@ -2,20 +2,20 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from hadskip_export.benchmark.measure import Contest, Figures
+from hadskip_export.benchmark.measure import Contest, Figures, Workload
 from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
 from hadskip_export.exporters.amend import add_engine
-from hadskip_export.exporters.compile import check_measurable
+from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.modeling.checkpoint import read_config, resolve_model
 from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.runtime.bundle import read_bundle
-from hadskip_export.runtime.engines import GateLayout, Single
+from hadskip_export.runtime.engines import Cut
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.environment import busy_share, environment
 from hadskip_export.support.errors import BudgetError, DataError, EngineError
@@ -24,7 +24,6 @@ from hadskip_export.support.progress import say
 Routing = Literal["same", "mixed"]
 CALLS, FEWEST_CALLS, TURNS = 20, 5, 6
 LABELS = ("negative", "positive")
-BATCHES = {"chain": "the chain", "graph": "the graph", "rows": "one of their own"}
 
 
 def _bert(hidden_size: int, num_layers: int, num_heads: int) -> EncoderConfig:
@@ -43,37 +42,40 @@ def _bert(hidden_size: int, num_layers: int, num_heads: int) -> EncoderConfig:
 SIZES = {"bert-base": _bert(768, 12, 12), "bert-large": _bert(1024, 24, 16), "minilm": _bert(384, 6, 12)}
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What `estimate` measured, a row per workload, and the machine that it measured on."""
+
+    environment: dict[str, Any]
+    rows: tuple[Figures, ...]
+
+
 def estimate(
     model: str | Path,
     *,
     layers_run: float,
     engine: str = "ort",
     precision: str = "fp32",
+    cut: Cut | None = None,
     seq: Sequence[int] = (64, 128),
     batch: Sequence[int] = (1,),
     routing: Sequence[Routing] = (),
-    gates: GateLayout | None = None,
-    single: Single | None = None,
     against: str | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Estimate:
     """Times a model of random weights whose gates are all computed and then overruled.
 
     Args:
         model: `bert-base`, `bert-large`, `minilm`, a model folder, its config.json, or a name on the hub.
         layers_run: layers that each input runs; below 1 a share of them.
+        cut: how finely the model is cut, `gates`, `layers` or `whole`; the engine's fastest if left out.
         seq: tokens per input; a row for each.
         batch: inputs per call; a row for each.
         routing: `same`: all inputs run the same layers, evenly spread, the last one among them, as trained gates have
-            it (docs/benchmarking.md); `mixed`: each its own, drawn at random. Left out: `same` at batch 1, else both.
-        gates: their layout in the chain, which then runs single inputs too unless `single` says otherwise.
-        single: how an input that comes alone is run, `chain` or `graph`; the engine's own way if left out.
+            it (docs/benchmarks.md); `mixed`: each its own, drawn at random. Left out: `same` at batch 1, else both.
         against: the engine of full BERT, as `ort-fp32`; the same as the layers' if left out. With another one there is
             no efficiency: what the engine gains and what skipping gains are one figure.
         seed: of the routes.
-
-    Returns:
-        `{"environment": {...}, "rows": [Figures, ...]}` as `--json` writes it.
 
     Raises:
         BudgetError: `layers_run` is not a number of layers that the model has.
@@ -84,6 +86,40 @@ def estimate(
     before, busy = environment(), busy_share()
     config = find_config(model)
     count = resolve_layers_run(layers_run, config.num_layers)
+    _check_workloads(config, seq, batch, routing)
+    plan = EnginePlan.of(engine, precision, cut).check_measurable()
+    other = None if against in (None, plan.tag) else _parse(against)
+    kinds = [
+        (length, size, kind)
+        for length in seq
+        for size in batch
+        for kind in routing or (("same",) if size == 1 else ("same", "mixed"))
+    ]
+    lengths, routes, workloads = _draw(kinds, config.num_layers, count, seed)
+    texts: list[Text] = [text_of(length) for length in lengths.tolist()]
+    with tempfile.TemporaryDirectory() as temporary:
+        bundle = Path(temporary) / "bundle"
+        say(f"exporting random pieces of {config.num_layers} layers of {config.hidden_size}")
+        report = write_random_bundle(bundle, config, plan)
+        if report.parity != "passed":
+            raise EngineError(
+                f"{engine}-{precision} gives wrong answers on this machine, first at {report.first_bad_piece}: its"
+                " speed is worth nothing"
+            )
+        added = None if other is None else add_engine(bundle, other)
+        if added is not None and added.parity != "passed":
+            raise EngineError(f"--against {against}: gives wrong answers on this machine; its speed is worth nothing")
+        opened = read_bundle(bundle)
+        with Contest(opened, opened.engine(), texts, routes=routes, full=opened.engine(against), busy=busy) as contest:
+            rows = tuple(contest.measure(workload, TURNS) for workload in workloads)
+    return Estimate(before | {"load_after": environment()["load"]}, rows)
+
+
+def _check_workloads(config: EncoderConfig, seq: Sequence[int], batch: Sequence[int], routing: Sequence[str]) -> None:
+    """
+    Raises:
+        DataError: a length that the model does not take, a batch below 1, or no such routing.
+    """
     for length in seq:
         if not 3 <= length <= config.max_positions:
             raise DataError(f"--seq {length}: the model takes 3 to {config.max_positions} tokens")
@@ -92,53 +128,34 @@ def estimate(
     for kind in routing:
         if kind not in get_args(Routing):
             raise DataError(f"--routing {kind}: expected {' or '.join(get_args(Routing))}")
-    other = None if against in (None, f"{engine}-{precision}") else _parse(against)
-    workloads = [
-        (length, size, kind)
-        for length in seq
-        for size in batch
-        for kind in routing or (("same",) if size == 1 else ("same", "mixed"))
-    ]
-    texts: list[Text] = []
-    routes, calls = [], []
+
+
+def _draw(
+    kinds: Sequence[tuple[int, int, Routing]], num_layers: int, layers_run: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, list[Workload]]:
+    """Texts of its own for each workload of (length, batch size, routing): tokens of each text, int [texts], the layers
+    that each runs, bool [texts, L], and the workloads."""
     random = np.random.default_rng(seed)
-    for length, size, kind in workloads:
-        rows = np.arange(size * max(FEWEST_CALLS, CALLS // size)) + len(texts)
-        calls.append(list(rows.reshape(-1, size)))
-        texts += [text_of(length)] * len(rows)
-        routes.append(draw_routes(len(rows), config.num_layers, count, kind, random))
-    all_routes = np.concatenate(routes)
-    lengths = np.concatenate([np.full(len(r), w[0]) for r, w in zip(routes, workloads, strict=True)])
-    with tempfile.TemporaryDirectory() as temporary:
-        bundle = Path(temporary) / "bundle"
-        say(f"exporting random pieces of {config.num_layers} layers of {config.hidden_size}")
-        way = "chain" if gates is not None and single is None else single
-        report = write_random_bundle(bundle, config, engine, precision, gates, way)
-        if report.parity != "passed":
-            raise EngineError(
-                f"{engine}-{precision} gives wrong answers on this machine, first at {report.first_bad_piece}: its"
-                " speed is worth nothing"
-            )
-        added = None if other is None else add_engine(bundle, *other, single="chain")
-        if added is not None and added.parity != "passed":
-            raise EngineError(f"--against {against}: gives wrong answers on this machine; its speed is worth nothing")
-        opened = read_bundle(bundle)
-        rows_out: list[Figures] = []
-        info, full = opened.engine(), opened.engine(against)
-        with Contest(str(bundle), info, opened.manifest, texts, routes=all_routes, full=full) as contest:
-            for (length, size, kind), workload in zip(workloads, calls, strict=True):
-                label = f"{length} tokens, batch {size}, {kind} layers"
-                rows_out.append(contest.measure(workload, lengths, all_routes, kind, label, busy, turns=TURNS))
-    after = {"load_after": environment()["load"]}
-    return {"environment": before | after, "rows": [asdict(row) for row in rows_out]}
+    counts = [size * max(FEWEST_CALLS, CALLS // size) for _, size, _ in kinds]
+    lengths = np.repeat([length for length, _, _ in kinds], counts)
+    drawn = [
+        draw_routes(count, num_layers, layers_run, kind, random)
+        for count, (_, _, kind) in zip(counts, kinds, strict=True)
+    ]
+    routes = np.concatenate(drawn)
+    rows = np.split(np.arange(len(lengths)), np.cumsum(counts)[:-1])
+    workloads = [
+        Workload(list(mine.reshape(-1, size)), lengths, routes, kind, f"{length} tokens, batch {size}, {kind} layers")
+        for mine, (length, size, kind) in zip(rows, kinds, strict=True)
+    ]
+    return lengths, routes, workloads
 
 
-def _parse(against: str) -> tuple[str, str]:
+def _parse(against: str) -> EnginePlan:
     engine, dash, precision = against.rpartition("-")
     if not dash:
         raise EngineError(f"--against {against}: expected an engine and its precision, as ort-fp32")
-    check_measurable(engine, precision)
-    return engine, precision
+    return EnginePlan.of(engine, precision, "gates").check_measurable()
 
 
 def find_config(model: str | Path) -> EncoderConfig:
@@ -170,26 +187,3 @@ def draw_routes(
         route[num_layers - 1 - np.arange(layers_run) * num_layers // layers_run] = True
         return np.tile(route, (rows, 1))
     return random.permuted(np.tile(np.arange(num_layers) < layers_run, (rows, 1)), axis=1)
-
-
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The result as a person reads it."""
-    first = rows[0]
-    lines = [
-        f"{first['engine']}-{first['precision']}, random weights,"
-        f" {first['layers_run']:g} of {first['layers']} layers run, all gates computed; full BERT in"
-        f" {first['full_engine']}; single inputs through the {first['single']}, batches through"
-        f" {BATCHES[first['batches']]}",
-        f"{'tokens':>6} {'batch':>5} {'layers':>6} {'full p50':>10} {'skip p50':>10} {'skip p99':>10}  "
-        f"{'speedup':<20} {'ideal':>5} {'efficiency':>10}",
-    ]
-    lines += [
-        f"{row['seq']:>6.0f} {row['batch']:>5} {row['routing']:>6} {row['full_p50_ms']:>7.2f} ms {row['p50']:>7.2f} ms"
-        f" {row['p99']:>7.2f} ms  {row['speedup']:.2f} ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
-        + ("" if row["ideal"] is None else f"  {row['ideal']:>5.2f} {row['efficiency']:>10.1%}")
-        for row in rows
-    ]
-    lines += [
-        f"do not trust {row['seq']:.0f} x {row['batch']}: {warning}" for row in rows for warning in row["warnings"]
-    ]
-    return lines

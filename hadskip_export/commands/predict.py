@@ -46,7 +46,8 @@ def predict(
     """
     if on_error not in get_args(OnError):
         raise DataError(f"on_error={on_error!r}: expected 'stop' or 'skip'")
-    lines = _answers(bundle, texts, input, Columns(text_column, pair_column), on_error, options)
+    columns = Columns(text_column, pair_column)
+    lines = _answers(bundle, texts, options, input=input, columns=columns, on_error=on_error)
     if output is None:
         return lines
     _write(lines, Path(output), input)
@@ -56,10 +57,11 @@ def predict(
 def _answers(
     bundle: str | Path,
     texts: Sequence[Text],
+    options: dict[str, Any],
+    *,
     input: str | Path | None,
     columns: Columns,
     on_error: OnError,
-    options: dict[str, Any],
 ) -> Iterator[str]:
     done = skipped = 0
 

@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from hadskip_export.data.tables import Columns, read_examples
 from hadskip_export.exporters.amend import settled
 from hadskip_export.runtime.bundle import read_bundle
-from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.runtime.engines import Cut
+from hadskip_export.runtime.predictor import LoadOptions, Predictor
 from hadskip_export.verification.golden import GoldenCheck, check_golden, read_golden
 from hadskip_export.verification.labels import DataCheck, check_data
 from hadskip_export.verification.parity import ParityReport, compare
@@ -18,37 +16,20 @@ from hadskip_export.verification.references import OnnxReference
 
 @dataclass(frozen=True)
 class Validation:
-    """What `validate` found."""
+    """What `validate` found. `passed`: golden answers and parity; what labelled data show is not judged."""
 
+    passed: bool
     golden: GoldenCheck
     parity: ParityReport
     data: DataCheck | None
-
-    @property
-    def passed(self) -> bool:
-        return self.golden.passed and self.parity.parity == "passed"
-
-    def lines(self) -> list[str]:
-        """As a person reads it."""
-        golden = self.golden
-        result = [
-            f"golden: {golden} ({'passed' if golden.passed else 'FAILED'})",
-            *self.parity.lines(),
-        ]
-        if self.data is not None:
-            result += self.data.lines()
-        return result
-
-    def plain(self) -> dict[str, Any]:
-        """The whole of it as JSON has it, which knows no NaN: None."""
-        found = {"passed": self.passed, "golden": self.golden, "parity": self.parity, "data": self.data}
-        return msgspec.json.decode(msgspec.json.encode(found))
 
 
 def validate(
     bundle: str | Path,
     *,
     engine: str | None = None,
+    precision: str | None = None,
+    cut: Cut | None = None,
     data: str | Path | None = None,
     text_column: str | None = None,
     pair_column: str | None = None,
@@ -58,14 +39,16 @@ def validate(
     The parity of one that was built where it cannot run is settled first, for good.
 
     Args:
-        engine: which of the bundle's engines; the first if left out.
+        engine, precision, cut: which of the bundle's engines, see `Predictor.load`.
         data: labelled texts to compare on instead of the golden ones, and to say how well the bundle does on.
 
     Raises:
         BundleError: see `read_bundle` and `settled`; a failed engine is checked all the same.
         DataError: see `read_examples`; a label the model does not know.
     """
-    with Predictor(settled(read_bundle(bundle), engine), engine, allow_failed=True) as predictor:
+    opened = read_bundle(bundle)
+    name = opened.engine(engine, precision, cut).name
+    with Predictor(settled(opened, name), LoadOptions(name, allow_failed=True)) as predictor:
         golden = read_golden(predictor.bundle)
         examples = None
         if data is not None:
@@ -73,4 +56,5 @@ def validate(
         check = check_golden(predictor, golden)
         texts = golden.texts if examples is None else examples.texts
         report = compare(OnnxReference(predictor.bundle), predictor, predictor.tokenizer.encode(texts))
-        return Validation(check, report, None if examples is None else check_data(predictor, examples))
+        labelled = None if examples is None else check_data(predictor, examples)
+        return Validation(check.passed and report.parity == "passed", check, report, labelled)

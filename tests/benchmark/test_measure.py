@@ -20,9 +20,10 @@ from hadskip_export.benchmark.measure import (
     WIDE_INTERVAL,
     Contest,
     Figures,
+    Workload,
     distrust,
 )
-from hadskip_export.benchmark.statistics import Ratio, ideal_speedup, speedup
+from hadskip_export.benchmark.statistics import PieceTimes, Ratio, ideal_speedup, speedup
 from hadskip_export.benchmark.systems import System, take_turns
 from hadskip_export.runtime import read_bundle
 from hadskip_export.support.errors import BudgetError
@@ -90,19 +91,21 @@ def figures(bundle: Path, routes: np.ndarray) -> Figures:
     before = psutil.Process().children(recursive=True)
     opened = read_bundle(bundle)
     calls = [np.array([0, 2, 4]), np.array([6, 1, 3])]
-    with Contest(str(bundle), opened.engine(), opened.manifest, TEXTS, {"threads": 1}, routes) as contest:
+    options = {"threads": 1}
+    with Contest(opened, opened.engine(), TEXTS, options=options, routes=routes, busy=0.9) as contest:
         assert len(psutil.Process().children(recursive=True)) >= len(before) + 3
         assert contest.skip.ask("answers", batch_size=32)["routes"] == routes.tolist()
         for full in contest.full.values():
             assert full.ask("answers", batch_size=32)["routes"] == [[True] * 4] * len(TEXTS)
-        found = contest.measure(calls, LENGTHS, routes, "mixed", "here", 0.9, turns=2)
+        found = contest.measure(Workload(calls, LENGTHS, routes, "mixed", "here"), turns=2)
     assert psutil.Process().children(recursive=True) == before
     return found
 
 
 def test_figures_say_what_was_timed(figures: Figures, routes: np.ndarray):
     timed = [0, 2, 4, 6, 1, 3]
-    assert (figures.engine, figures.precision, figures.batch, figures.routing) == ("ort", "fp32", 3, "mixed")
+    assert (figures.engine, figures.precision, figures.cut) == ("ort", "fp32", "gates")
+    assert (figures.batch, figures.routing, figures.full_engine) == (3, "mixed", "ort-fp32-gates")
     assert figures.layers == 4
     assert figures.layers_run == pytest.approx(routes[timed].sum(axis=1).mean())
     assert figures.last_run == pytest.approx(routes[timed, 3].mean())
@@ -115,11 +118,12 @@ def test_figures_follow_from_samples_and_parts(figures: Figures):
     skip, full = (np.array(figures.samples[name]) for name in ("skip", "full"))
     ratio = speedup(full, skip)
     assert (figures.speedup, figures.speedup_low, figures.speedup_high) == (ratio.value, ratio.low, ratio.high)
-    assert figures.skip_p50_ms == figures.p50 == pytest.approx(np.median(skip) * 1e3)
+    assert figures.p50 == pytest.approx(np.median(skip) * 1e3)
     assert figures.full_p50_ms == pytest.approx(np.median(full) * 1e3)
     parts = figures.embeddings_ms, figures.layer_ms, figures.last_layer_ms, figures.head_ms
     assert min(parts) > 0
-    assert figures.ideal == pytest.approx(ideal_speedup(*parts, 4, figures.layers_run, figures.last_run))
+    counts = {"layers": 4, "layers_run": figures.layers_run, "last_run": figures.last_run}
+    assert figures.ideal == pytest.approx(ideal_speedup(PieceTimes(*parts), **counts))
     assert figures.efficiency == pytest.approx(figures.speedup / figures.ideal)
 
 
@@ -132,7 +136,7 @@ def test_a_contest_that_cannot_begin_leaves_no_process(bundle: Path):
     before = psutil.Process().children(recursive=True)
     with (
         pytest.raises(BudgetError),
-        Contest(str(bundle), opened.engine(), opened.manifest, TEXTS, {"max_layers": 99}),
+        Contest(opened, opened.engine(), TEXTS, options={"max_layers": 99}),
     ):
         pytest.fail("it must not begin")
     assert psutil.Process().children(recursive=True) == before
@@ -155,7 +159,8 @@ def test_layers_a_fifth_slower_show_in_speedup_and_efficiency(slow_layers: int):
     sound = EMBEDDINGS + (RUN - LAST_RUN) * LAYER + LAST_RUN * LAST + HEAD
     slow = sound + slow_layers * 0.2 * LAYER
     full_time = EMBEDDINGS + (LAYERS - 1) * LAYER + LAST + HEAD
-    ideal = ideal_speedup(EMBEDDINGS, LAYER, LAST, HEAD, LAYERS, RUN, LAST_RUN)
+    pieces = PieceTimes(EMBEDDINGS, LAYER, LAST, HEAD)
+    ideal = ideal_speedup(pieces, layers=LAYERS, layers_run=RUN, last_run=LAST_RUN)
     for seed in range(20):
         full = noisy(full_time, 3 * seed)
         as_it_is, planted = speedup(full, noisy(sound, 3 * seed + 1)), speedup(full, noisy(slow, 3 * seed + 2))

@@ -16,10 +16,11 @@ from tests.conftest import sentences
 TEXTS = [text for text, _ in sentences(12, 81)]
 CALLS = [[TEXTS[0]], [TEXTS[1]], TEXTS[2:5], [("a good film", "a bad plot")]]
 LAYERS = [f"layer_0{number}" for number in range(1, 5)]
+CHAIN = ["embeddings", *LAYERS, "gates", "head"]
 NAP = 0.02
 
 
-@pytest.fixture(scope="module", params=["bundle", "lookahead_bundle", "fused_bundle"])
+@pytest.fixture(scope="module", params=["bundle", "layers_bundle", "whole_bundle"])
 def predictor(request: pytest.FixtureRequest) -> Iterator[Predictor]:
     with Predictor.load(request.getfixturevalue(request.param), threads=1) as loaded:
         yield loaded
@@ -39,9 +40,10 @@ def test_parts_are_named_and_add_up_to_the_calls(predictor: Predictor):
     started = time.perf_counter()
     parts = profile(predictor, CALLS)
     elapsed = time.perf_counter() - started
-    assert list(parts) == ["tokeniser", "embeddings", *LAYERS, "gates", "head", "python"]
+    engines = {"gates": CHAIN, "layers": CHAIN, "whole": ["whole"]}[predictor.engine_info.cut]
+    assert list(parts) == ["tokeniser", *engines, "python"]
     assert min(parts.values()) >= 0
-    assert min(parts[part] for part in ("tokeniser", "embeddings", "gates", "head", "python")) > 0
+    assert min(seconds for part, seconds in parts.items() if part not in LAYERS) > 0
     assert sum(parts.values()) * len(CALLS) < elapsed
 
 
@@ -59,6 +61,17 @@ def test_what_is_slow_is_what_takes_long(bundle: Path, part: str):
     name = "layer_01" if part == "layers" else part
     assert found[name] >= NAP
     assert max(found, key=lambda key: found[key]) == name
+
+
+def test_of_an_engine_with_one_piece_for_inputs_that_come_alone_both_are_timed(whole_bundle: Path):
+    with Predictor.load(whole_bundle, threads=1) as predictor:
+        whole = predictor.gated
+        predictor.gated = replace(whole, several=tired(whole.several), alone=whole.several)
+        parts = profile(predictor, CALLS)
+    assert set(parts) == {"tokeniser", "whole", "whole, alone", "python"}
+    batches = sum(len(call) > 1 for call in CALLS)
+    assert parts["whole"] >= NAP * batches / len(CALLS)
+    assert 0 < parts["whole, alone"] < parts["whole"]
 
 
 def test_a_layer_counts_with_the_share_of_calls_that_run_it(bundle: Path):
@@ -106,7 +119,8 @@ def test_after_a_piece_that_fails_too(predictor: Predictor):
         raise EngineError("out of order")
 
     sound = predictor.gated
-    broken = predictor.gated = replace(sound, head=fail)
+    last = "several" if predictor.engine_info.cut == "whole" else "head"
+    broken = predictor.gated = replace(sound, **{last: fail})
     try:
         with pytest.raises(EngineError, match="out of order"):
             profile(predictor, CALLS)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hadskip_export.benchmark import statistics
-from hadskip_export.benchmark.statistics import ideal_speedup, percentiles, speedup
+from hadskip_export.benchmark.statistics import PieceTimes, ideal_speedup, percentiles, speedup
 
 
 def samples(ratio: float, calls: int, seed: int, noise: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
@@ -76,12 +76,21 @@ def test_percentiles_are_numpy_s_in_milliseconds(seconds):
     assert percentiles(np.array(seconds)) == pytest.approx(expected)
 
 
+def ideal(pieces: tuple[float, float, float, float], layers: int, layers_run: float, last_run: float) -> float | None:
+    return ideal_speedup(PieceTimes(*pieces), layers=layers, layers_run=layers_run, last_run=last_run)
+
+
 def test_ideal_is_the_formula_of_the_design():
-    assert ideal_speedup(1.0, 2.0, 2.0, 0.5, 12, 6.0, 0.3) == pytest.approx((1.5 + 24) / (1.5 + 12))
-    assert ideal_speedup(1.0, 2.0, 0.5, 0.5, 12, 12.0, 1.0) == 1.0
-    assert ideal_speedup(0.0, 1.0, 1.0, 0.0, 12, 3.0, 1.0) == 4.0
-    assert ideal_speedup(0.0, 1.0, 0.25, 0.0, 6, 3.0, 1.0) == 5.25 / 2.25
-    assert ideal_speedup(0.0, 1.0, 0.25, 0.0, 6, 3.0, 0.0) == 5.25 / 3
+    assert ideal((1.0, 2.0, 2.0, 0.5), 12, 6.0, 0.3) == pytest.approx((1.5 + 24) / (1.5 + 12))
+    assert ideal((1.0, 2.0, 0.5, 0.5), 12, 12.0, 1.0) == 1.0
+    assert ideal((0.0, 1.0, 1.0, 0.0), 12, 3.0, 1.0) == 4.0
+    assert ideal((0.0, 1.0, 0.25, 0.0), 6, 3.0, 1.0) == 5.25 / 2.25
+    assert ideal((0.0, 1.0, 0.25, 0.0), 6, 3.0, 0.0) == 5.25 / 3
+
+
+def test_where_only_the_last_layer_was_timed_there_is_no_ideal():
+    found = ideal_speedup(PieceTimes(1.0, None, 0.5, 0.5), layers=2, layers_run=1.0, last_run=1.0)
+    assert found is None
 
 
 @given(st.floats(0, 10), st.floats(0.01, 10), st.floats(0, 1), st.floats(0, 10), st.integers(1, 24), st.data())
@@ -92,6 +101,6 @@ def test_ideal_is_full_bert_s_cost_over_that_of_the_layers_that_ran(e, layer, sh
     spent = [e + h + sum(c for c, ran in zip(cost, route, strict=True) if ran) for route in routes]
     run, last = (np.mean([f(route) for route in routes]) for f in (sum, lambda route: route[-1]))
     if np.mean(spent) > 1e-3:
-        ideal = ideal_speedup(e, layer, share * layer, h, layers, run, last)
-        assert ideal == pytest.approx((e + h + sum(cost)) / np.mean(spent), rel=1e-6)
-        assert ideal >= 1 - 1e-9
+        found = ideal((e, layer, share * layer, h), layers, run, last)
+        assert found == pytest.approx((e + h + sum(cost)) / np.mean(spent), rel=1e-6)
+        assert found is not None and found >= 1 - 1e-9

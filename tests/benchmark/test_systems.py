@@ -1,7 +1,10 @@
 """Workers answer as the Predictor does, errors come through as they are, and every process ends."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+import hadskip_export
 from hadskip_export.benchmark import systems as systems_module
 from hadskip_export.benchmark.systems import CALLS_PER_TURN, System, take_turns
 from hadskip_export.routing.routes import as_route
@@ -77,6 +81,35 @@ def test_a_worker_that_refused_one_request_answers_the_next(bundle: Path):
         with pytest.raises(BudgetError):
             system.ask("load", bundle=str(bundle), options={"max_layers": 99}, texts=[], routes=None)
         assert system.ask("calls", calls=[[0]])["seconds"][0] > 0
+
+
+@pytest.mark.parametrize("name", ["json", "numpy", "hadskip_export"])
+def test_nothing_in_the_current_folder_is_taken_for_a_module(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user')")
+    monkeypatch.chdir(tmp_path)
+    with System(str(bundle), {}, ["good"]) as system:
+        assert system.ask("calls", calls=[[0]])["seconds"][0] > 0
+
+
+@pytest.mark.parametrize("found_by", ["the current folder", "PYTHONPATH"])
+def test_the_worker_is_of_the_package_that_started_it(bundle: Path, tmp_path: Path, found_by: str):
+    package = Path(hadskip_export.__file__).parent
+    copy = shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    worker = copy / "benchmark" / "worker.py"
+    worker.write_text(worker.read_text().replace("reply: dict[str, Any] = {}", "reply = {'file': __file__}"))
+    (tmp_path / "elsewhere").mkdir()
+    here, path = (tmp_path, "") if found_by == "the current folder" else (tmp_path / "elsewhere", str(tmp_path))
+    code = (
+        "import sys; from hadskip_export.benchmark.systems import System\n"
+        "with System(sys.argv[1], {}, []) as system: print(system.ask('load', **system._load)['file'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(bundle)], cwd=here, env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout.strip(), done.stderr) == (str(worker), "")
 
 
 def test_a_dead_worker_is_an_error_not_a_wait(bundle: Path):

@@ -17,11 +17,13 @@ import torch
 
 from hadskip_export import build, validate
 from hadskip_export.exporters import write as building
+from hadskip_export.exporters.seal import new_bundle
 from hadskip_export.modeling.checkpoint import load_gated, save_gated
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.report import text
 from hadskip_export.runtime import Predictor, read_bundle
-from hadskip_export.runtime.bundle import RouterInfo, new_bundle
+from hadskip_export.runtime.bundle import RouterInfo
 from hadskip_export.runtime.tokenization import pad
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError
 from hadskip_export.verification import parity
@@ -48,7 +50,7 @@ def built_otherwise(run_folder: Path, golden_file: Path, tmp_path_factory: pytes
     """A bundle built with everything but defaults."""
     out = tmp_path_factory.mktemp("otherwise") / "bundle"
     report = build(
-        run_folder, out=out, engine="ort", precision="fp32", budget=2, gates="lookahead", golden=golden_file, full=False
+        run_folder, out=out, engine="ort", precision="fp32", budget=2, cut="gates", golden=golden_file, full=False
     )
     assert report.parity == "passed"
     return out
@@ -58,7 +60,7 @@ def built_otherwise(run_folder: Path, golden_file: Path, tmp_path_factory: pytes
 def one_layer(model_folder: Path, tmp_path: Path):
     """A source that is built quickly."""
     source = make_source(model_folder, tmp_path, layers=1)
-    return building.Source(**{**source.__dict__, "full": None})
+    return building.Source(**{**source.__dict__, "full": None, "point": replace(source.point, budget=1.0)})
 
 
 def row(run_folder: Path, budget: float) -> dict:
@@ -85,10 +87,10 @@ def test_a_run_whose_checkpoint_has_a_fixed_route_becomes_a_static_bundle(run_fo
     fixed = GatedClassifier(model.classifier, fixed_route=(1, 3))
     save_gated(fixed, replace(settings, threshold=25.0), checkpoint)  # of a threshold it knows nothing
     out = tmp_path / "bundle"
-    assert build(run, out=out, budget=2, gates="lookahead").parity == "passed"
+    assert build(run, out=out, budget=2, cut="gates").parity == "passed"
     manifest = read_bundle(out).manifest
-    assert manifest.router == RouterInfo("static", 0.0, 2.0, (1, 3))
-    assert manifest.engines[0].gates == "none"
+    assert manifest.router == RouterInfo("static", (1, 3))
+    assert (manifest.default_budget, manifest.default_point.thresholds) == (2.0, ())
     assert validate(out).passed
     with Predictor.load(out) as predictor:
         logits, routes = predictor.run(predictor.tokenizer.encode(["a good film"]))
@@ -100,7 +102,7 @@ def test_a_run_whose_checkpoint_has_a_fixed_route_becomes_a_static_bundle(run_fo
 
 
 def test_of_a_fixed_route_only_its_layers_are_written_and_no_gate(static_bundle: Path):
-    written = sorted(file.stem for file in (static_bundle / "pieces").iterdir())
+    written = sorted(file.stem for file in (static_bundle / "model").glob("*.onnx"))
     assert written == sorted(["embeddings", *(f"layer_0{layer}" for layer in STATIC_ROUTE), "head", "full"])
 
 
@@ -111,13 +113,13 @@ PIECES = ["embeddings", "layer_01", "layer_02", "layer_03", "gate_01", "gate_02"
 
 def test_the_files_are_those_of_the_design(built: Path, built_otherwise: Path):
     beside = {
-        "manifest.json", "manifest.sha256", "engines/ort-fp32/report.json", "tokenizer/tokenizer.json",
-        "golden/inputs.jsonl", "golden/outputs.npz",
+        "manifest.json", "manifest.sha256", "golden/inputs.jsonl", "golden/outputs.npz", "model/tokenizer.json",
+        "model/tokenizer_config.json", "model/config.json", "model/weights/fp32.safetensors",
     }  # fmt: skip
-    fused = {f"engines/ort-fp32/layer_0{layer}_gates.onnx" for layer in (1, 2)}
-    for bundle, pieces, own in ((built, [*PIECES, "full"], fused), (built_otherwise, PIECES, set())):
+    for bundle, pieces, cut in ((built, [*PIECES, "full", "model"], "whole"), (built_otherwise, PIECES, "gates")):
         files = {file.relative_to(bundle).as_posix() for file in bundle.rglob("*") if file.is_file()}
-        assert files == beside | own | {f"pieces/{piece}.onnx" for piece in pieces}
+        own = {f"engines/ort-fp32-{cut}/report.json"}
+        assert files == beside | own | {f"model/{piece}.onnx" for piece in pieces}
         assert list(bundle.parent.iterdir()) == [bundle]
         digest = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
         assert (bundle / "manifest.sha256").read_text().strip() == digest
@@ -125,7 +127,7 @@ def test_the_files_are_those_of_the_design(built: Path, built_otherwise: Path):
 
 def test_the_manifest_tells_what_the_run_was(built: Path, run_folder: Path):
     manifest = read_bundle(built).manifest
-    assert manifest.format == 1
+    assert manifest.format == 2
     assert manifest.task == "train"
     assert manifest.metric == "accuracy"
     assert manifest.opset == 20
@@ -133,20 +135,17 @@ def test_the_manifest_tells_what_the_run_was(built: Path, run_folder: Path):
     assert (model.family, model.layers, model.hidden_size, model.max_length) == ("bert", 3, 32, 32)
     assert model.labels == ("negative", "positive")
     assert manifest.router.kind == "gates"
-    assert manifest.router.budget == 1.5
-    assert manifest.router.threshold == settings_of(run_folder, "1.5")["gate_threshold"]
+    (point,) = manifest.points
+    assert manifest.default_point == point and point.budget == manifest.default_budget == 1.5
+    assert point.thresholds == (settings_of(run_folder, "1.5")["gate_threshold"],) * 3
+    assert (point.mean_layers, point.metric) == (row(run_folder, 1.5)["mean_layers"], row(run_folder, 1.5)["metric"])
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert point.full_metric == summary["teacher"]["metric"]
     (engine,) = manifest.engines
-    assert (engine.engine, engine.precision, engine.gates, engine.parity) == ("ort", "fp32", "fused", "passed")
-    assert list(engine.files) == [*PIECES, "full"]
+    assert (engine.name, engine.parity) == ("ort-fp32-whole", "passed")
+    assert set(engine.files) == {*PIECES, "full", "whole"} - {"gates"}
     assert "onnxruntime" in engine.versions
     assert engine.chip
-    held_out = json.loads((run_folder / "budgets" / "1.5" / "metrics.json").read_text())["held_out"]
-    assert manifest.held_out.mean_layers == held_out["routes"]["mean_layers"]
-    assert list(manifest.held_out.histogram) == held_out["routes"]["histogram"]
-    assert [list(map(list, manifest.held_out.commonest_routes[0][:1])), manifest.held_out.commonest_routes[0][1]] == [
-        [held_out["routes"]["commonest"][0][0]], held_out["routes"]["commonest"][0][1],
-    ]  # fmt: skip
-    assert [list(gate) for gate in manifest.held_out.margin_quantiles] == held_out["margin_quantiles"]
 
 
 def test_the_bundle_answers_as_the_run_was_measured(built: Path, run_folder: Path, csv_files):
@@ -161,11 +160,9 @@ def test_the_bundle_answers_as_the_run_was_measured(built: Path, run_folder: Pat
 
 
 def test_the_report_covers_the_run_s_real_texts(built: Path, run_folder: Path):
-    report = json.loads((built / "engines" / "ort-fp32" / "report.json").read_text())
+    report = json.loads((built / "engines" / "ort-fp32-whole" / "report.json").read_text())
     assert report["texts"] == 24 + 80  # the held-out slice and, since that is fewer than 500, the evaluation data
-    assert {piece["piece"] for piece in report["pieces"]} == {
-        *PIECES, "full", "gates in layer_01", "gates in layer_02",
-    }  # fmt: skip
+    assert {piece["piece"] for piece in report["pieces"]} == {*PIECES, "full", "whole"} - {"gates"}
     for piece in report["pieces"]:
         assert 0 <= piece["mean"] <= piece["largest"] <= piece["tolerance"]
     assert report["flips"] == 0
@@ -184,10 +181,10 @@ def test_a_bundle_holds_none_of_the_user_s_sentences_nor_paths(built: Path, run_
 
 def test_other_options_are_followed(built_otherwise: Path, run_folder: Path, csv_files):
     manifest = read_bundle(built_otherwise).manifest
-    assert manifest.router.budget == 2
-    assert manifest.router.threshold == settings_of(run_folder, "2")["gate_threshold"]
-    assert manifest.engines[0].gates == "lookahead"
-    assert list(manifest.engines[0].files) == PIECES
+    assert manifest.default_budget == 2
+    assert manifest.default_point.thresholds == (settings_of(run_folder, "2")["gate_threshold"],) * 3
+    assert manifest.engines[0].cut == "gates"
+    assert set(manifest.engines[0].files) == {*PIECES} - {"gates"}
     found = validate(built_otherwise, data=csv_files[1])
     assert found.passed
     assert found.data.value == row(run_folder, 2)["metric"]
@@ -203,10 +200,10 @@ def test_golden_texts_of_the_user_s_own_are_kept(built_otherwise: Path):
 
 
 def test_a_share_names_a_budget_too(run_folder: Path):
-    assert building.load_source(run_folder, 0.5, full=False).budget == 1.5
-    assert building.load_source(run_folder, 1.5, full=False).budget == 1.5
-    assert building.load_source(run_folder, None, full=False).budget == 1.5
-    assert building.load_source(run_folder, 3, full=False).budget == 3
+    assert building.load_source(run_folder, 0.5, full=False).point.budget == 1.5
+    assert building.load_source(run_folder, 1.5, full=False).point.budget == 1.5
+    assert building.load_source(run_folder, None, full=False).point.budget == 1.5
+    assert building.load_source(run_folder, 3, full=False).point.budget == 3
 
 
 # What it refuses, leaving nothing
@@ -245,7 +242,7 @@ def test_what_is_no_finished_run_is_refused(run_folder: Path, bundle: Path, tmp_
     refused(BundleError, out, unfinished, "unfinished", "not finished", "--resume")
 
 
-@pytest.mark.parametrize("file", ["recipe.json", "summary.json", "budgets/1.5/metrics.json", "budgets/1.5/config.json"])
+@pytest.mark.parametrize("file", ["recipe.json", "summary.json", "budgets/1.5/config.json"])
 @pytest.mark.parametrize("content", ["", "{", "{}"])
 def test_a_run_with_damaged_json_is_refused(run_folder: Path, tmp_path: Path, file: str, content: str):
     damaged = Path(shutil.copytree(run_folder, tmp_path / "damaged"))
@@ -280,13 +277,14 @@ def test_an_unknown_engine_precision_or_golden_file_is_refused(run_folder: Path,
     out = tmp_path / "out"
     refused(EngineError, out, run_folder, "--engine abacus", "ort", engine="abacus")
     refused(EngineError, out, run_folder, "--precision int7", "fp32", precision="int7")
+    refused(EngineError, out, run_folder, "--cut thin", "gates, layers, whole", cut="thin")
     refused(DataError, out, run_folder, "--golden", "missing.txt", golden=tmp_path / "missing.txt")
 
 
 def test_a_missing_engine_library_is_found_before_the_work(run_folder: Path, tmp_path: Path, monkeypatch):
     """`None` in `sys.modules` is how Python itself marks a module that must not be imported."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(building, "export", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(building, "template_of", lambda *_: pytest.fail("work began"))
     refused(EngineError, tmp_path / "out", run_folder, "hadskip-export[ort]")
 
 
@@ -299,14 +297,14 @@ def test_a_missing_engine_library_is_found_before_the_work(run_folder: Path, tmp
 def test_nothing_half_written_is_left_when_the_export_stops(run_folder: Path, tmp_path: Path, monkeypatch, error):
     exported = []
 
-    def export(piece, *where):
-        exported.append(piece.name)
+    def place(folder, graph, stem):
+        exported.append(stem)
         if len(exported) == 3:
             raise error
-        real_export(piece, *where)
+        return really(folder, graph, stem)
 
-    real_export = building.export
-    monkeypatch.setattr(building, "export", export)
+    really = building.place_graph
+    monkeypatch.setattr(building, "place_graph", place)
     with pytest.raises(error if isinstance(error, type) else type(error)):
         build(run_folder, out=tmp_path / "out", full=False)
     assert exported == PIECES[:3]
@@ -328,10 +326,10 @@ def test_a_bundle_that_misses_parity_is_written_marked_and_refused(one_layer, tm
         report = building.write_bundle(one_layer, out)
     assert report.parity == "failed"
     assert report.first_bad_piece == "head"
-    assert report.lines()[-1].strip() == "parity FAILED at head"
+    assert text.parity(report)[-1].strip() == "parity FAILED at head"
     engine = read_bundle(out).engine()
     assert (engine.parity, engine.first_bad_piece) == ("failed", "head")
-    assert json.loads((out / "engines" / "ort-fp32" / "report.json").read_text())["first_bad_piece"] == "head"
+    assert json.loads((out / "engines" / "ort-fp32-whole" / "report.json").read_text())["first_bad_piece"] == "head"
     with pytest.raises(BundleError, match=r"failed its parity check at head"):
         Predictor.load(out)
     with Predictor.load(out, allow_failed=True) as predictor:

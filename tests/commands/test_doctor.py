@@ -17,6 +17,9 @@ from hadskip_export.benchmark import random_bundle, systems
 from hadskip_export.cli import main
 from hadskip_export.commands import doctor as diagnosis
 from hadskip_export.commands.doctor import FEATURES, WORTH_WHILE, doctor
+from hadskip_export.exporters.plan import EnginePlan
+from hadskip_export.exporters.targets import target_of
+from hadskip_export.report import text
 from hadskip_export.runtime.engines import ENGINES, engine_class
 from hadskip_export.support.errors import EngineError, optional_import
 
@@ -73,7 +76,7 @@ def test_a_system_that_tells_nothing_has_no_features_to_tell(tmp_path: Path, mon
     assert diagnosis.features() is None
     monkeypatch.setattr(diagnosis, "CPUINFO", tmp_path / "missing")
     assert diagnosis.features() is None
-    assert "features: not told by this system" in doctor().lines()
+    assert "features: not told by this system" in text.diagnosis(doctor())
 
 
 # The cache
@@ -190,20 +193,21 @@ def test_measuring_times_a_layer_of_every_engine_that_gives_right_answers(
     """The bundle is another one, and already built; what is measured is real."""
     written: list[tuple] = []
 
-    def write(out: Path, config, engine: str, precision: str, single: str):
-        assert single == "chain"
-        written.append((config.num_layers, config.hidden_size, engine, precision))
+    def write(out: Path, config, plan: EnginePlan):
+        written.append((config.num_layers, config.hidden_size, plan))
         shutil.copytree(bundle, out)
-        if precision == "bf16":
+        if plan.precision == "bf16":
             raise EngineError("this chip computes bf16 as f32")
-        wrong = precision == "int8"
+        wrong = plan.precision == "int8"
         return SimpleNamespace(parity="failed" if wrong else "passed", first_bad_piece="layer_01" if wrong else None)
 
     monkeypatch.setattr(random_bundle, "write_random_bundle", write)
     monkeypatch.setattr(diagnosis, "ROUNDS", 2)
     found = doctor()
     assert written == [
-        (2, 768, engine, precision) for engine in RUN_HERE for precision in engine_class(engine).precisions
+        (2, 768, EnginePlan(engine, precision, "gates"))
+        for engine in RUN_HERE
+        for precision in target_of(engine).precisions
     ]
     assert list(found.layer_ms) == [f"{engine}-fp32" for engine in RUN_HERE]
     assert min(found.layer_ms.values()) > 0
@@ -219,9 +223,9 @@ def test_an_engine_that_breaks_costs_no_other_its_figure(
     """One cannot be loaded by the process that times it, and that of another dies while it is timed."""
     monkeypatch.setattr(diagnosis, "ROUNDS", 2)
 
-    def write(out: Path, config, engine: str, precision: str, single: str):
+    def write(out: Path, config, plan: EnginePlan):
         shutil.copytree(bundle, out)
-        if f"{engine}-{precision}" == "ort-int8":
+        if plan.tag == "ort-int8":
             (out / "manifest.json").unlink()
         return SimpleNamespace(parity="passed", first_bad_piece=None)
 
@@ -256,7 +260,7 @@ def test_a_library_whose_own_libraries_are_missing_is_an_engine_that_is_lacking(
 def test_the_command_prints_what_a_person_reads(measured):
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 0
-    assert result.stdout.splitlines() == doctor().lines()
+    assert result.stdout.splitlines() == text.diagnosis(doctor())
     for line in (
         "engine ort: ready", "training and build: ready", "ort-fp32: 10.00 ms for a BERT-base layer of 128 tokens",
         "recommended: --engine ort --precision int8, 2.5 times as fast as ort-fp32; what it costs in labels,"
@@ -266,14 +270,14 @@ def test_the_command_prints_what_a_person_reads(measured):
 
 
 def test_the_command_prints_json(measured):
-    result = CliRunner().invoke(main, ["doctor", "--json"])
+    result = CliRunner().invoke(main, ["doctor", "--json", "-"])
     assert result.exit_code == 0
     plain, expected = json.loads(result.stdout), asdict(doctor())
     for about in (plain, expected):
         del about["environment"]["load"]
     assert plain == expected
     assert len(measured) == 1
-    assert CliRunner().invoke(main, ["doctor", "--json", "--fresh"]).exit_code == 0
+    assert CliRunner().invoke(main, ["doctor", "--json", "-", "--fresh"]).exit_code == 0
     assert len(measured) == 2
 
 
@@ -297,7 +301,7 @@ def test_a_machine_that_only_serves_is_well_and_not_measured(measured, monkeypat
     assert found.healthy
     assert found.layer_ms is None
     assert measured == []
-    assert f'training and build: needs {module}; pip install "hadskip-export[train]"' in found.lines()
+    assert f'training and build: needs {module}; pip install "hadskip-export[train]"' in text.diagnosis(found)
 
 
 def test_the_function_is_a_function_every_time(measured):

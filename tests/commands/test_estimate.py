@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 from transformers import BertConfig, RobertaConfig
 
 from hadskip_export import estimate
-from hadskip_export.benchmark.statistics import ideal_speedup
+from hadskip_export.benchmark.measure import Figures
+from hadskip_export.benchmark.statistics import PieceTimes, ideal_speedup
 from hadskip_export.cli import main
 from hadskip_export.commands import estimate as estimating
-from hadskip_export.commands.estimate import SIZES, TURNS, draw_routes, find_config, resolve_layers_run, table
+from hadskip_export.commands.estimate import SIZES, TURNS, Estimate, draw_routes, find_config, resolve_layers_run
+from hadskip_export.report import text
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError, HadskipError
 from tests.runtime.editing import outcome
 
@@ -25,7 +28,7 @@ FEWEST, CALLS = 3, 8
 # DESIGN.md: a row of `estimate`.
 FIELDS = [
     "engine", "precision", "seq", "batch", "routing", "layers", "layers_run", "last_run", "embeddings_ms", "layer_ms",
-    "last_layer_ms", "head_ms", "full_p50_ms", "skip_p50_ms", "speedup", "speedup_low", "speedup_high", "ideal",
+    "last_layer_ms", "head_ms", "full_p50_ms", "p50", "speedup", "speedup_low", "speedup_high", "ideal",
     "efficiency",
 ]  # fmt: skip
 
@@ -52,7 +55,7 @@ def done(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[R
         patch.setattr(tempfile, "tempdir", str(temporary))
         arguments = ["--model", config_file, "--layers-run", 0.5, "--seq", 5, "--batch", 1, "--batch", 4]
         result = CliRunner().invoke(
-            main, ["estimate", *map(str, arguments), "--gates", "lookahead", "--json", str(folder / "rows.json")]
+            main, ["estimate", *map(str, arguments), "--cut", "layers", "--json", str(folder / "rows.json")]
         )
     assert result.exit_code == 0, result.output
     assert list(temporary.glob("tmp*")) == []  # torch leaves a folder of its own
@@ -71,6 +74,7 @@ def test_rows_have_the_fields_of_the_design(done: tuple[Result, dict[str, Any]],
     assert set(done[1]) == {"environment", "rows"}
     assert {"chip", "cpus", "versions", "load", "load_after"} <= set(done[1]["environment"])
     for row in rows:
+        assert row["cut"] == "layers"
         for name in FIELDS:
             assert isinstance(row[name], str if name in ("engine", "precision", "routing") else int | float)
 
@@ -88,8 +92,9 @@ def test_every_workload_has_a_row_and_routes_differ_only_within_batches(rows: li
 
 def test_figures_follow_from_the_parts(rows: list[dict[str, Any]]):
     for row in rows:
-        parts = [row[f"{part}_ms"] for part in ("embeddings", "layer", "last_layer", "head")]
-        assert row["ideal"] == pytest.approx(ideal_speedup(*parts, row["layers"], row["layers_run"], row["last_run"]))
+        parts = PieceTimes(*(row[f"{part}_ms"] for part in ("embeddings", "layer", "last_layer", "head")))
+        counts = {name: row[name] for name in ("layers", "layers_run", "last_run")}
+        assert row["ideal"] == pytest.approx(ideal_speedup(parts, **counts))
         assert row["efficiency"] == pytest.approx(row["speedup"] / row["ideal"])
         assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
 
@@ -98,22 +103,20 @@ def test_full_bert_may_be_in_another_engine_and_then_there_is_no_efficiency(conf
     monkeypatch.setattr(estimating, "CALLS", CALLS)
     monkeypatch.setattr(estimating, "FEWEST_CALLS", FEWEST)
     found = estimate(config_file, layers_run=1, seq=(5,), engine="openvino", against="ort-fp32")
-    (row,) = found["rows"]
-    assert (row["engine"], row["full_engine"], row["ideal"], row["efficiency"]) == ("openvino", "ort-fp32", None, None)
-    assert row["full_p50_ms"] > 0 and row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
-    head, _, line = table([{**row, "warnings": []}])
-    assert "full BERT in ort-fp32; single inputs through the graph, batches through one of their own" in head
+    (row,) = found.rows
+    assert (row.engine, row.cut, row.ideal, row.efficiency) == ("openvino", "whole", None, None)
+    assert row.full_engine.startswith("ort-fp32")
+    assert row.full_p50_ms > 0 and row.speedup_low <= row.speedup <= row.speedup_high
+    head, _, line = text.estimate(Estimate({}, (replace(row, warnings=()),)))
+    assert head.startswith("openvino-fp32-whole, ") and f"full BERT in {row.full_engine}" in head
     assert "%" not in line
 
 
 def test_a_person_reads_the_same_figures(done: tuple[Result, dict[str, Any]], rows: list[dict[str, Any]]):
     lines = done[0].stdout.splitlines()
-    assert lines[:-1] == "\n".join(table(rows)).splitlines()
+    assert lines[:-1] == text.estimate(Estimate({}, tuple(Figures(**row) for row in rows)))
     assert lines[-1].startswith("written: ")
-    assert "random weights, 1 of 2 layers run" in lines[0]
-    assert lines[0].endswith(
-        "single inputs through the chain, batches through the chain"
-    )  # for a layout of gates was asked for
+    assert lines[0].startswith("ort-fp32-layers, random weights, 1 of 2 layers run")
     for row, line in zip(rows, lines[2:], strict=False):
         assert f"{row['speedup']:.2f} ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})" in line
     warnings = [warning for row in rows for warning in row["warnings"]]
@@ -233,6 +236,7 @@ def test_a_name_that_no_model_can_have_is_refused():
         ({"batch": (1, 0)}, DataError, "--batch"),
         ({"engine": "abacus"}, EngineError, "--engine abacus: not known"),
         ({"precision": "fp64"}, EngineError, "--precision fp64"),
+        ({"cut": "halves"}, EngineError, "--cut halves: not to be had with ort; there are gates, layers, whole"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -249,7 +253,7 @@ def test_nonsense_is_refused_in_one_line_and_leaves_nothing(
 
 def test_an_engine_that_gives_wrong_answers_is_not_timed(config_file: Path, monkeypatch: pytest.MonkeyPatch):
     report = SimpleNamespace(parity="failed", first_bad_piece="layer_01")
-    monkeypatch.setattr(estimating, "write_random_bundle", lambda *_: report)
+    monkeypatch.setattr(estimating, "write_random_bundle", lambda *_, **__: report)
     with pytest.raises(EngineError, match="ort-fp32 gives wrong answers on this machine, first at layer_01"):
         estimate(config_file, layers_run=1, seq=(5,))
 
@@ -260,7 +264,7 @@ def test_an_engine_that_gives_wrong_answers_is_not_timed(config_file: Path, monk
      ("abacus-fp32", "--engine abacus: not known")],
 )  # fmt: skip
 def test_what_full_bert_cannot_be_in_is_refused_before_the_work(config_file: Path, monkeypatch, against, message):
-    monkeypatch.setattr(estimating, "write_random_bundle", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(estimating, "write_random_bundle", lambda *_, **__: pytest.fail("work began"))
     with pytest.raises(EngineError, match=message):
         estimate(config_file, layers_run=1, seq=(5,), against=against)
 

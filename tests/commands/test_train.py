@@ -1,7 +1,6 @@
 """A whole run, small: what it leaves, whether its figures are true, and whether a stopped run ends up the same."""
 
 import copy
-import importlib
 import itertools
 import json
 import math
@@ -13,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from hadskip_export.data.runs import read_texts
 from hadskip_export.data.tables import Examples, read_examples
 from hadskip_export.data.tasks import hold_out
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated, save_classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, HadskipError, RecipeError
+from hadskip_export.trainers import pipeline
 from hadskip_export.trainers.batches import Dataset, encode
 from hadskip_export.trainers.evaluation import above, always, predict_fixed_routes, predict_full
-from hadskip_export.trainers.run_folder import read_texts
 from tests.conftest import QUICK, sentences, write_csv
 from tests.trainers.datasets import alone
 from tests.trainers.runs import QUICKEST, as_model, assert_bit_equal, read, repeat
@@ -52,6 +52,7 @@ def test_the_run_folder_has_what_the_design_says(run_folder):
         "metrics.jsonl",
         "summary.json",
         "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
         "state/texts.jsonl",
         "state/lock",
     }
@@ -215,6 +216,9 @@ def test_the_figures_are_those_of_the_checkpoint(budget, run_folder, slices):
     assert row["top_route_share"] == pytest.approx(max(shares))
     assert counts[tuple(row["top_route"])] == max(counts.values())
     assert row["top_route_metric"] == pytest.approx(run(always(tuple(row["top_route"]), 3), evaluation)[0])
+    shares = {tuple(route): share for route, share in row["commonest_routes"]}
+    assert shares == {route: pytest.approx(count / len(routes)) for route, count in counts.items()}
+    assert row["commonest_routes"][0] == [row["top_route"], row["top_route_share"]]
     assert row["usage"] == pytest.approx([np.mean([layer in route for route in routes]) for layer in (1, 2, 3)])
     assert row["histogram"] == pytest.approx([np.mean([n == k for n in layers]) for k in range(4)])
     assert row["held_out_mean_layers"] == pytest.approx(
@@ -241,18 +245,6 @@ def test_the_teachers_figure_is_that_of_stage_one(run_folder, slices):
     assert read(run_folder / "summary.json")["teacher"]["metric"] == pytest.approx(
         np.mean(predicted == evaluation.labels)
     )
-
-
-def test_margin_quantiles_are_those_of_the_held_out_slice(run_folder, slices):
-    held_out, _ = slices
-    model, settings = load_gated(run_folder / "budgets" / "1.5")
-    rows = [model.route(*alone(held_out, row), above(settings.threshold)).margins[0] for row in range(len(held_out))]
-    margins = torch.stack(rows).numpy()
-    quantiles = read(run_folder / "budgets" / "1.5" / "metrics.json")["held_out"]["margin_quantiles"]
-    for gate, of_gate in enumerate(quantiles):
-        assert of_gate == pytest.approx(
-            np.quantile(margins[:, gate], (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)), abs=1e-4
-        )
 
 
 # Going on after a stop
@@ -393,7 +385,7 @@ def test_a_device_that_is_too_small_is_said(model_folder, csv_files, tmp_path, m
     def fine_tune(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 0 bytes")
 
-    monkeypatch.setattr(importlib.import_module("hadskip_export.commands.train"), "fine_tune", fine_tune)
+    monkeypatch.setattr(pipeline, "fine_tune", fine_tune)
     with pytest.raises(RecipeError, match=r"^--device cpu: too little memory \(CUDA out of memory.* GiB\.\)"):
         repeat(model_folder, csv_files, tmp_path / "run", settings=QUICKEST)
     assert not (tmp_path / "run").exists()

@@ -19,6 +19,8 @@ from hadskip_export.support.errors import BundleError, EngineError
 
 FILES = {f"{name}.{kind}" for name in PLOTS for kind in ("svg", "png")}
 
+RECIPE = {"threshold_on": "evaluation"}
+
 
 def a_summary(
     layers: int, budgets: list[float], metric: str = "accuracy", teacher: float = 0.8, one_route: bool = False
@@ -33,14 +35,18 @@ def a_summary(
         seen = statistics(routes)
         values = (teacher - random.random(3) / 5).tolist()
         rows.append({
-            "budget": budget, "mean_layers": seen.mean_layers, "metric": values[0],
+            "budget": budget, "threshold": 0.0, "mean_layers": seen.mean_layers, "metric": values[0],
             "retained": values[0] / teacher if teacher > 0 else None,
             "routes": seen.distinct, "route_entropy_bits": seen.entropy_bits,
+            "commonest_routes": seen.commonest,
             "top_route": seen.commonest[0][0], "top_route_share": seen.commonest[0][1], "top_route_metric": values[1],
             "static_route": list(range(1, max(1, round(budget)) + 1)), "static_metric": values[2],
             "usage": seen.usage, "histogram": seen.histogram,
         })  # fmt: skip
-    return {"task": "sst2", "metric": metric, "layers": layers, "teacher": {"metric": teacher}, "budgets": rows}
+    return {
+        "task": "sst2", "metric": metric, "layers": layers, "max_length": 64, "teacher": {"metric": teacher},
+        "budgets": rows,
+    }  # fmt: skip
 
 
 SUMMARIES = {
@@ -55,7 +61,7 @@ every_summary = pytest.mark.parametrize("summary", SUMMARIES.values(), ids=SUMMA
 
 def make_run(folder: Path, summary: dict) -> Path:
     folder.mkdir()
-    (folder / "recipe.json").write_text("{}")
+    (folder / "recipe.json").write_text(json.dumps({"budget": summary["budgets"][-1]["budget"], "recipe": RECIPE}))
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
@@ -181,7 +187,7 @@ def test_inspect_draws_a_run(run_folder: Path, tmp_path: Path):
 
 def test_with_json_only_json_is_printed(tmp_path: Path):
     run = make_run(tmp_path / "run", SUMMARIES["a run"])
-    done = CliRunner().invoke(main, ["inspect", str(run), "--json", "--plots", str(tmp_path / "plots")])
+    done = CliRunner().invoke(main, ["inspect", str(run), "--json", "-", "--plots", str(tmp_path / "plots")])
     assert json.loads(done.stdout) == json.loads((run / "summary.json").read_text())
     assert {file.name for file in (tmp_path / "plots").iterdir()} == FILES
 
@@ -206,7 +212,7 @@ def test_what_cannot_be_drawn_is_refused(bundle: Path, tmp_path: Path):
 def test_without_matplotlib_the_message_names_the_extra(tmp_path: Path, monkeypatch):
     run = make_run(tmp_path / "run", SUMMARIES["a run"])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert inspect(run)[1]
+    assert inspect(run).content
     with pytest.raises(EngineError, match=r"hadskip-export\[plots\]"):
         inspect(run, plots=tmp_path / "plots")
     assert not (tmp_path / "plots").exists()

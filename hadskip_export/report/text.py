@@ -1,0 +1,300 @@
+"""Results as lines for a person: what each command prints of the dataclass that its function returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves has not
+    from hadskip_export.benchmark.measure import Figures
+    from hadskip_export.commands.bench import Benchmark, Row
+    from hadskip_export.commands.calibrate import Calibrated, Calibration
+    from hadskip_export.commands.demo import Demo, Example
+    from hadskip_export.commands.doctor import Diagnosis
+    from hadskip_export.commands.estimate import Estimate
+    from hadskip_export.commands.inspect import Inspection
+    from hadskip_export.commands.validate import Validation
+    from hadskip_export.routing.points import Point
+    from hadskip_export.runtime.bundle import EngineInfo, Manifest
+    from hadskip_export.verification.golden import GoldenCheck
+    from hadskip_export.verification.labels import ClassScore, DataCheck
+    from hadskip_export.verification.parity import ParityReport
+
+Lines = list[str]
+
+MOST_FLIPS = 10  # listed; the others are counted
+OFF_BUDGET = 0.03  # share of a budget; a row of `calibrate` farther from it says so
+
+
+# Training
+
+
+def training(summary: dict[str, Any]) -> Lines:
+    """A run's summary.json: a row per budget."""
+    metric, teacher = summary["metric"], summary["teacher"]
+    has_mismatched = "mismatched_metric" in teacher
+    other, column = "", ""
+    if has_mismatched:
+        other, column = f" (mismatched {teacher['mismatched_metric']:.4f})", f" {'mismatched':>10}"
+    lines = [
+        f"{summary['task']}: {metric}, teacher {teacher['metric']:.4f}{other} with all {summary['layers']} layers",
+        f"{'budget':>7} {'layers':>7} {metric:>9}{column} {'retained':>9} {'routes':>7} {'entropy':>8}"
+        f" {'top share':>10} {'top alone':>10} {'static':>7}",
+    ]
+    for row in summary["budgets"]:
+        retained = "" if row["retained"] is None else f"{row['retained']:.1%}"
+        other = f" {row['mismatched_metric']:>10.4f}" if has_mismatched else ""
+        lines.append(
+            f"{row['budget']:>7g} {row['mean_layers']:>7.2f} {row['metric']:>9.4f}{other} {retained:>9}"
+            f" {row['routes']:>7} {row['route_entropy_bits']:>8.2f} {row['top_route_share']:>10.1%}"
+            f" {row['top_route_metric']:>10.4f} {row['static_metric']:>7.4f}"
+        )
+    return lines
+
+
+# Checks
+
+
+def parity(report: ParityReport) -> Lines:
+    """An engine beside its reference: a row per piece, then end to end, then the verdict."""
+    lines = [f"{report.engine}-{report.precision}-{report.cut} against {report.reference}, {report.texts} texts"]
+    lines += [
+        f"  {piece.piece:<17} largest {piece.largest:.1e}  mean {piece.mean:.1e}  tolerance {piece.tolerance:.0e}"
+        f"{'' if piece.judged == 'largest' else ' of the mean'}{'' if piece.passed else '  FAILED'}"
+        for piece in report.pieces
+    ]
+    lines.append(
+        f"  end to end: routes agree {report.route_agreement:.2%} ({report.flips} flips that are no near tie), labels"
+        f" agree {report.label_agreement:.2%}, logits differ by at most {report.logits_largest:.1e}"
+    )
+    if report.full_label_agreement is not None and report.precision != "fp32":
+        lines.append(f"  full BERT in {report.precision}: labels agree {report.full_label_agreement:.2%} with its fp32")
+    verdict = "passed" if report.first_bad_piece is None else f"FAILED at {report.first_bad_piece}"
+    return [*lines, f"  parity {verdict}"]
+
+
+def golden(check: GoldenCheck) -> str:
+    """How far an engine is from the answers recorded at the build."""
+    return (
+        f"{check.texts} texts, {check.flips} flips, logits differ by at most {check.logits_largest:.1e}, tolerance"
+        f" {check.logits_tolerance:.0e}"
+    )
+
+
+def validation(found: Validation) -> Lines:
+    """Golden answers, parity and, where there was labelled data, what the bundle does with it."""
+    verdict = "passed" if found.golden.passed else "FAILED"
+    labelled = [] if found.data is None else labelled_data(found.data)
+    return [f"golden: {golden(found.golden)} ({verdict})", *parity(found.parity), *labelled]
+
+
+def labelled_data(check: DataCheck) -> Lines:
+    """The metric, a row per label, and the first of the inputs whose label is no longer full BERT's."""
+    lines = [f"data: {check.texts} texts, {check.metric} {check.value:.4f} at {check.routes.mean_layers:.2f} layers"]
+    if check.full_value is not None:
+        lines.append(f"  full BERT {check.full_value:.4f}; the same label for {check.label_agreement:.2%}")
+    lines += _per_label(check)
+    if check.flips is None:
+        return lines
+    lines.append(
+        f"  labels that differ from full BERT's: {len(check.flips)}, {check.better} for the better,"
+        f" {check.worse} for the worse"
+    )
+    lines += [
+        f"    line {flip.line}: {flip.full} -> {flip.gates}, truly {flip.expected}: {flip.text}"
+        for flip in check.flips[:MOST_FLIPS]
+    ]
+    if len(check.flips) > MOST_FLIPS:
+        lines.append(f"    and {len(check.flips) - MOST_FLIPS} more; --json FILE has them all")
+    return lines
+
+
+def _per_label(check: DataCheck) -> Lines:
+    width = max(len("label"), *(len(score.label) for score in check.classes))
+    rows = [f"  {'label':<{width}}  support  precision  recall     F1"]
+    rows += [f"  {score.label:<{width}}  {score.support:>7}  {_score(score)}" for score in check.classes]
+    if check.full_classes is not None:
+        rows[0] += "  full BERT: precision  recall     F1"
+        full = ["             " + _score(score) for score in check.full_classes]
+        rows[1:] = map(str.__add__, rows[1:], full)
+    return rows
+
+
+def _score(score: ClassScore) -> str:
+    shown = ("-" if value is None else f"{value:.3f}" for value in (score.precision, score.recall, score.f1))
+    return "{:>9}  {:>6}  {:>5}".format(*shown)
+
+
+def calibration(found: Calibration) -> Lines:
+    """A row per budget, and how to serve at the last one."""
+    metric, last = "" if found.rows[0].metric is None else f"{found.metric:>11}", found.rows[-1]
+    option = f"budget={last.budget:g}" if found.written else f"gate_threshold={last.threshold:.6g}"
+    flag = f"--budget {last.budget:g}" if found.written else f"--gate-threshold {last.threshold:.6g}"
+    return [
+        f"{found.texts} texts on {found.engine}",
+        f"{'budget':>8} {'threshold':>10} {'layers':>7} {'commonest':>10}{metric}",
+        *map(_calibrated, found.rows),
+        f"for {last.budget:g}: Predictor.load({found.bundle!r}, engine={found.engine!r}, {option})",
+        f"or hadskip-export predict {found.bundle} --engine {found.engine} {flag}",
+    ]
+
+
+def _calibrated(row: Calibrated) -> str:
+    name = "as built" if row.budget is None else f"{row.budget:g}"
+    metric = "" if row.metric is None else f"{row.metric:>11.4f}"
+    share, met = row.routes.commonest[0][1], row.routes.mean_layers
+    off = row.budget is not None and abs(met - row.budget) > OFF_BUDGET * row.budget
+    note = "  these gates come no nearer" if off else ""
+    threshold = "by gate" if row.threshold is None else f"{row.threshold:+.4f}"
+    return f"{name:>8} {threshold:>10} {met:>7.2f} {share:>10.1%}{metric}{note}"
+
+
+# Measurements
+
+
+def benchmark(result: Benchmark) -> Lines:
+    """A block per batch size, with an empty line between two."""
+    lines: Lines = []
+    for row in result.rows:
+        lines += [*([""] if lines else []), *bench_row(row)]
+    return lines
+
+
+def bench_row(row: Row) -> Lines:
+    """Full BERT and the gated model beside each other, the speedup, and what to distrust."""
+    quality = ["", "", ""]
+    if row.metric is not None:
+        quality = [f"{row.metric_name:>10}", f"{row.full_metric:>10.4f}", f"{row.metric:>10.4f}"]
+    ideal = ""
+    if row.ideal is not None and row.efficiency is not None:
+        ideal = f" ideal {row.ideal:.2f}x at {row.layers_run:.2f} layers run, efficiency {row.efficiency:.0%}"
+    return [
+        f"{row.engine}-{row.precision}-{row.cut}, batch {row.batch}, {row.seq:.0f} tokens per input on average",
+        f"{'':<12} {'layers':>7} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {quality[0]}",
+        f"{'full BERT':<12} {row.layers:>7.2f} {row.full_p50_ms:>8.2f} {row.full_p90_ms:>8.2f}"
+        f" {row.full_p99_ms:>8.2f} {quality[1]}",
+        f"{'hadskip':<12} {row.mean_layers:>7.2f} {row.p50:>8.2f} {row.p90:>8.2f} {row.p99:>8.2f} {quality[2]}",
+        f"speedup {row.speedup:.2f}x (95 % interval {row.speedup_low:.2f} to {row.speedup_high:.2f}),{ideal}"
+        f" ({row.full_setting})",
+        "layers run: " + ", ".join(f"{count}: {share:.0%}" for count, share in enumerate(row.histogram) if share),
+        *(f"do not trust this: {warning}" for warning in row.warnings),
+        *([] if row.hint is None else [f"to make it faster: {row.hint}"]),
+        *([] if row.profile is None else _profile(row.profile)),
+    ]
+
+
+def _profile(parts: dict[str, float]) -> Lines:
+    total = sum(parts.values())
+    rows = [f"  {part:<12} {ms:>8.3f} ms {ms / total:>6.1%}" for part, ms in parts.items()]
+    return ["where a call's time goes, on average:", *rows]
+
+
+def estimate(result: Estimate) -> Lines:
+    """A row per workload, then what to distrust."""
+    first = result.rows[0]
+    return [
+        f"{first.engine}-{first.precision}-{first.cut}, random weights, {first.layers_run:g} of {first.layers} layers"
+        f" run, all gates computed; full BERT in {first.full_engine}",
+        f"{'tokens':>6} {'batch':>5} {'layers':>6} {'full p50':>10} {'skip p50':>10} {'skip p99':>10}  "
+        f"{'speedup':<20} {'ideal':>5} {'efficiency':>10}",
+        *map(_estimated, result.rows),
+        *(f"do not trust {row.seq:.0f} x {row.batch}: {warning}" for row in result.rows for warning in row.warnings),
+    ]
+
+
+def _estimated(row: Figures) -> str:
+    line = (
+        f"{row.seq:>6.0f} {row.batch:>5} {row.routing:>6} {row.full_p50_ms:>7.2f} ms {row.p50:>7.2f} ms"
+        f" {row.p99:>7.2f} ms  {row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f})"
+    )
+    return line if row.ideal is None else f"{line}  {row.ideal:>5.2f} {row.efficiency:>10.1%}"
+
+
+# What there is
+
+
+def inspection(found: Inspection) -> Lines:
+    """A bundle or a run, in a screenful."""
+    lines = training(found.content) if isinstance(found.content, dict) else _manifest(found.content)
+    return [*lines, *(f"written: {file}" for file in found.plots)]
+
+
+def _manifest(manifest: Manifest) -> Lines:
+    model, route = manifest.model, manifest.router.route
+    routing = "gates" if route is None else f"static, layers {' '.join(map(str, route))}"
+    size = sum(file.size for file in manifest.files.values())
+    return [
+        f"{manifest.task}: {model.family}, {model.layers} layers of {model.hidden_size}",
+        f"tokens: {model.max_length} at most, longer inputs are cut",
+        f"labels: {', '.join(model.labels)}",
+        f"router: {routing}",
+        f"files: {len(manifest.files)}, {size / 1e6:.1f} MB, opset {manifest.opset}, made by {manifest.created_by}",
+        *map(_engine, manifest.engines),
+        "operating points:",
+        *(line for point in manifest.points for line in _point(point, manifest)),
+    ]
+
+
+def _engine(engine: EngineInfo) -> str:
+    built = ", ".join(f"{library} {version}" for library, version in engine.versions.items())
+    return f"engine {engine.name}: parity {engine.parity}, {built}, {engine.chip}"
+
+
+def _point(point: Point, manifest: Manifest) -> Iterator[str]:
+    """A budget, what was seen at it, and the commonest routes there."""
+    default = ", the default" if point.budget == manifest.default_budget else ""
+    metric = "" if point.metric is None else f", {manifest.metric} {point.metric:.4f}"
+    full = "" if point.full_metric is None else f", full BERT's {point.full_metric:.4f}"
+    met = f"{point.mean_layers:.2f} on {point.data}{metric}{full}"
+    yield f"  {point.budget:g} of {manifest.model.layers} layers{default}: {met}"
+    for route, share in point.routes:
+        yield f"    {share:>6.1%}  {', '.join(map(str, route)) or 'none'}"
+
+
+def diagnosis(found: Diagnosis) -> Lines:
+    """The machine, what is ready on it or what that lacks, and what to build."""
+    about, told = found.environment, "not told by this system"
+    if found.features is not None:
+        told = ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in found.features.items())
+    lacks = {f"engine {name}": lack for name, lack in found.engines.items()} | {"training and build": found.training}
+    return [
+        f"chip: {about['chip']}, {about['cpus']} CPUs",
+        f"features: {told}",
+        "versions: " + ", ".join(f"{library} {version}" for library, version in about["versions"].items()),
+        *(f"{name}: {'ready' if lack is None else lack}" for name, lack in lacks.items()),
+        *(
+            f"{name}: {ms:.2f} ms for a BERT-base layer of {found.tokens} tokens"
+            for name, ms in (found.layer_ms or {}).items()
+        ),
+        f"recommended: {found.recommendation}",
+    ]
+
+
+def demo(done: Demo) -> Lines:
+    """The whole way: what training, validation and benchmark found, and where everything is."""
+    checked = [] if done.validation.data is None else labelled_data(done.validation.data)[:2]
+    return [
+        *training(done.summary),
+        "",
+        *parity(done.validation.parity)[-1:],
+        *checked,
+        "",
+        *benchmark(done.benchmark),
+        "",
+        "at work, every layer and every gate an engine of its own:",
+        *(line for example in done.examples for line in _at_work(example)),
+        "",
+        f"run: {done.run}",
+        f"bundle: {done.bundle}",
+        f"figures: {done.figures}",
+        f'try: hadskip-export predict {done.bundle} "a gripping film"',
+    ]
+
+
+def _at_work(example: Example) -> Lines:
+    """Which engines one text called, in their order; a layer that was skipped is left out."""
+    return [
+        f"  {example.text!r}: {example.prediction.label}, layers"
+        f" {', '.join(map(str, example.prediction.layers)) or 'none'}",
+        f"    {' > '.join(example.engines)}",
+    ]
