@@ -11,8 +11,6 @@ network.
 
 import importlib
 import itertools
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,18 +21,20 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from single import write
 
+from hadskip_export.benchmark.random_bundle import write_random_bundle
 from hadskip_export.commands.estimate import SIZES, draw_routes
 from hadskip_export.exporters.amend import add_engine
+from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.runtime import Predictor
-from hadskip_export.runtime.engines import engine_class
+from hadskip_export.runtime.engines import Cut, engine_class
 from hadskip_export.runtime.tokenization import Encoded
 from hadskip_export.support.errors import EngineError, first_line
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WORD, ROWS, GROWTH_CALLS = 4, 32, 10_000
+CUTS: tuple[Cut, ...] = ("layers", "whole")  # piece by piece, and with layers ahead of the gates
 EAGER, COMPILED, ORT = "full BERT, torch eager", "full BERT, torch.compile", "ort-cuda"
 Call = Callable[[], object]
 
@@ -145,44 +145,38 @@ def main(
     name = torch.cuda.get_device_name() if on_gpu else "no GPU: these figures mean nothing"
     click.echo(f"{model}, {engine}-{precision}, torch {torch.__version__}, {name}")
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as opened:
-        predictors = {}
-        first = Path(temporary) / "chain" / "bundle"
-        write(first, config, layers, engine, precision, "chain")
-        for single in ("chain", "graph"):
-            bundle = first.parent.with_name(single) / "bundle"
-            if single != "chain":
-                shutil.copytree(first, bundle, copy_function=os.link)  # nothing in a bundle is written over
-                add_engine(bundle, engine, precision, single=single)
-            predictors[single] = opened.enter_context(Predictor.load(bundle, engine=engine))
-            click.echo(f"{engine}-{precision}, {single}: parity {predictors[single].engine_info.parity}")
-        graph, chain = predictors["graph"], predictors["chain"]
-        ort = ort_predictors(first, opened) if precision == "fp16" else {}
+        bundle = Path(temporary) / "bundle"
+        write_random_bundle(bundle, config, EnginePlan(engine, precision, CUTS[0]))
+        add_engine(bundle, EnginePlan(engine, precision, CUTS[1]))
+        predictors = cuts_of(bundle, engine, opened)
+        whole, chain = predictors["whole"], predictors["layers"]
+        ort = ort_predictors(bundle, opened) if precision == "fp16" else {}
         route = draw_routes(1, config.num_layers, layers, "same", np.random.default_rng(0))
         # The engine guesses that a call begins as the last one did.
         other = route.copy()
         other[0, route.argmax() - 1], other[0, route.argmax()] = True, False
         beginnings = itertools.cycle([other, route])
         systems: dict[str, Call] = {
-            "skipping, layers ahead of gates": partial(graph.run, one, routes=route),
-            "the same, a guess wrong": lambda: graph.run(one, routes=next(beginnings)),
+            "skipping, layers ahead of gates": partial(whole.run, one, routes=route),
+            "the same, a guess wrong": lambda: whole.run(one, routes=next(beginnings)),
             "skipping, piece by piece": partial(chain.run, one, routes=route),
-            f"full BERT, {engine}": lambda: graph.run(one, router="full"),
+            f"full BERT, {engine}": lambda: whole.run(one, router="full"),
         }
         systems |= torch_systems(1, tokens, model, DTYPES[precision], device)
         systems |= ort_systems(ort, one, route)
-        ideal = ideal_speedup(graph, one, layers, calls, on_gpu)
+        ideal = ideal_speedup(whole, one, layers, calls, on_gpu)
         click.echo(f"one input of {tokens} tokens, {layers} of {config.num_layers} layers; ideal {ideal:.2f}")
         click.echo(Turns(systems, on_gpu, calls, blocks).table(ideal))
         systems = {
-            "skipping, layers ahead of gates": lambda: graph.run(one * ROWS, routes=mixed),
+            "skipping, layers ahead of gates": lambda: whole.run(one * ROWS, routes=mixed),
             "skipping, piece by piece": lambda: chain.run(one * ROWS, routes=mixed),
-            f"full BERT, {engine}": lambda: graph.run(one * ROWS, router="full"),
+            f"full BERT, {engine}": lambda: whole.run(one * ROWS, router="full"),
         }
         systems |= torch_systems(ROWS, tokens, model, DTYPES[precision], device)
         systems |= ort_systems(ort, one * ROWS, mixed)
         click.echo(f"a batch of {ROWS} of {tokens} tokens, each its own {layers} layers")
         click.echo(Turns(systems, on_gpu, max(1, calls // 5), blocks).table(config.num_layers / layers))
-        click.echo(growth(graph, config.max_positions, growth_calls, on_gpu))
+        click.echo(growth(whole, config.max_positions, growth_calls, on_gpu))
     click.echo(f"{time.time() - started:.0f} s")
 
 
@@ -190,43 +184,48 @@ def _words(tokens: int) -> Encoded:
     return Encoded(np.full(tokens, WORD), np.zeros(tokens, np.int64), False)
 
 
-def ideal_speedup(graph: Predictor, one: list[Encoded], layers: int, calls: int, on_gpu: bool) -> float:
+def ideal_speedup(whole: Predictor, one: list[Encoded], layers: int, calls: int, on_gpu: bool) -> float:
     """What the layers left out would save if nothing else cost anything: a layer's time is the slope of calls with few,
     some and all layers, the last among them as in most trained routes; what is outside of them is the rest."""
-    total = graph.bundle.manifest.model.layers
+    total = whole.bundle.manifest.model.layers
     counts = sorted({max(1, total // 6), total // 2, total})
     routes = [draw_routes(1, total, count, "same", np.random.default_rng(0)) for count in counts]
-    systems: dict[str, Call] = {str(route.sum()): partial(graph.run, one, routes=route) for route in routes}
+    systems: dict[str, Call] = {str(route.sum()): partial(whole.run, one, routes=route) for route in routes}
     turns = Turns(systems, on_gpu, calls, 5)
     layer, outside = np.polyfit(counts, [float(np.median(wall)) for wall in turns.wall.values()], 1)
     return float((outside + total * layer) / (outside + layers * layer))
 
 
-def ort_predictors(bundle: Path, opened: ExitStack) -> dict[str, Predictor]:
-    """The same model in ONNX Runtime on the GPU, where there is one for it: piece by piece and as a graph."""
+def cuts_of(bundle: Path, engine: str, opened: ExitStack) -> dict[str, Predictor]:
+    """The engine's Predictors by cut."""
     predictors = {}
+    for cut in CUTS:
+        predictors[cut] = opened.enter_context(Predictor.load(bundle, engine=engine, cut=cut))
+        info = predictors[cut].engine_info
+        click.echo(f"{info.name}: parity {info.parity}")
+    return predictors
+
+
+def ort_predictors(bundle: Path, opened: ExitStack) -> dict[str, Predictor]:
+    """The same model in ONNX Runtime on the GPU, where there is one for it, by cut."""
     try:
         if engine_class(ORT).why_not_here() is not None:
             return {}
-        for single in ("chain", "graph"):
-            mine = bundle.parent.with_name(f"{ORT}-{single}") / "bundle"
-            shutil.copytree(bundle, mine, copy_function=os.link)
-            add_engine(mine, ORT, "fp16", single=single)
-            predictors[single] = opened.enter_context(Predictor.load(mine, engine=ORT))
-            click.echo(f"{ORT}-fp16, {single}: parity {predictors[single].engine_info.parity}")
+        for cut in CUTS:
+            add_engine(bundle, EnginePlan(ORT, "fp16", cut))
+        return cuts_of(bundle, ORT, opened)
     except EngineError as error:
         click.echo(f"{ORT}: {error}")
         return {}
-    return predictors
 
 
 def ort_systems(predictors: dict[str, Predictor], inputs: list[Encoded], routes: np.ndarray) -> dict[str, Call]:
     """Skipping and full BERT by these predictors, if there are any."""
     if not predictors:
         return {}
-    chain, graph = predictors["chain"], predictors["graph"]
+    chain, whole = predictors["layers"], predictors["whole"]
     return {
-        f"skipping, {ORT} fp16, as one graph": lambda: graph.run(inputs, routes=routes),
+        f"skipping, {ORT} fp16, whole": lambda: whole.run(inputs, routes=routes),
         f"skipping, {ORT} fp16, piece by piece": lambda: chain.run(inputs, routes=routes),
         f"full BERT, {ORT} fp16": lambda: chain.run(inputs, router="full"),
     }

@@ -7,7 +7,7 @@ pages of a file mapped by two graphs twice.
 
     python benchmarks/memory.py                                    # every engine and precision that runs here
     python benchmarks/memory.py --tokens 128 ort-fp32 openvino-bf16
-    python benchmarks/memory.py --single chain openvino-bf16       # without graphs
+    python benchmarks/memory.py --cut gates openvino-bf16          # every layer and gate an engine of its own
 """
 
 import json
@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import click
 import psutil
 
+from hadskip_export.exporters.targets import target_of
 from hadskip_export.runtime import Predictor
-from hadskip_export.runtime.engines import ENGINES, Single, engine_class
+from hadskip_export.runtime.engines import ENGINES, Cut, engine_class
 
 BATCH = 32
 
@@ -36,27 +38,28 @@ def held_after_batch(bundle: str, engine: str, router: str, tokens: int) -> tupl
 
 def engines_here() -> list[str]:
     runnable = [name for name in ENGINES if engine_class(name).why_not_here() is None]
-    return [f"{name}-{precision}" for name in runnable for precision in engine_class(name).precisions]
+    return [f"{name}-{precision}" for name in runnable for precision in target_of(name).precisions]
 
 
 @click.command()
 @click.option("--tokens", default=512, show_default=True)
-@click.option("--single", type=click.Choice(["chain", "graph"]), help="See `build`; the engine's own way if left out.")
+@click.option("--cut", type=click.Choice(get_args(Cut)), help="The engine's fastest if left out.")
 @click.option("--measure", nargs=3, hidden=True, help="BUNDLE ENGINE ROUTER: measure in this process.")
 @click.argument("names", nargs=-1)
-def main(tokens: int, single: Single | None, measure: tuple[str, str, str] | None, names: tuple[str, ...]) -> None:
+def main(tokens: int, cut: Cut | None, measure: tuple[str, str, str] | None, names: tuple[str, ...]) -> None:
     if measure:
         click.echo(json.dumps(held_after_batch(*measure, tokens)))
         return
     # Not above: they bring torch, which a process that serves does not hold.
     from hadskip_export.benchmark.random_bundle import write_random_bundle
     from hadskip_export.commands.estimate import SIZES
+    from hadskip_export.exporters.plan import EnginePlan
 
     for name in names or engines_here():
         with tempfile.TemporaryDirectory() as temporary:
             bundle = Path(temporary) / "bundle"
             engine, _, precision = name.rpartition("-")
-            write_random_bundle(bundle, SIZES["bert-base"], engine, precision, single=single)
+            write_random_bundle(bundle, SIZES["bert-base"], EnginePlan.of(engine, precision, cut))
             found = {}
             for router in ("gates", "full"):
                 command = [sys.executable, __file__, "--tokens", str(tokens), "--measure", str(bundle), name, router]

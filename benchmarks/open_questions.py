@@ -1,4 +1,4 @@
-"""What might make routes worth more, beside the recipe `adaptive`: the study's open questions (docs/results.md).
+"""What might make routes worth more, beside the recipe `adaptive`: the study's open questions (docs/method.md).
 
     python benchmarks/open_questions.py run --glue GLUE_FOLDER --runs FOLDER [--seed 0] cola sst2-8000
     python benchmarks/open_questions.py run ... --refit cola                # settings of the gates' fit instead
@@ -32,9 +32,8 @@ import numpy as np
 import torch
 from study import PRECISION, Run, data_folder, teacher_folder
 
-from hadskip_export.data.tables import Columns
 from hadskip_export.data.tasks import hold_out, load_task
-from hadskip_export.modeling.checkpoint import load_classifier
+from hadskip_export.modeling.checkpoint import GateSettings, load_classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.families import Draw, every_route, nested, sizes_around
 from hadskip_export.routing.routes import Route
@@ -42,10 +41,12 @@ from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.trainers.batches import encode
 from hadskip_export.trainers.evaluation import above, full_logits, predict_fixed_routes, predict_routed
 from hadskip_export.trainers.gate_fitting import Evidence, fit_gates, observe
-from hadskip_export.trainers.methods import SEARCH_EPOCHS
+from hadskip_export.trainers.methods.static import SEARCH_EPOCHS
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.run_folder import write_json
-from hadskip_export.trainers.stages import Session, distil, train_jointly
+from hadskip_export.trainers.schedule import Leg
+from hadskip_export.trainers.session import Evaluation, Session
+from hadskip_export.trainers.stages import distil, train_jointly
 from hadskip_export.trainers.summary import budget_row
 from hadskip_export.trainers.teacher import Teacher
 from hadskip_export.trainers.threshold import fit_threshold
@@ -65,16 +66,19 @@ class Questions:
     """One task and seed: its data, its teacher, and what a student comes to."""
 
     def __init__(self, task: str, data: Path, teacher: Path, seed: int):
-        examples = load_task(task, str(data), None, None, Columns(None, None, None), None)
+        examples = load_task(task=task, data_dir=str(data))
         tokenizer = Tokenizer(teacher / "tokenizer.json", MAX_LENGTH)
         rows, held_rows = (examples.train[chosen.tolist()] for chosen in hold_out(len(examples.train), seed))
-        training, held_out, self.evaluation = (
+        training, held_out, evaluation = (
             encode(tokenizer, part.texts, examples.indices(part)) for part in (rows, held_rows, examples.evaluation)
         )
         recipe = load_recipe("adaptive", (PRECISION,))
-        self.session = Session(training, held_out, recipe, seed, "cpu", lambda **_: None, examples.metric)
+        self.session = Session(
+            data=training, held_out=held_out, recipe=recipe, seed=seed, device="cpu", log=lambda **_: None,
+            metric=examples.metric,
+        )  # fmt: skip
         self.teacher = Teacher(load_classifier(teacher), training)
-        self.answers = full_logits(self.teacher.model, self.evaluation)
+        self.evaluation = Evaluation(data=evaluation, teacher_logits=full_logits(self.teacher.model, evaluation))
 
     def student(self) -> GatedClassifier:
         torch.manual_seed(self.session.seed + 1)
@@ -83,7 +87,8 @@ class Questions:
 
     def distil(self, model: GatedClassifier, family: Sequence[Route], epochs: int, name: str) -> None:
         self.reseed()
-        distil(model, self.teacher, Draw(family, LAYERS, self.session.seed), epochs, self.session, name)
+        draw = Draw(family, LAYERS, self.session.seed)
+        distil(model, self.teacher, draw, self.session, epochs=epochs, label=name)
 
     def reseed(self) -> None:
         """As `train` does before a budget."""
@@ -96,8 +101,7 @@ class Questions:
 
     def fit(self, model: GatedClassifier, family: Sequence[Route]) -> None:
         recipe = self.session.recipe
-        evidence = self.evidence(model, family, recipe.fit_rows)
-        fit_gates(model, evidence, family, recipe.layer_price, recipe, "gates")
+        fit_gates(model, self.evidence(model, family, recipe.fit_rows), recipe, "gates")
 
     def rounds(self) -> Iterator[Session]:
         """One for each epoch after the first three: other batches than theirs, the same for everybody."""
@@ -106,17 +110,16 @@ class Questions:
 
     def row(self, model: GatedClassifier, family: Sequence[Route] | None) -> dict[str, Any]:
         """The figures at a mean of exactly `BUDGET` layers, as `train` has them."""
-        session = self.session
-        threshold = fit_threshold(model, self.evaluation, BUDGET)
-        row, _ = budget_row(
-            model, threshold, BUDGET, self.answers, session.metric, session.held_out, self.evaluation, None, "cpu"
-        )
+        threshold = fit_threshold(model, self.evaluation.data, BUDGET)
+        settings = GateSettings(self.session.recipe.gate_width, threshold, BUDGET)
+        row, _ = budget_row(model, settings, self.evaluation, self.session)
         return {"family": family, **row}
 
     def hindsight(self, model: GatedClassifier, family: Sequence[Route]) -> dict[str, Any]:
         """Every dev input on the best of its routes: at a price per layer, at the one that gives a mean of `BUDGET`
         layers, and the cheapest that agrees with the teacher (all layers where none does)."""
-        found = observe(model, torch.from_numpy(self.answers), self.evaluation, family).divergence
+        data, answers = self.evaluation.data, self.evaluation.teacher_logits
+        found = observe(model, torch.from_numpy(answers), data, family).divergence
         divergence = np.stack([found[route].numpy() for route in family])
         layers = np.array([len(route) for route in family])
         bound: dict[str, Any] = {"routes": len(family)}
@@ -131,8 +134,8 @@ class Questions:
             middle = (low + high) / 2
             low, high = (middle, high) if at(middle)["layers"] > BUDGET else (low, middle)
         bound |= {f"price {price:g}": at(price) for price in PRICES} | {"budget": at(high)}
-        predicted = predict_fixed_routes(model.classifier, self.evaluation, list(family))
-        agrees = np.stack([predicted[route] == self.answers.argmax(-1) for route in family])
+        predicted = predict_fixed_routes(model.classifier, data, list(family))
+        agrees = np.stack([predicted[route] == answers.argmax(-1) for route in family])
         cheapest = np.where(agrees, layers[:, None], LAYERS).min(axis=0)
         return bound | {"agreeing layers": float(cheapest.mean()), "none agrees": float((~agrees).all(axis=0).mean())}
 
@@ -150,7 +153,9 @@ def answer(questions: Questions) -> Iterator[tuple[str, dict[str, Any]]]:
     model = copy.deepcopy(adaptive)
     questions.reseed()
     for again, more in enumerate(questions.rounds(), 1):
-        distil(model, questions.teacher, Draw(family, LAYERS, more.seed), 1, more, f"longer, round {again}")
+        distil(
+            model, questions.teacher, Draw(family, LAYERS, more.seed), more, epochs=1, label=f"longer, round {again}"
+        )
         questions.fit(model, family)
         yield f"longer, round {again}", questions.row(model, family)
 
@@ -159,7 +164,7 @@ def answer(questions: Questions) -> Iterator[tuple[str, dict[str, Any]]]:
     for again, more in enumerate(questions.rounds(), 1):
         threshold = fit_threshold(model, session.held_out, BUDGET)
         _, routes, _ = predict_routed(model, session.data, above(threshold))
-        distil(model, questions.teacher, _those_of(routes), 1, more, f"iterated, round {again}")
+        distil(model, questions.teacher, _those_of(routes), more, epochs=1, label=f"iterated, round {again}")
         questions.fit(model, family)
         yield f"iterated, round {again}", questions.row(model, family)
 
@@ -168,7 +173,7 @@ def answer(questions: Questions) -> Iterator[tuple[str, dict[str, Any]]]:
     questions.reseed()
     for again, more in enumerate(questions.rounds(), 1):
         held = replace(more, recipe=replace(more.recipe, glide=0.0))  # gates are not made to explore again
-        train_jointly(model, questions.teacher, BUDGET, BUDGET, 1, held)
+        train_jointly(model, questions.teacher, Leg(BUDGET, BUDGET, 1), held)
         yield f"reinmax, round {again}", questions.row(model, None)
 
     every = every_route(sizes, LAYERS)
@@ -198,7 +203,7 @@ def refit(questions: Questions) -> Iterator[tuple[str, dict[str, Any]]]:
         model = GatedClassifier(body.classifier, recipe.gate_width, recipe.gate_bias)
         if recipe.fit_rows not in evidence:
             evidence[recipe.fit_rows] = questions.evidence(model, family, recipe.fit_rows)
-        fit_gates(model, evidence[recipe.fit_rows], family, recipe.layer_price, recipe, "gates")
+        fit_gates(model, evidence[recipe.fit_rows], recipe, "gates")
         yield setting or "as it is", questions.row(model, family)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
 from hadskip_export.commands.estimate import SIZES
+from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.runtime import Predictor
-from hadskip_export.runtime.chain import Chain
+from hadskip_export.runtime.programs.chain import Chain
 from hadskip_export.runtime.tokenization import pad
 
 
@@ -32,8 +33,8 @@ def bare(predictor: Predictor, text: str, layers: int) -> Callable[[], object]:
     def call() -> None:
         encode([text])
         first = chain.embeddings(*inputs)
-        if chain.lookahead is not None:
-            chain.lookahead(first, mask)
+        if chain.all_gates is not None:
+            chain.all_gates(first, mask)
         for piece in pieces:
             piece(hidden, mask)
         chain.head(hidden)
@@ -66,7 +67,7 @@ def main(model: str, tokens: int, blocks: int, calls: int) -> None:
     text = text_of(tokens)
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) / "bundle"
-        write_random_bundle(bundle, SIZES[model])
+        write_random_bundle(bundle, SIZES[model], EnginePlan("ort", "fp32", "layers"))
         with Predictor.load(bundle) as predictor:
             chain = predictor.load_chain()
             systems = {}

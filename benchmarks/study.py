@@ -1,4 +1,4 @@
-"""The study behind docs/results.md: which recipe's routes depend on the input, and pay?
+"""The study behind docs/method.md: which recipe's routes depend on the input, and pay?
 
     python benchmarks/study.py run --glue GLUE_FOLDER --runs FOLDER [NAME ...]   # resumable; one after the other
     python benchmarks/study.py table                                             # from the summaries kept in study/
@@ -124,7 +124,7 @@ def schedules() -> list[Run]:
 
 
 def knobs() -> list[Run]:
-    """What docs/recipe.md says of a setting that no other group changes: one at a time, on one seed."""
+    """What docs/method.md says of a setting that no other group changes: one at a time, on one seed."""
     changed = {"adaptive": ADAPTIVE_KNOBS, "paper": PAPER_KNOBS}
     return [
         student("cola", None, 0, who, 3, *(DIRECT if who == "adaptive" else ()), setting, name=setting)
@@ -182,7 +182,7 @@ def teacher_folder(data: Path, runs: Path, run: Run) -> Path:
 
 @click.group()
 def main() -> None:
-    """The study behind docs/results.md."""
+    """The study behind docs/method.md."""
 
 
 @main.command("run")
@@ -237,7 +237,7 @@ def table(names: tuple[str, ...]) -> None:
 
 @main.command("evidence")
 def evidence_table() -> None:
-    """Recipes beside their rivals, by seed, and the mean of the differences, as docs/results.md has them.
+    """Recipes beside their rivals, by seed, and the mean of the differences, as docs/method.md has them.
 
     `held out`: mean layers of the held-out training texts at the threshold that was met on dev's. A rival with * had a
     teacher of its own (the same training on another chip) and is left out of the means. KL is in nats; of the means it

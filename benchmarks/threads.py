@@ -12,28 +12,30 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import click
 import numpy as np
 
 from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
 from hadskip_export.commands.estimate import SIZES, draw_routes
+from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.runtime import Predictor
-from hadskip_export.runtime.engines import Single
+from hadskip_export.runtime.engines import Cut
 
 THREADS, CALLS, TRIALS, TOKENS, LAYERS_RUN = 8, 64, 5, 64, 6
 
 
 @click.command()
-@click.option("--single", type=click.Choice(["chain", "graph"]), help="See `build`; the engine's own way if left out.")
+@click.option("--cut", type=click.Choice(get_args(Cut)), help="The engine's fastest if left out.")
 @click.option("--batch", default=1, help="Inputs of a call.")
 @click.argument("name", default="ort-fp32")
-def main(single: Single | None, batch: int, name: str) -> None:
+def main(cut: Cut | None, batch: int, name: str) -> None:
     calls = max(CALLS // batch, 4 * THREADS)
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) / "bundle"
         engine, _, precision = name.rpartition("-")
-        write_random_bundle(bundle, SIZES["bert-base"], engine, precision, single=single)
+        write_random_bundle(bundle, SIZES["bert-base"], EnginePlan.of(engine, precision, cut))
         with Predictor.load(bundle) as predictor:
             layers = predictor.bundle.manifest.model.layers
             routes = draw_routes(calls * batch, layers, LAYERS_RUN, "mixed", np.random.default_rng(0))

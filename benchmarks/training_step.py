@@ -26,7 +26,9 @@ from hadskip_export.routing.families import Draw, nested, sizes_around
 from hadskip_export.runtime.tokenization import Encoded
 from hadskip_export.trainers.batches import Dataset, TrainingBatch
 from hadskip_export.trainers.recipe import load_recipe
-from hadskip_export.trainers.stages import Session, distil, fine_tune, train_jointly
+from hadskip_export.trainers.schedule import Leg
+from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.stages import distil, fine_tune, train_jointly
 from hadskip_export.trainers.teacher import Teacher
 
 BUDGET, ROUNDS, BATCHES = 3, 7, 10
@@ -66,7 +68,9 @@ def main(threads: int, tokens: int, model: str | None, precision: str, device: s
     held_out = Dataset(encoded[:1], np.zeros(1, np.int64))
 
     def session(recipe) -> Session:
-        return Session(data, held_out, recipe, 0, device, lambda **_: None, "accuracy")
+        return Session(
+            data=data, held_out=held_out, recipe=recipe, seed=0, device=device, log=lambda **_: None, metric="accuracy"
+        )
 
     def student() -> GatedClassifier:
         return GatedClassifier(copy.deepcopy(classifier), 64, 1.0).to(device)
@@ -75,12 +79,12 @@ def main(threads: int, tokens: int, model: str | None, precision: str, device: s
     keeps.logits()
     first, second, third, fourth = (student() for _ in range(4))
     fifth = copy.deepcopy(classifier)
-    once = replace(paper, stage1_epochs=1)
+    once, held = replace(paper, stage1_epochs=1), Leg(BUDGET, BUDGET, 1)
     systems: dict[str, Callable[[], object]] = {
-        "plain": lambda: distil(first, forgets, plain, 1, session(predictions), "plain"),
-        "paper": lambda: train_jointly(second, keeps, BUDGET, BUDGET, 1, session(paper)),
-        "paper, predictions only": lambda: train_jointly(third, keeps, BUDGET, BUDGET, 1, session(predictions)),
-        "adaptive": lambda: distil(fourth, keeps, family, 1, session(adaptive), "adaptive"),
+        "plain": lambda: distil(first, forgets, plain, session(predictions), epochs=1, label="plain"),
+        "paper": lambda: train_jointly(second, keeps, held, session(paper)),
+        "paper, predictions only": lambda: train_jointly(third, keeps, held, session(predictions)),
+        "adaptive": lambda: distil(fourth, keeps, family, session(adaptive), epochs=1, label="adaptive"),
         "fine-tuning": lambda: fine_tune(fifth, session(once)),
     }
     spent: dict[str, list[float]] = {name: [] for name in systems}
