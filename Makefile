@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check bench bench-gpu cuda gpu node trt clean
+.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum trt clean
 
 install: $(STAMP)
 
@@ -34,20 +34,34 @@ types: $(STAMP)
 
 check: lint types test
 
-# The one-file graph of a bundle under Node, which needs node and npm: does it answer as the Predictor does?
+# The documentation's site, in build/site; a link, an anchor or a reference that leads nowhere fails
+# (not with --quiet, which hides warnings from --strict, too).
+docs: $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# A bundle's whole model in programs that do not know us: under Node (node and npm), and in optimum-onnx, which has an
+# environment of its own, for it needs an older transformers. Do they answer as the Predictor does?
 node: $(STAMP)
 	cd examples/node && npm ci --ignore-scripts --no-audit --no-fund
 	$(BIN)/python examples/node/check.py $(BUNDLE)
 
+optimum: $(STAMP)
+	mkdir -p build
+	$(PYTHON) -m venv build/optimum
+	build/optimum/bin/pip install --quiet -r examples/optimum/requirements.txt
+	$(BIN)/python examples/optimum/expected.py $(BUNDLE) build/expected.jsonl
+	build/optimum/bin/python examples/optimum/check.py $(BUNDLE) build/expected.jsonl
+
 # Engines of TensorRT for RTX, which builds without a GPU; 100 MB of its library.
 trt: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[trt-rtx]"
-	$(BIN)/python -m pytest tests/exporters/test_tensorrt.py tests/runtime/engines/test_tensorrt.py
+	$(BIN)/python -m pytest tests/exporters/targets/test_tensorrt.py tests/runtime/engines/test_tensorrt.py
 
 # What of the CUDA kernels needs no GPU: they compute the right thing as C++, and NVIDIA's compiler takes them.
 cuda: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt cuda-bindings nvidia-cuda-nvrtc
-	$(BIN)/python -m pytest tests/runtime/engines/test_torch_cuda_kernels.py -m "not gpu"
+	$(BIN)/python -m pytest tests/runtime/engines/torch_cuda/test_kernels.py -m "not gpu"
 
 # On a machine with a GPU, by the Python that has a torch with CUDA.
 gpu:
@@ -66,9 +80,9 @@ bench: $(STAMP)
 	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine ort --seq 64 --batch 8 --routing mixed
 	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine openvino
 	$(BIN)/hadskip-export estimate --model bert-base --layers-run 6 --engine openvino --precision bf16 --against ort-fp32
-	$(BIN)/python benchmarks/layouts.py ort-fp32 ort-int8 openvino-fp32 openvino-int8 openvino-bf16
-	$(BIN)/python benchmarks/single.py ort-fp32 ort-int8 openvino-fp32
-	$(BIN)/python benchmarks/single.py --model bert-base --tokens 64 --layers 6 ort-fp32
+	$(BIN)/python benchmarks/cuts.py ort-fp32 ort-int8 openvino-fp32 openvino-int8 openvino-bf16
+	$(BIN)/python benchmarks/cuts.py --batch 8 ort-fp32 openvino-fp32 openvino-bf16
+	$(BIN)/python benchmarks/cuts.py --model minilm --tokens 28 --layers 3 ort-fp32 ort-int8 openvino-fp32
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/threads.py

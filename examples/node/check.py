@@ -1,4 +1,4 @@
-"""Does Node answer as the Predictor does? `python check.py BUNDLE`; the bundle gets its graph if it has none."""
+"""Does Node answer as the Predictor does? `python check.py BUNDLE`; the bundle gets a whole model if it has none."""
 
 import json
 import subprocess
@@ -10,8 +10,9 @@ from hadskip_export.runtime import Predictor
 from hadskip_export.verification.golden import read_golden
 
 bundle = Path(sys.argv[1]).resolve()
-build(bundle, graph=True)
-with Predictor.load(bundle) as predictor:
+if not (bundle / "model" / "model.onnx").is_file():
+    build(bundle, engine="ort", cut="whole")
+with Predictor.load(bundle, engine="ort-fp32-whole") as predictor:
     golden = [text for text in read_golden(predictor.bundle).texts if isinstance(text, str)]
     texts = [
         "A gripping film!",

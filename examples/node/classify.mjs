@@ -1,6 +1,8 @@
-// Classifies texts with a bundle's one-file graph: node classify.mjs BUNDLE TEXT [TEXT ...]
-// A bundle has one after `hadskip-export build BUNDLE --graph`. A JSON line per text, as `hadskip-export predict` prints.
+// Classifies texts with a bundle's whole model: node classify.mjs BUNDLE TEXT [TEXT ...]
+// Any bundle has one after `hadskip-export build BUNDLE --engine ort --cut whole`. It reads the folder BUNDLE/model as
+// other programs do, and prints a JSON line per text, as `hadskip-export predict` does.
 
+import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Tokenizer } from "@huggingface/tokenizers";
@@ -12,32 +14,47 @@ if (!bundle || !texts.length) {
   process.exit(2);
 }
 
-const read = async (name) => JSON.parse(await readFile(join(bundle, name), "utf8"));
-const { model, graph, tokenizer: tokenizerFile } = await read("manifest.json");
-if (!graph) {
-  console.error(`${bundle}: has no graph; add it with hadskip-export build ${bundle} --graph`);
+const folder = join(bundle, "model");
+if (!existsSync(join(folder, "model.onnx"))) {
+  console.error(`${bundle}: has no whole model; add it with hadskip-export build ${bundle} --engine ort --cut whole`);
   process.exit(2);
 }
 
-const tokenizer = new Tokenizer(await read(tokenizerFile), {});
-const session = await ort.InferenceSession.create(join(bundle, graph), { logSeverityLevel: 3 });
+const read = async (name) => JSON.parse(await readFile(join(folder, name), "utf8"));
+const { id2label } = await read("config.json");
+const settings = await read("tokenizer_config.json");
+const tokenizer = new Tokenizer(await read("tokenizer.json"), settings);
+const session = await ort.InferenceSession.create(join(folder, "model.onnx"), { logSeverityLevel: 3 });
+const labels = Object.keys(id2label).map((index) => id2label[index]);
 
-const int64 = (values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
+// One call for all texts: the model takes batches, and skips each text's layers by itself.
+const encoded = texts.map((text) => tokenizer.encode(text).ids);
+const truncated = encoded.map((ids) => ids.length > settings.model_max_length);
+const kept = encoded.map((ids, row) =>
+  truncated[row] ? [...ids.slice(0, settings.model_max_length - 1), ids.at(-1)] : ids, // the last token is [SEP]
+);
+const length = Math.max(...kept.map((ids) => ids.length));
+const int64 = (value) =>
+  new ort.Tensor(
+    "int64",
+    BigInt64Array.from(kept.flatMap((ids) => Array.from({ length }, (_, token) => BigInt(value(ids, token))))),
+    [kept.length, length],
+  );
+const { logits, layers_run } = await session.run({
+  input_ids: int64((ids, token) => ids[token] ?? 0),
+  attention_mask: int64((ids, token) => (token < ids.length ? 1 : 0)),
+  token_type_ids: int64(() => 0),
+  // gate_thresholds: new ort.Tensor("float32", [...], [1, layers]) in place of the bundle's default operating point
+  // max_layers: new ort.Tensor("int64", [4n], [1]) for at most four layers a text
+});
 
-for (const text of texts) {
-  const { ids } = tokenizer.encode(text);
-  const truncated = ids.length > model.max_length;
-  if (truncated) ids.splice(model.max_length - 1, ids.length - model.max_length); // the last token stays: [SEP]
-  const { logits, layers_run } = await session.run({
-    input_ids: int64(ids),
-    attention_mask: int64(ids.map(() => 1)),
-    token_type_ids: int64(ids.map(() => 0)),
-    // gate_threshold: new ort.Tensor("float32", [t], []) in place of the manifest's router.threshold; a higher t skips more
-  });
-  const exponentials = [...logits.data].map((logit) => Math.exp(logit - Math.max(...logits.data)));
+const row = (tensor, index) => [...tensor.data].slice(index * tensor.dims[1], (index + 1) * tensor.dims[1]);
+texts.forEach((_, index) => {
+  const scores = row(logits, index);
+  const exponentials = scores.map((logit) => Math.exp(logit - Math.max(...scores)));
   const total = exponentials.reduce((sum, value) => sum + value, 0);
-  const probabilities = Object.fromEntries(model.labels.map((label, row) => [label, exponentials[row] / total]));
-  const label = model.labels.reduce((best, one) => (probabilities[one] > probabilities[best] ? one : best));
-  const layers = [...layers_run.data].flatMap((ran, index) => (ran ? [index + 1] : []));
-  console.log(JSON.stringify({ label, probabilities, layers, truncated }));
-}
+  const probabilities = Object.fromEntries(labels.map((label, one) => [label, exponentials[one] / total]));
+  const label = labels[scores.indexOf(Math.max(...scores))];
+  const layers = row(layers_run, index).flatMap((ran, layer) => (ran ? [layer + 1] : []));
+  console.log(JSON.stringify({ label, probabilities, layers, truncated: truncated[index] }));
+});
