@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum trt clean
+.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum kill trt clean
 
 install: $(STAMP)
 
@@ -52,6 +52,10 @@ optimum: $(STAMP)
 	build/optimum/bin/pip install --quiet -r examples/optimum/requirements.txt
 	$(BIN)/python examples/optimum/expected.py $(BUNDLE) build/expected.jsonl
 	build/optimum/bin/python examples/optimum/check.py $(BUNDLE) build/expected.jsonl
+
+# Builds that are killed in the middle, for real.
+kill: $(STAMP)
+	$(BIN)/python -m pytest tests/commands tests/exporters -m slow
 
 # Engines of TensorRT for RTX, which builds without a GPU; 100 MB of its library.
 trt: $(STAMP)

@@ -337,6 +337,7 @@ def test_a_bundle_that_misses_parity_is_written_marked_and_refused(one_layer, tm
     assert validate(out).passed  # with the tolerance as it is, nothing is wrong
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_loads(run_folder: Path, tmp_path: Path):
     out = tmp_path / "here" / "bundle"
     code = "import sys, hadskip_export; hadskip_export.build(sys.argv[1], out=sys.argv[2])"

@@ -142,6 +142,10 @@ def test_one_altered_piece_fails_and_is_named(
     assert text.parity(report)[-1].strip() == f"parity FAILED at {piece}"
 
 
+IN_ORT_AND_OPENVINO = pytest.mark.parametrize(
+    ("engine", "cut"), [*(("ort", cut) for cut in CUTS), ("openvino", "whole")]
+)
+
 # A tensor that every cut reads, by the name of the piece that it is a part of
 TENSORS = {
     "embeddings.word.weight": "embeddings",
@@ -153,8 +157,7 @@ TENSORS = {
 }
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@IN_ORT_AND_OPENVINO
 @pytest.mark.parametrize("tensor", [*TENSORS, "gates.hidden.weight"])
 def test_a_damaged_tensor_is_found_by_the_name_of_its_piece_in_every_cut(
     every_cut: Path, tmp_path: Path, reference, inputs, engine: str, cut: str, tensor: str
@@ -233,8 +236,7 @@ def test_a_gate_that_is_wrong_in_one_layer_only_is_named(
 
 
 @pytest.mark.parametrize("piece", ["layer_02", "layer_04", "embeddings", "head", "full"])
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@IN_ORT_AND_OPENVINO
 def test_a_damaged_graph_is_named_in_every_cut(
     every_cut: Path, tmp_path: Path, reference, inputs, engine: str, cut: str, piece: str
 ):
