@@ -27,6 +27,7 @@ from hadskip_export.support.errors import BudgetError, EngineError
 from hadskip_export.support.progress import say, track
 
 BATCH = 32
+OFF_BUDGET = 0.05  # share of a budget; thresholds that run more or fewer layers do not keep it
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Calibrated:
     threshold: float | None
     routes: RouteStatistics
     metric: float | None
+
+    @property
+    def keeps_budget(self) -> bool:
+        return self.budget is None or abs(self.routes.mean_layers - self.budget) <= OFF_BUDGET * self.budget
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def calibrate(
         label_column: for the metric; left out, a column that looks like it, if all it has are the bundle's labels.
 
     Raises:
-        BudgetError: a budget beyond the model, or a bundle with a static route, which has nothing to set.
+        BudgetError: a budget beyond the model; with `write`, one that these gates do not come near; a bundle with a
+            static route, which has nothing to set.
         BundleError: another process is adding to the bundle.
         DataError: see `read_examples`.
         EngineError: margins that are no numbers.
@@ -112,6 +118,7 @@ def calibrate(
         thresholds = set(manifest.default_point.thresholds)
         rows = (row(None, min(thresholds) if len(thresholds) == 1 else None), *map(row, wanted, found))
         if write:
+            _check_kept(bundle, rows[1:])
             full = None if FULL not in predictor.engine_info.files else predictor.run(encoded, BATCH, router="full")[0]
             full_metric = None if full is None else score(full)
             add_points(
@@ -127,6 +134,16 @@ def _scorer(predictor: Predictor, examples: Examples) -> Callable[[np.ndarray], 
     measure = METRICS[predictor.bundle.manifest.metric]
     expected = np.array([predictor.labels.index(label) for label in examples.labels])
     return lambda logits: measure(logits.argmax(-1), expected) if len(expected) else None
+
+
+def _check_kept(bundle: str | Path, rows: Sequence[Calibrated]) -> None:
+    """An operating point that its own texts do not keep would be a promise broken at once."""
+    if missed := [row for row in rows if not row.keeps_budget]:
+        nearest = ", ".join(f"{row.budget:g} (nearest: {row.routes.mean_layers:.2f})" for row in missed)
+        raise BudgetError(
+            f"{bundle}: its gates come nowhere near a budget of {nearest} on these texts, and nothing was written;"
+            " leave it out, or train with that --budget"
+        )
 
 
 def _point(row: Calibrated, manifest: Manifest, data: str, full_metric: float | None) -> Point:

@@ -13,6 +13,7 @@ from hadskip_export.modeling.checkpoint import read_config, resolve_model
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.routes import Route
 from hadskip_export.support.errors import DataError, RecipeError, first_line
+from hadskip_export.support.progress import say
 from hadskip_export.trainers.methods import create_method
 from hadskip_export.trainers.pipeline import Plan, run_training
 from hadskip_export.trainers.recipe import load_recipe
@@ -76,6 +77,8 @@ def train(
     data = load_task(task=task, data_dir=data_dir, train=train, evaluation=eval, columns=columns, known_labels=known)
     config = read_config(folder, data.labels)
     layers = resolve_budget(budget, config.num_layers)
+    if layers == config.num_layers:
+        say(f"--budget {budget:g} is all layers of the model: nothing will be skipped")
     length = min(max_length or DEFAULT_MAX_LENGTH, config.max_positions)
     if max_length is not None and not 8 <= max_length <= config.max_positions:
         raise DataError(f"--max-length {max_length}: expected 8 to {config.max_positions}")

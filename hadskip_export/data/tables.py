@@ -284,7 +284,10 @@ def check_labels(examples: Examples, known: tuple[str, ...], file: Path) -> None
     for row, label in enumerate(examples.labels):
         if label not in known:
             place = f"line {examples.lines[row]}" if examples.lines else f"row {row + 1}"
-            raise DataError(f"{file}, {place}: label {label!r} is not known; the model has {', '.join(known)}")
+            raise DataError(
+                f"{file}, {place}: label {label!r} is not known; the model has {', '.join(known)},"
+                " which the file must use, too"
+            )
 
 
 def find_text(first: Row, columns: Columns) -> Callable[[Row], Text]:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves
 Lines = list[str]
 
 MOST_FLIPS = 10  # listed; the others are counted
-OFF_BUDGET = 0.03  # share of a budget; a row of `calibrate` farther from it says so
 
 
 # Training
@@ -143,8 +142,7 @@ def _calibrated(row: Calibrated) -> str:
     name = "as built" if row.budget is None else f"{row.budget:g}"
     metric = "" if row.metric is None else f"{row.metric:>11.4f}"
     share, met = row.routes.commonest[0][1], row.routes.mean_layers
-    off = row.budget is not None and abs(met - row.budget) > OFF_BUDGET * row.budget
-    note = "  these gates come no nearer" if off else ""
+    note = "" if row.keeps_budget else "  these gates come no nearer"
     threshold = "by gate" if row.threshold is None else f"{row.threshold:+.4f}"
     return f"{name:>8} {threshold:>10} {met:>7.2f} {share:>10.1%}{metric}{note}"
 

@@ -180,9 +180,12 @@ class Bundle:
         if found:
             alike = [info for info in found if info.name == found[0].name]
             return next((one for one in alike if not built_elsewhere(one.engine, one.versions, one.chip)), alike[0])
-        asked = "-".join(part for part in (name, precision, cut) if part is not None)
+        asked = {"engine": name, "precision": precision, "cut": cut}
+        wanted = " ".join(f"{option}={value!r}" for option, value in asked.items() if value is not None)
         have = ", ".join(info.name for info in self.manifest.engines)
-        raise BundleError(f"{self.path}: has no engine {asked!r}, only {have}; add it with hadskip-export build")
+        raise BundleError(
+            f"{self.path}: has no engine with {wanted}, only {have}; hadskip-export build {self.path} adds one"
+        )
 
     def file(self, relative: str) -> Path:
         return self.path / relative
@@ -279,7 +282,7 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         content, digests = file.read_bytes(), (folder / DIGEST).read_bytes().split()
     except OSError as error:
-        raise BundleError(f"{folder}: not a bundle ({Path(error.filename).name}: {error.strerror})") from error
+        raise BundleError(f"{folder}: not a bundle ({_what_it_is(folder, error)})") from error
     if hashlib.sha256(content).hexdigest().encode() not in digests:
         raise BundleError(f"{file}: does not match {DIGEST}; it was edited or damaged, copy or build the bundle again")
     try:
@@ -294,3 +297,11 @@ def _read_manifest(folder: Path) -> Manifest:
         return msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{file}: not a manifest ({error})") from error
+
+
+def _what_it_is(folder: Path, error: OSError) -> str:
+    if not folder.is_dir():
+        return "no such folder"
+    if (folder / "recipe.json").is_file():
+        return f"a run; hadskip-export build {folder} --out BUNDLE makes one of it"
+    return f"{Path(error.filename).name}: {error.strerror}"

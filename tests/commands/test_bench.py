@@ -231,7 +231,7 @@ def test_data_it_cannot_use_is_refused(bundle: Path, tmp_path: Path):
         bench(bundle, data=write_csv(tmp_path / "data.csv", [("good", "maybe")]))
     with pytest.raises(DataError, match="no rows"):
         bench(bundle, data=write_csv(tmp_path / "empty.csv", []))
-    with pytest.raises(BundleError, match="no engine 'trt'"):
+    with pytest.raises(BundleError, match="no engine with engine='trt'"):
         bench(bundle, engine="trt")
 
 

@@ -77,6 +77,15 @@ def test_pairs_and_a_single_input_will_do(bundle: Path, tmp_path: Path):
         assert len(predictor(("good", "bad film")).layers) == found.rows[0].routes.mean_layers
 
 
+def test_a_budget_that_the_texts_do_not_keep_becomes_no_operating_point(bundle: Path, tmp_path: Path):
+    """Who asks for 3.5 layers by it would run 4, and nobody would know."""
+    copy = copy_of(bundle, tmp_path)
+    pair = write_csv(tmp_path / "pairs.csv", [("good", "bad film")], ("text", "text2"))
+    with pytest.raises(BudgetError, match=r"near a budget of 3.5 \(nearest: 4.00\) .* nothing was written"):
+        calibrate(copy, pair, [4, 3.5], write=True)
+    assert read_bundle(copy).manifest == read_bundle(bundle).manifest
+
+
 # Labels
 
 

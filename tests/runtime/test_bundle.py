@@ -50,14 +50,24 @@ def test_without_manifest_or_digest_it_is_no_bundle(copy: Path, file: str):
     refused(copy, "not a bundle", file)
 
 
-@pytest.mark.parametrize("what", ["nothing", "empty folder", "file"])
-def test_what_is_no_bundle_is_refused(tmp_path: Path, what: str):
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("nothing", "no such folder"),
+        ("empty folder", "manifest.json: No such file"),
+        ("file", "no such folder"),
+        ("run", "a run; hadskip-export build "),
+    ],
+)
+def test_what_is_no_bundle_is_refused_with_what_it_is(tmp_path: Path, what: str, told: str):
     path = tmp_path / "bundle"
-    if what == "empty folder":
-        path.mkdir()
-    elif what == "file":
+    if what == "file":
         path.write_text("a file")
-    refused(path, "not a bundle")
+    elif what != "nothing":
+        path.mkdir()
+    if what == "run":
+        (path / "recipe.json").write_text("{}")
+    refused(path, "not a bundle", told)
 
 
 def test_an_edited_manifest_is_refused(copy: Path):
@@ -460,20 +470,20 @@ def test_the_first_engine_that_is_as_asked_is_found(bundle: Path, asked: dict, f
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
-        ({"name": "trt"}, "trt"),
-        ({"name": "ort-fp32", "precision": "int8"}, "ort-fp32-int8"),
-        ({"name": "ort-fp32-gates", "cut": "whole"}, "ort-fp32-gates-whole"),
-        ({"precision": "bf16"}, "bf16"),
-        ({"name": "openvino", "cut": "layers"}, "openvino-layers"),
-        ({"name": "ort-whole"}, "ort-whole"),
-        ({"name": ""}, ""),
+        ({"name": "trt"}, "engine='trt'"),
+        ({"name": "ort-fp32", "precision": "int8"}, "engine='ort-fp32' precision='int8'"),
+        ({"name": "ort-fp32-gates", "cut": "whole"}, "engine='ort-fp32-gates' cut='whole'"),
+        ({"precision": "bf16"}, "precision='bf16'"),
+        ({"name": "openvino", "cut": "layers"}, "engine='openvino' cut='layers'"),
+        ({"name": "ort-whole"}, "engine='ort-whole'"),
+        ({"name": ""}, "engine=''"),
     ],
     ids=str,
 )
 def test_an_engine_that_is_not_there_is_refused_with_those_that_are(bundle: Path, asked: dict, named: str):
     message = outcome(lambda: engines(bundle, *HAS).engine(**asked))
     assert isinstance(message, Refusal)
-    assert f"no engine {named!r}, only {', '.join(HAS)}; add it with hadskip-export build" in message
+    assert f"no engine with {named}, only {', '.join(HAS)}; hadskip-export build {bundle} adds one" in message
 
 
 parts = st.tuples(

@@ -465,7 +465,7 @@ def test_an_unknown_router_or_engine_is_refused(bundle: Path, predictor: Predict
         predictor("good", router="dice")
     with pytest.raises(HadskipError, match="router='dice'"):
         Predictor.load(bundle, router="dice")
-    with pytest.raises(BundleError, match="no engine 'tpu', only "):
+    with pytest.raises(BundleError, match="no engine with engine='tpu', only "):
         Predictor.load(bundle, engine="tpu")
 
 
