@@ -20,6 +20,7 @@ from hadskip_export.routing.routes import is_route
 from hadskip_export.support.errors import BundleError, DataError, first_line
 
 HADSKIP_KEY = "hadskip"  # our section of config.json
+GATES = "gates"  # where a checkpoint of ours has theirs
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = ("unk", "sep", "pad", "cls", "mask")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
@@ -43,6 +44,11 @@ _LAYER_NAMES = {
     "down": ("output.dense",),
     "output_norm": ("output.LayerNorm",),
 }
+
+READABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # a number of anything else lacks its scale
+# Of a checkpoint, what no classifier computes with: the heads of pretraining, and positions counted up.
+UNUSED = ("cls.", "bert.embeddings.position_ids")
+ADAPTERS = ("lora_", "adapter", "ia3_", "prompt_")
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,8 @@ def _why_refused(config, classifier: bool) -> str | None:
         return f"{config.num_hidden_layers} layers of {config.hidden_size} with {config.num_attention_heads} heads"
     if getattr(config, "is_decoder", False):
         return "a decoder"
+    if getattr(config, "quantization_config", None):
+        return "a quantised checkpoint (quantization_config)"
     if classifier:
         architecture = (config.architectures or ["?"])[0]
         if config.problem_type in ("regression", "multi_label_classification"):
@@ -146,13 +154,15 @@ def load_classifier(folder: Path, labels: tuple[str, ...] | None = None, seed: i
             then new, drawn with `seed`. Left out, the checkpoint's own classifier is loaded and must be there.
 
     Raises:
-        BundleError: see `read_config`; also pickled, missing, misnamed or misshapen weights.
+        BundleError: see `read_config`; also pickled, missing, misnamed or misshapen weights, some that are no numbers
+            or need a scale, and tensors that would change the answers if anybody read them.
     """
     config = read_config(folder, labels)
     theirs = _normalise_names(_read_weights(folder))
     fresh = ("head.classifier", "head.pooler") if labels is not None else ()
     if labels is not None:
         theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("classifier.")}
+    _check_all_read(theirs, config.num_layers, folder, fine_tuned=labels is None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(config).init_weights()
@@ -169,7 +179,7 @@ def save_classifier(model: Classifier, folder: Path) -> None:
 def save_gated(model: GatedClassifier, settings: GateSettings, folder: Path) -> None:
     """Writes a gated classifier: the Hugging Face checkpoint, the gates' weights and our section of config.json."""
     tensors = _to_hugging_face(model.classifier)
-    tensors |= {f"gates.{name}": tensor.contiguous() for name, tensor in model.gates.state_dict().items()}
+    tensors |= {f"{GATES}.{name}": tensor.contiguous() for name, tensor in model.gates.state_dict().items()}
     section: dict[str, Any] = {
         "gate_width": settings.width,
         "gate_threshold": settings.threshold,
@@ -199,7 +209,7 @@ def load_gated(folder: Path) -> tuple[GatedClassifier, GateSettings]:
             " order; copy the checkpoint again"
         )
     model = GatedClassifier(classifier, settings.width, fixed_route=None if route is None else tuple(route))
-    gates = {k.removeprefix("gates."): v for k, v in _read_weights(folder).items() if k.startswith("gates.")}
+    gates = {k.removeprefix(f"{GATES}."): v for k, v in _read_weights(folder).items() if k.startswith(f"{GATES}.")}
     _load_state(model.gates, gates, folder)
     return model.eval(), settings
 
@@ -298,6 +308,31 @@ def _from_hugging_face(theirs: dict[str, Tensor], num_layers: int, folder: Path)
         if len(tensors) == len(sources):
             ours[name] = torch.cat(tensors)
     return ours
+
+
+def _check_all_read(theirs: dict[str, Tensor], num_layers: int, folder: Path, fine_tuned: bool) -> None:
+    """Every tensor is read, or known to be of no use to a classifier; under a new head, other heads are, too.
+
+    Raises:
+        BundleError: one is not, or one that is read holds no numbers.
+    """
+    read = {name for sources in _pairs(num_layers).values() for name in sources}
+    for name, tensor in theirs.items():
+        if name in read:
+            if tensor.dtype not in READABLE:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise BundleError(
+                    f"{folder}: {name} is {kind}, a quantised weight; --model takes weights in fp32, fp16 or bf16"
+                )
+            if not tensor.isfinite().all():
+                raise BundleError(f"{folder}: {name} has values that are no finite numbers; fetch or train it again")
+        elif not name.startswith((*UNUSED, f"{GATES}.")):
+            if any(part in name for part in ADAPTERS):
+                raise BundleError(
+                    f"{folder}: {name} is of an adapter; merge it into the model before (merge_and_unload)"
+                )
+            if fine_tuned or name.startswith("bert."):
+                raise BundleError(f"{folder}: {name} is in the checkpoint, and a BERT classifier does not have it")
 
 
 def _to_hugging_face(model: Classifier) -> dict[str, Tensor]:

@@ -208,6 +208,7 @@ UNSUPPORTED = [
     ({"hidden_act": "silu"}, "'silu'"),
     ({"position_embedding_type": "relative_key"}, "'relative_key'"),
     ({"is_decoder": True}, "decoder"),
+    ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "quantised"),
 ]
 
 
@@ -291,6 +292,49 @@ def test_a_wrong_shaped_weight_is_refused(name, damaged):
 
     change_weights(damaged, widen)
     refused(lambda: load_classifier(damaged), str(damaged))
+
+
+QUERY = "bert.encoder.layer.1.attention.self.query.weight"
+
+
+@pytest.mark.parametrize("labels", [None, ("no", "yes")])
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_a_weight_that_needs_a_scale_is_refused_whoever_brings_the_scale(kind, labels, damaged):
+    change_weights(damaged, lambda tensors: tensors.update({QUERY: tensors[QUERY].to(kind)}))
+    refused(lambda: load_classifier(damaged, labels), QUERY, str(kind).removeprefix("torch."), "quantised")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_refused(value, damaged):
+    change_weights(damaged, lambda tensors: tensors["classifier.bias"].__setitem__(0, value))
+    refused(lambda: load_classifier(damaged), "classifier.bias", "no finite numbers")
+
+
+@pytest.mark.parametrize("labels", [None, ("no", "yes")])
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        (f"base_model.model.{QUERY}".replace(".weight", ".lora_A.weight"), "adapter"),
+        ("bert.encoder.layer.2.output.dense.weight", "a BERT classifier does not have it"),
+        (QUERY.replace("weight", "weight_scale"), "a BERT classifier does not have it"),
+    ],
+)
+def test_a_tensor_that_nobody_would_read_is_refused(name, cause, labels, damaged):
+    change_weights(damaged, lambda tensors: tensors.update({name: torch.ones(2, 2)}))
+    refused(lambda: load_classifier(damaged, labels), name, cause)
+
+
+def test_heads_of_pretraining_and_counted_positions_change_nothing(damaged):
+    before = load_classifier(damaged)
+    unused = {"cls.predictions.bias": torch.ones(50), "bert.embeddings.position_ids": torch.arange(24)[None]}
+    change_weights(damaged, lambda tensors: tensors.update(unused))
+    assert_bit_equal(load_classifier(damaged), before)
+
+
+def test_another_head_is_refused_in_a_fine_tuned_model_and_left_behind_under_a_new_one(damaged):
+    change_weights(damaged, lambda tensors: tensors.update({"qa_outputs.bias": torch.ones(2)}))
+    refused(lambda: load_classifier(damaged), "qa_outputs.bias")
+    assert load_classifier(damaged, ("no", "yes")).config.labels == ("no", "yes")
 
 
 def test_fewer_layers_in_the_weights_than_in_the_configuration_are_refused(damaged):
