@@ -153,7 +153,7 @@ class Predictor:
             gate_threshold: a layer runs where its gate's margin, in logits, is above this, in place of the operating
                 point's. Raise it for speed, lower it for accuracy.
             max_layers: the most layers an input may run.
-            allow_failed: load an engine whose parity check failed.
+            allow_failed: load an engine whose parity check failed, and take logits that are no finite numbers.
             warm_up: run every piece once, so that the first call is as fast as the second.
 
         Raises:
@@ -210,6 +210,7 @@ class Predictor:
         Raises:
             DataError: an input that is nothing of the sort, see `Tokenizer.encode`.
             BudgetError: see `load`.
+            EngineError: logits that are no finite numbers; the engine failed, or is closed.
         """
         single = isinstance(inputs, str | tuple | Mapping)
         encoded = self.tokenizer.encode([inputs] if single else inputs)  # type: ignore[list-item,arg-type]
@@ -239,7 +240,12 @@ class Predictor:
         max_layers: int | None = None,
         routes: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The call without its text: tokenised inputs to logits float32 [n, classes] and routes bool [n, L]."""
+        """The call without its text: tokenised inputs to logits float32 [n, classes] and routes bool [n, L].
+
+        Raises:
+            BudgetError: see `load`.
+            EngineError: logits that are no finite numbers, unless loaded with `allow_failed`; or the engine failed.
+        """
         router = router or self._options.router
         max_layers = self._options.max_layers if max_layers is None else max_layers
         thresholds = self._thresholds_for(budget, gate_threshold)
@@ -249,9 +255,15 @@ class Predictor:
         shape = (len(encoded), self.bundle.manifest.model.layers)
         self._check_routes(routes, shape)
         program = self._load_full() if router == "full" else self._load_gated()
-        return self._answers(
+        logits, ran = self._answers(
             encoded, batch_size, program, lambda rows: self._policy(thresholds, max_layers, routes, rows)
         )
+        if not (np.isfinite(logits).all() or self._options.allow_failed):
+            raise EngineError(
+                f"{self.bundle.path}: {self.engine_info.name} gives logits that are no finite numbers; run"
+                " hadskip-export validate, and build it anew or at a higher precision"
+            )
+        return logits, ran
 
     def run_as_built(
         self, encoded: Sequence[Encoded], batch_size: int = 32, thresholds: Sequence[float] | None = None

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from hadskip_export import build
 from hadskip_export.exporters.write import Source
 from hadskip_export.routing.routes import as_route
-from hadskip_export.runtime import Prediction, Predictor
+from hadskip_export.runtime import Prediction, Predictor, read_bundle
 from hadskip_export.runtime.engines import engine_class, ort
 from hadskip_export.runtime.policies import GatePolicy
 from hadskip_export.runtime.programs.chain import Chain
@@ -578,6 +580,31 @@ def test_nan_as_threshold_is_refused(predictor: Predictor):
     """Every comparison with NaN is false: it would skip every layer without a word."""
     with pytest.raises(HadskipError, match="gate_threshold"):
         predictor("good", gate_threshold=float("nan"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("engine", "cut"), [("ort", "gates"), ("ort", "whole"), ("openvino", "whole")])
+def test_logits_that_are_no_numbers_are_no_answer(bundle: Path, tmp_path: Path, engine: str, cut, value: float):
+    """At warm-up and at every call; who looks into what is wrong gets them."""
+    copy = copy_of(bundle, tmp_path)
+    build(copy, engine=engine, cut=cut)
+    weights = copy / read_bundle(copy).manifest.weights
+    with safe_open(weights, "np") as file:
+        about = file.metadata()
+    tensors = load_file(weights)
+    tensors["head.classifier.bias"][0] = value
+    save_file(tensors, weights, about)
+    reseal(copy)
+    with pytest.raises(EngineError, match=f"{engine}-fp32-{cut} gives logits that are no finite numbers") as error:
+        Predictor.load(copy, engine=engine, cut=cut)
+    one_line(error)
+    with Predictor.load(copy, engine=engine, cut=cut, warm_up=False) as predictor:
+        for inputs in (TEXTS[0], TEXTS):
+            with pytest.raises(EngineError, match="no finite numbers"):
+                predictor(inputs)
+        assert predictor(TEXTS[0], router="full").label  # its own weights are sound
+    with Predictor.load(copy, engine=engine, cut=cut, allow_failed=True) as predictor:
+        assert not np.isfinite(predictor.run(predictor.tokenizer.encode(["good"]))[0]).all()
 
 
 def test_run_gives_logits_and_routes(predictor: Predictor, oracle: Oracle):
