@@ -4,6 +4,7 @@ import contextlib
 import csv
 import itertools
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,18 @@ class Row:
             raise self.error(f"{column!r} is not valid Unicode; it holds half of a character") from error
         return value
 
+    def text(self, column: str) -> str:
+        text = self[column]
+        if not text.strip():
+            raise self.error("the text is empty")
+        return text
+
+    def label(self, column: str) -> str:
+        label = self[column]
+        if label.strip().lower() in ("", "nan"):  # as pandas writes what is missing
+            raise self.error(f"no label in {column!r}; label the row, or leave it out")
+        return label
+
     def error(self, problem: str) -> DataError:
         return DataError(f"{self.file}, line {self.line}: {problem}")
 
@@ -124,7 +137,7 @@ def _json_rows(file: Path, lines: Iterable[str], refuse: Refuse) -> Iterator[Row
 def _as_text(value: object) -> str | None:
     if isinstance(value, str):
         return value
-    return json.dumps(value) if isinstance(value, int | float) else None
+    return json.dumps(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 class _Lines:
@@ -215,8 +228,6 @@ def read_texts(file: str | Path, columns: Columns = ANY_COLUMNS, refuse: Refuse 
     for row in itertools.chain(first, rows):
         try:
             found = text(row)
-            if not all(part.strip() for part in ((found,) if isinstance(found, str) else found)):
-                raise row.error("the text is empty")
         except DataError as error:
             refuse(error)
             continue
@@ -264,16 +275,40 @@ def read_examples(
             label = _find(row, columns.label, LABEL_COLUMNS, "--label-column") if has_labels else None
         texts.append(text(row))
         if label is not None:
-            labels.append(row[label])
+            labels.append(row.label(label))
         elif late := _like(row, LABEL_COLUMNS):
             raise row.error(f"has {late!r}, and the first row has no label; give all rows one, or none")
         lines.append(row.line)
     if not texts:
         raise DataError(f"{path}: {NO_ROWS}")
     examples = Examples(texts, labels, lines)
+    check_spelling(examples, path)
     if known is not None:
         check_labels(examples, known, path)
     return examples
+
+
+def check_spelling(examples: Examples, file: Path) -> None:
+    """
+    Raises:
+        DataError: two labels differ only in blanks, in capitals or in how a number is written.
+    """
+    seen: dict[str | float, tuple[str, int]] = {}
+    for label, line in zip(examples.labels, examples.lines, strict=False):
+        other, where = seen.setdefault(_plainly(label), (label, line))
+        if other != label:
+            raise DataError(
+                f"{file}, line {line}: the labels {label!r} and {other!r} (line {where}) differ only in spelling; write"
+                " one of them everywhere"
+            )
+
+
+def _plainly(label: str) -> str | float:
+    """The same for labels that mean the same."""
+    try:
+        return float(label)
+    except ValueError:
+        return " ".join(label.casefold().split())
 
 
 def check_labels(examples: Examples, known: tuple[str, ...], file: Path) -> None:
@@ -301,14 +336,14 @@ def find_text(first: Row, columns: Columns) -> Callable[[Row], Text]:
     if columns.pair is None and _like(first, others) is None:
         return partial(_text_alone, text, others)
     pair = _find(first, columns.pair, others, "--pair-column")
-    return lambda row: (row[text], row[pair])
+    return lambda row: (row.text(text), row.text(pair))
 
 
 def _text_alone(column: str, pair_columns: tuple[str, ...], row: Row) -> str:
     """A row's text in a file without pairs, of which a JSONL file may turn out to be none."""
     if late := _like(row, pair_columns):
         raise row.error(f"has {late!r}, and the first row has no second text; give all rows one, or none")
-    return row[column]
+    return row.text(column)
 
 
 def _like(row: Row, known: tuple[str, ...]) -> str | None:

@@ -98,7 +98,6 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
         raise BundleError(f"{folder}: no config.json there; --model takes a Hugging Face model folder")
     try:
         config = AutoConfig.from_pretrained(file)
-        names = tuple(config.id2label[index] for index in range(config.num_labels))
     except Exception as error:  # transformers and its validators raise whatever they like about a bad file
         raise BundleError(f"{file}: cannot be read ({first_line(error)})") from error
     refused = _why_refused(config, classifier=labels is None)
@@ -112,12 +111,24 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
         intermediate_size=config.intermediate_size,
         max_positions=config.max_position_embeddings,
         type_vocab_size=config.type_vocab_size,
-        labels=names if labels is None else labels,
+        labels=_label_names(config.id2label, file) if labels is None else labels,
         activation=config.hidden_act,
         layer_norm_eps=config.layer_norm_eps,
         dropout=config.hidden_dropout_prob,
         attention_dropout=config.attention_probs_dropout_prob,
     )
+
+
+def _label_names(id2label: dict[int, Any], file: Path) -> tuple[str, ...]:
+    """A classifier's own, in the order of its logits; numbers and booleans as they are written."""
+    names = {index: "" if name is None else str(name) for index, name in id2label.items()}
+    missing = next((index for index in range(len(names)) if not names.get(index, "").strip()), None)
+    if missing is not None:
+        raise BundleError(f"{file}: id2label has no name for class {missing}")
+    labels = tuple(names[index] for index in range(len(names)))
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise BundleError(f"{file}: id2label names two classes {twice!r}; label names must differ")
+    return labels
 
 
 def _why_refused(config, classifier: bool) -> str | None:

@@ -4,6 +4,7 @@ What a stopped run has finished is read from its folder instead of being done ag
 """
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -113,6 +114,9 @@ def _tokenise(plan: Plan, run: RunFolder) -> tuple[Session, Dataset, Dataset | N
     )  # fmt: skip
     inputs, mismatched = encoded(data.evaluation), encoded(data.mismatched) if data.mismatched else None
     say(f"{len(training)} sentences to train on, {len(held_out)} held out, {len(inputs)} to evaluate on")
+    if data.train.labels:
+        counts = Counter(data.train.labels)
+        say(f"classes: {', '.join(f'{label} {counts[label]}' for label in data.labels)}")
     return session, inputs, mismatched
 
 

@@ -51,7 +51,8 @@ def refused(action: Callable[[], object], *names: str) -> str:
 def test_csv_quoting_as_the_standard_library_writes_it(tmp_path):
     with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "label"), *((text, "x") for text in NASTY)])
-    assert read_examples(tmp_path / "a.csv") == Examples(NASTY, ["x"] * len(NASTY))
+    rows = list(read_rows(tmp_path / "a.csv"))
+    assert [row["text"] for row in rows] == NASTY and {row["label"] for row in rows} == {"x"}
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -70,7 +71,10 @@ def test_any_text_survives_csv_and_jsonl(tmp_path, rows):
     (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8", newline="")
     good = [text for text in texts if text.strip()]
     for name in ("a.csv", "a.jsonl"):
-        assert read_examples(tmp_path / name) == Examples(texts, labels)
+        if len(good) == len(rows):
+            assert read_examples(tmp_path / name) == Examples(texts, labels)
+        else:
+            refused(lambda: read_examples(tmp_path / name), name, "the text is empty")  # noqa: B023 run at once
         if good:
             assert [text for _, text in read_texts(tmp_path / name, refuse=[].append)] == good
 
@@ -284,6 +288,40 @@ def test_known_labels_are_checked(tmp_path):
     file = write(tmp_path, "a.csv", "text,label\na,x\nb,y\n")
     assert read_examples(file, known=("y", "x")).labels == ["x", "y"]
     refused(lambda: read_examples(file, known=("x", "z")), "a.csv", "line 3", "'y'", "x, z")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("label", ["", " ", "nan", "NaN"])
+def test_a_row_that_nobody_labelled_is_no_class_of_its_own(kind, label, tmp_path):
+    rows = [("a good one", "yes"), ("a bad one", "no"), ("one more", label)]
+    file = write(tmp_path, f"a.{kind}", numbered_rows(rows, "label", kind))
+    refused(lambda: read_examples(file), str(file), f"line {3 if kind == 'jsonl' else 4}", "no label in 'label'")
+
+
+@pytest.mark.parametrize("key", ["text", "label"])
+def test_json_s_not_a_number_is_neither_text_nor_label(key, tmp_path):
+    row = json.dumps({"text": "a", "label": "x"} | {key: float("nan")})
+    file = write(tmp_path, "a.jsonl", '{"text": "a", "label": "x"}\n' + row)
+    refused(lambda: read_examples(file), "a.jsonl, line 2", repr(key))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("pair", [("", "b"), ("b", " "), ("", "")])
+def test_an_empty_text_is_refused_with_its_line_wherever_it_is_read(kind, pair, tmp_path):
+    rows = [{"text": "a", "text2": "b", "label": "x"}, {"text": pair[0], "text2": pair[1], "label": "y"}]
+    lines = [json.dumps(row) for row in rows]
+    if kind == "csv":
+        lines = [",".join(row) for row in [rows[0].keys(), *(row.values() for row in rows)]]
+    file = write(tmp_path, f"a.{kind}", "\n".join(lines))
+    for read in (read_examples, lambda file: list(read_texts(file))):
+        refused(lambda: read(file), f"line {len(lines)}: the text is empty")  # noqa: B023 run at once
+
+
+@pytest.mark.parametrize("labels", [("yes", "yes "), ("yes", "Yes"), ("1", "1.0"), ("1", "01"), ("not ok", "not  ok")])
+def test_labels_that_differ_in_spelling_alone_are_refused_with_both_lines(labels, tmp_path):
+    rows = [("a", labels[0]), ("b", "other"), ("c", labels[1])]
+    file = write(tmp_path, "a.csv", numbered_rows(rows, "label", "csv"))
+    refused(lambda: read_examples(file), "a.csv, line 4", *map(repr, labels), "(line 2)")
 
 
 # Texts without labels

@@ -160,15 +160,15 @@ def test_cuts_stand_beside_each_other_and_take_the_same_routes(mine: Path, engin
 
 
 def test_an_engine_made_anew_takes_the_place_of_the_old_one(mine: Path):
-    build(mine, engine="openvino", precision="int8")
+    build(mine, engine="ort", precision="int8")
     build(mine, engine="openvino")
     before = read_bundle(mine)
-    build(mine, engine="openvino", precision="int8")
+    build(mine, engine="ort", precision="int8")
     after = read_bundle(mine)
     assert [info.name for info in after.manifest.engines] == [
-        "ort-fp32-gates", "openvino-int8-whole", "openvino-fp32-whole",
+        "ort-fp32-gates", "ort-int8-whole", "openvino-fp32-whole",
     ]  # fmt: skip
-    old, new = before.engine("openvino-int8").folder, after.engine("openvino-int8").folder
+    old, new = before.engine("ort-int8").folder, after.engine("ort-int8").folder
     assert old != new and (mine / new).is_dir()
     assert not any(name.startswith(f"{old}/") for name in after.manifest.files)
     assert (mine / old / "report.json").exists()  # somebody may be serving it
@@ -199,14 +199,14 @@ def test_a_second_build_leaves_the_files_that_are_served_untouched(mine: Path, e
 
 def test_a_damaged_engine_that_is_made_anew_is_sound_and_nothing_is_written_over(mine: Path):
     """Its files had the names that a new one's would have."""
-    build(mine, engine="openvino", precision="int8", cut="gates")
-    file = mine / read_bundle(mine).engine("openvino").files["layer_02"]
+    build(mine, engine="ort", precision="int8", cut="gates")
+    file = mine / read_bundle(mine).engine("ort-int8").files["layer_02"]
     change_graph(file, add_to_weights(0.5))
     damaged = file.read_bytes()
-    assert not validate(mine, engine="openvino").passed
-    assert build(mine, engine="openvino", precision="int8", cut="gates").parity == "passed"
-    assert read_bundle(mine).engine("openvino").files["layer_02"] == "model/layer_02.openvino-int8-2.onnx"
-    assert validate(mine, engine="openvino").passed and file.read_bytes() == damaged
+    assert not validate(mine, engine="ort-int8").passed
+    assert build(mine, engine="ort", precision="int8", cut="gates").parity == "passed"
+    assert read_bundle(mine).engine("ort-int8").files["layer_02"] == "model/layer_02.ort-int8-2.onnx"
+    assert validate(mine, engine="ort-int8").passed and file.read_bytes() == damaged
 
 
 def test_a_predictor_in_service_goes_on_while_an_engine_is_made_anew(mine: Path):

@@ -438,6 +438,30 @@ def test_a_damaged_tokenizer_is_refused(sound, tmp_path):
     refused(lambda: save_tokenizer(tmp_path, tmp_path / "out.json"), str(tmp_path), "tokenizer")
 
 
+@pytest.mark.parametrize(
+    ("names", "labels"), [([0, 1], ("0", "1")), ([False, True], ("False", "True")), ([0.5, 1.0], ("0.5", "1.0"))]
+)
+def test_label_names_that_are_no_text_become_it(names, labels, damaged):
+    change_config(damaged, id2label={str(index): name for index, name in enumerate(names)})
+    assert read_config(damaged).labels == labels
+
+
+@pytest.mark.parametrize(
+    ("id2label", "cause"),
+    [
+        ({"0": "a", "2": "b"}, "class 1"),
+        ({"1": "a", "2": "b"}, "class 0"),
+        ({"0": None, "1": "b"}, "class 0"),
+        ({"0": "a", "1": ""}, "class 1"),
+        ({"0": "a", "1": "a"}, "'a'"),
+    ],
+)
+def test_label_names_that_cannot_be_are_refused_and_not_read_under_a_new_head(id2label, cause, damaged):
+    change_config(damaged, id2label=id2label)
+    refused(lambda: read_config(damaged), "id2label", cause)
+    assert read_config(damaged, ("no", "yes")).labels == ("no", "yes")
+
+
 def test_read_config_takes_the_labels_of_the_task_or_of_the_model(sound):
     assert read_config(sound).labels == ("LABEL_0", "LABEL_1")
     assert read_config(sound, ("x", "y", "z")).labels == ("x", "y", "z")
