@@ -1,5 +1,6 @@
 """Every command on tiny models; every bad input ends with one line, exit code 2, and nothing half-written."""
 
+import csv
 import inspect as signatures
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +81,8 @@ def made(model_folder: Path, csv_files: tuple[Path, Path], tmp_path_factory: pyt
 def test_train_writes_a_run_and_prints_the_frontier(made: Made):
     succeeded(made.trained)
     assert f"written: {made.run}" in made.trained.stdout
+    counts = Counter(row["label"] for row in csv.DictReader(made.train.open()))
+    assert f"classes: no {counts['no']}, yes {counts['yes']}\n" in made.trained.stderr
     summary = json.loads((made.run / "summary.json").read_text())
     assert [row["budget"] for row in summary["budgets"]] == [3, 2]
     for row in summary["budgets"]:

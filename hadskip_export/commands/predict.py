@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from hadskip_export.data.tables import Columns, read_texts
+from hadskip_export.data.tables import Columns, Refuse, read_texts
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.errors import DataError
@@ -77,12 +77,32 @@ def _answers(
         inputs = itertools.chain(inputs, read_texts(input, columns, refuse))
     with Predictor.load(bundle, **options) as predictor:
         while chunk := list(itertools.islice(inputs, CHUNK)):
-            for (line, _), prediction in zip(chunk, predictor([text for _, text in chunk]), strict=True):
+            try:
+                predictions = predictor([text for _, text in chunk])
+            except DataError:
+                chunk = list(_those_taken(predictor, chunk, input, refuse))
+                predictions = predictor([text for _, text in chunk])
+            for (line, _), prediction in zip(chunk, predictions, strict=True):
                 done += line is not None
                 record = asdict(prediction) if input is None else {"line": line, **asdict(prediction)}
                 yield json.dumps(record, ensure_ascii=False)
     if input is not None and on_error == "skip":
         say(f"{done} rows done, {skipped} skipped")
+
+
+def _those_taken(
+    predictor: Predictor, chunk: list[tuple[int | None, Text]], input: str | Path | None, refuse: Refuse
+) -> Iterator[tuple[int | None, Text]]:
+    """All but the rows with what the model does not know, which are refused by their line."""
+    for line, text in chunk:
+        try:
+            predictor.tokenizer.encode([text])
+        except DataError as error:
+            if line is None:
+                raise
+            refuse(DataError(f"{input}, line {line}: {str(error).partition(': ')[2]}"))
+            continue
+        yield line, text
 
 
 def _write(lines: Iterable[str], output: Path, input: str | Path | None) -> None:

@@ -304,9 +304,9 @@ def check_spelling(examples: Examples, file: Path) -> None:
 
 
 def _plainly(label: str) -> str | float:
-    """The same for labels that mean the same."""
+    """The same for labels that mean the same; JSON's booleans are 0 and 1 elsewhere."""
     try:
-        return float(label)
+        return float({"false": "0", "true": "1"}.get(label, label))
     except ValueError:
         return " ".join(label.casefold().split())
 

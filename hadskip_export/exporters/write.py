@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hadskip_export.data.runs import read_run
-from hadskip_export.data.text import Text
+from hadskip_export.data.text import TOKENIZER_CONFIG, Text
 from hadskip_export.exporters import engine
 from hadskip_export.exporters.assemble import full
 from hadskip_export.exporters.onnx import OPSET, bound, template_of, tensors_as_stored
@@ -14,7 +14,7 @@ from hadskip_export.exporters.pieces import cut, cut_full
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.seal import new_bundle, seal
 from hadskip_export.exporters.weights import place_graph, read_places, write_tensors
-from hadskip_export.modeling.checkpoint import TOKENIZER_CONFIG, hugging_face_config, load_classifier, load_gated
+from hadskip_export.modeling.checkpoint import hugging_face_config, load_classifier, load_gated
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.points import Point
@@ -96,8 +96,12 @@ def write_bundle(
     with new_bundle(out) as folder:
         bundle = Bundle(folder, write_model(source, folder))
         reference = TorchReference(source.model, source.full)
-        tokenizer = Tokenizer(bundle.file(bundle.manifest.tokenizer), source.max_length)
-        texts = golden or golden_files.vocabulary_texts(tokenizer.vocabulary())
+        tokenizer = Tokenizer(
+            bundle.file(bundle.manifest.tokenizer), source.max_length, source.config.vocab_size,
+            source.config.type_vocab_size,
+        )  # fmt: skip
+        made_up = golden_files.vocabulary_texts(tokenizer.vocabulary())
+        texts = golden or [text for text in made_up if tokenizer.takes(text)]
         golden_files.write_golden(bundle, texts, tokenizer, reference)
         golden_inputs = tokenizer.encode(texts)
         real_inputs = tokenizer.encode(source.texts) or golden_inputs
@@ -117,8 +121,9 @@ def write_model(source: Source, folder: Path) -> Manifest:
 
     config, route = source.config, source.model.fixed_route
     model = ModelInfo(
-        "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels
-    )
+        "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels,
+        type_vocab_size=config.type_vocab_size,
+    )  # fmt: skip
     (folder / MODEL).mkdir()
     (folder / MODEL / "config.json").write_text(json.dumps(hugging_face_config(config), indent=2) + "\n")
     shutil.copyfile(source.tokenizer, folder / MODEL / source.tokenizer.name)

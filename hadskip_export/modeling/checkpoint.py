@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hadskip_export.data.text import TOKENIZER_CONFIG
 from hadskip_export.modeling.encoder import ACTIVATIONS, Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.routes import is_route
@@ -21,7 +22,6 @@ from hadskip_export.support.errors import BundleError, DataError, first_line
 
 HADSKIP_KEY = "hadskip"  # our section of config.json
 GATES = "gates"  # where a checkpoint of ours has theirs
-TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = ("unk", "sep", "pad", "cls", "mask")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -243,6 +243,8 @@ def save_tokenizer(folder: Path, file: Path) -> None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise BundleError(f"{folder}: only a slow (Python) tokenizer there; save its fast version, tokenizer.json")
+    if getattr(tokenizer, "split_special_tokens", False):
+        raise BundleError(f"{folder}: a tokenizer with split_special_tokens is not supported; save it without")
     backend.no_padding()
     backend.no_truncation()
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +252,8 @@ def save_tokenizer(folder: Path, file: Path) -> None:
     special = {f"{role}_token": getattr(tokenizer, f"{role}_token", None) for role in SPECIAL_TOKENS}
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "model_input_names": tokenizer.model_input_names,
+        "truncation_side": tokenizer.truncation_side,
         **{name: token for name, token in special.items() if token is not None},
     }
     file.with_name(TOKENIZER_CONFIG).write_text(json.dumps(about, indent=2) + "\n")

@@ -40,7 +40,7 @@ def gate_name(index: int) -> str:
 @dataclass(frozen=True)
 class ModelInfo:
     """Sizes and names of the model. `inputs`: what whole models take, in order; the embeddings take all but the
-    attention_mask."""
+    attention_mask. `vocab_size`, `type_vocab_size`: tokens and segments that have an embedding."""
 
     family: str
     layers: int
@@ -49,6 +49,7 @@ class ModelInfo:
     max_length: int
     labels: tuple[str, ...]
     inputs: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
+    type_vocab_size: int = 2
 
     @property
     def embedding_inputs(self) -> tuple[str, ...]:

@@ -90,7 +90,9 @@ class Predictor:
         self.bundle = bundle
         self.engine_info = info = bundle.engine(options.engine, options.precision, options.cut)
         self.labels = model.labels
-        self.tokenizer = Tokenizer(bundle.file(manifest.tokenizer), model.max_length, model.vocab_size)
+        self.tokenizer = Tokenizer(
+            bundle.file(manifest.tokenizer), model.max_length, model.vocab_size, model.type_vocab_size
+        )
         self._thresholds: Sequence[float] = manifest.default_point.thresholds
         self._thresholds = self._thresholds_for(options.budget, options.gate_threshold)
         self._check(options.router, options.max_layers)

@@ -1,14 +1,16 @@
 """Text to padded ids. Training and serving use this same file, so they see the same tokens."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as BackendTokenizer
 
-from hadskip_export.data.text import Text
-from hadskip_export.support.errors import BundleError, DataError
+from hadskip_export.data.text import TOKENIZER_CONFIG, Text
+from hadskip_export.support.errors import BundleError, DataError, first_line
 
 Ids = Mapping[str, Sequence[int]]  # what a tokenizer of `transformers` gives for one input
 Input = Text | Ids
@@ -42,24 +44,38 @@ class Tokenizer:
     """A fast tokenizer file with its settings made once, so that many threads may share it.
 
     Args:
-        file: `tokenizer.json`.
+        file: `tokenizer.json`. What `tokenizer_config.json` beside it says counts, too: which side is cut, and whether
+            the model is told its segments.
         max_length: tokens an input is cut to, special tokens included.
-        vocab_size: ids that the model knows, for inputs that come as ids; not looked at if left out. The file does not
-            tell: there may be more ids than tokens.
+        vocab_size, type_vocab_size: tokens and segments that the model has embeddings of. The file does not tell: it
+            may have more tokens, or fewer.
+
+    Raises:
+        BundleError: a file that cannot be read, or says what this package does not understand.
     """
 
-    def __init__(self, file: Path, max_length: int, vocab_size: int | None = None):
+    def __init__(self, file: Path, max_length: int, vocab_size: int | None = None, type_vocab_size: int = 2):
         try:
             self._backend = BackendTokenizer.from_file(str(file))
         except Exception as error:  # the Rust library raises plain Exception
             raise BundleError(f"{file}: cannot be read as a tokenizer ({error})") from error
-        self._max_length, self._vocab_size = max_length, vocab_size
+        self._max_length, self._vocab_size, self._type_vocab_size = max_length, vocab_size, type_vocab_size
+        settings = _settings(file.with_name(TOKENIZER_CONFIG))
+        self._gives_segments = "token_type_ids" in settings["model_input_names"]
         self._backend.no_padding()
-        self._backend.enable_truncation(max_length, strategy="longest_first")
+        self._backend.enable_truncation(max_length, strategy="longest_first", direction=settings["truncation_side"])
 
     def vocabulary(self) -> list[str]:
         """Every token, sorted."""
         return sorted(self._backend.get_vocab())
+
+    def takes(self, text: Text) -> bool:
+        """Whether `encode` does."""
+        try:
+            self._from_text(0, text)
+        except DataError:
+            return False
+        return True
 
     def encode(self, inputs: Sequence[Input]) -> list[Encoded]:
         """One by one on the calling thread: the library's batch call would use a thread pool of its own.
@@ -69,7 +85,8 @@ class Tokenizer:
                 they matter, `token_type_ids` and `attention_mask`, special tokens included.
 
         Raises:
-            DataError: an input is none of these, is not valid Unicode, or has ids that the model does not know.
+            DataError: an input is none of these, is not valid Unicode, or has tokens or segments that the model has no
+                embeddings of.
         """
         if not isinstance(inputs, Sequence) or isinstance(inputs, str | bytes):
             raise DataError(f"expected a list of texts, got {type(inputs).__name__}")
@@ -90,8 +107,23 @@ class Tokenizer:
             ) from error
         if not len(encoding):
             raise DataError(f"input {index + 1}: a text of no tokens; this tokenizer adds none of its own")
-        ids, type_ids = (np.array(values, np.int64) for values in (encoding.ids, encoding.type_ids))
-        return Encoded(ids, type_ids, bool(encoding.overflowing))
+        largest = max(encoding.ids)
+        if self._vocab_size is not None and largest >= self._vocab_size:
+            token = encoding.tokens[encoding.ids.index(largest)]
+            raise DataError(
+                f"input {index + 1}: the token {token!r} has the id {largest}, and the model embeddings of"
+                f" {self._vocab_size} tokens; leave it out, or resize and train the model's embeddings"
+            )
+        type_ids = encoding.type_ids if self._gives_segments else [0] * len(encoding)
+        if max(type_ids) >= self._type_vocab_size:
+            raise DataError(f"input {index + 1}: segment {max(type_ids)}; {self._segments}")
+        return Encoded(np.array(encoding.ids, np.int64), np.array(type_ids, np.int64), bool(encoding.overflowing))
+
+    @property
+    def _segments(self) -> str:
+        if self._type_vocab_size == 1:
+            return "the model has embeddings of one segment, 0, and takes single texts, no pairs"
+        return f"the model has embeddings of segments 0 to {self._type_vocab_size - 1}"
 
     def _from_ids(self, index: int, given: Ids) -> Encoded:
         try:
@@ -115,9 +147,22 @@ class Tokenizer:
             raise DataError(f"input {index + 1}: {len(ids)} tokens; the model takes 1 to {self._max_length}")
         if ids.min() < 0 or (self._vocab_size is not None and ids.max() >= self._vocab_size):
             raise DataError(f"input {index + 1}: an id that is not in the vocabulary of {self._vocab_size}")
-        if not np.isin(type_ids, (0, 1)).all():
-            raise DataError(f"input {index + 1}: token_type_ids other than 0 and 1")
+        if type_ids.min() < 0 or type_ids.max() >= self._type_vocab_size:
+            raise DataError(f"input {index + 1}: token_type_ids that cannot be; {self._segments}")
         return Encoded(ids.astype(np.int64), type_ids.astype(np.int64), truncated=False)
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """Of tokenizer_config.json, what the tokenizer's own file does not have; `transformers`' defaults where it is not
+    said."""
+    settings = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"], "truncation_side": "right"}
+    try:
+        settings |= dict(json.loads(file.read_text(encoding="utf-8")).items()) if file.is_file() else {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise BundleError(f"{file}: cannot be read ({first_line(error)})") from error
+    if settings["truncation_side"] not in ("left", "right") or not isinstance(settings["model_input_names"], list):
+        raise BundleError(f"{file}: truncation_side or model_input_names is not what transformers writes")
+    return settings
 
 
 def share_batches(lengths: Sequence[int], most: int, most_padding: int) -> list[list[int]]:

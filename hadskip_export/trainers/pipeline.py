@@ -20,6 +20,7 @@ from hadskip_export.modeling.checkpoint import (
     GateSettings,
     load_classifier,
     load_gated,
+    read_config,
     save_classifier,
     save_gated,
     save_tokenizer,
@@ -100,7 +101,8 @@ def run_training(plan: Plan, run: RunFolder) -> dict[str, Any]:
 def _tokenise(plan: Plan, run: RunFolder) -> tuple[Session, Dataset, Dataset | None]:
     """The session, the evaluation data and MNLI's second ones; tokenizer and texts for the parity check are kept."""
     save_tokenizer(plan.model, run.tokenizer)
-    data, tokenizer = plan.data, Tokenizer(run.tokenizer, plan.max_length)
+    data, config = plan.data, read_config(plan.model, plan.data.labels)
+    tokenizer = Tokenizer(run.tokenizer, plan.max_length, config.vocab_size, config.type_vocab_size)
 
     def encoded(examples: Examples) -> Dataset:
         return encode(tokenizer, examples.texts, data.indices(examples))

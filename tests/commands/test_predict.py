@@ -15,6 +15,7 @@ import hadskip_export
 from hadskip_export.commands.predict import CHUNK
 from hadskip_export.runtime import Prediction, Predictor
 from hadskip_export.support.errors import DataError
+from tests.runtime.editing import change_manifest, copy_of
 from tests.test_cli import equal, lines, program, refused, run, succeeded
 
 BAD_ROWS = {
@@ -50,6 +51,19 @@ def test_skip_answers_the_good_rows_and_names_the_others(bundle: Path, tmp_path:
     *skipped, last = result.stderr.splitlines()
     assert [line.split(": ")[1] for line in skipped] == [f"{file}, line {number}" for number in bad]
     assert last == f"{len(good)} rows done, {len(bad)} skipped"
+
+
+def test_a_row_with_a_token_that_the_model_does_not_know_costs_no_other_row(bundle: Path, tmp_path: Path):
+    copy, file = copy_of(bundle, tmp_path), tmp_path / "data.csv"
+    change_manifest(copy, lambda plain: plain["model"].update(vocab_size=plain["model"]["vocab_size"] - 1))
+    file.write_text("text\ngood\naz\nbad\n")  # of which the second ends with the last token
+    result = succeeded(run("predict", copy, "--input", file, "--on-error", "skip"))
+    wanted = [{"line": line, **answer} for line, answer in zip((2, 4), answers(bundle, ("good", "bad")), strict=True)]
+    assert equal(lines(result.stdout), wanted)
+    assert f"skipped: {file}, line 3: the token '##z' has the id" in result.stderr
+    assert result.stderr.splitlines()[-1] == "2 rows done, 1 skipped"
+    refused(run("predict", copy, "--input", file), f"{file}, line 3: the token '##z'", "--on-error skip")
+    refused(run("predict", copy, "az", "--input", file, "--on-error", "skip"), "input 1: the token '##z'")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--on-error", "stop")], ids=["left out", "stop"])

@@ -1,15 +1,18 @@
 """Tokens are those of `transformers`, whatever the text; padding is only padding."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertTokenizerFast
+from tokenizers import Tokenizer as BackendTokenizer
+from transformers import AutoTokenizer, BertTokenizerFast
 
 from hadskip_export.exporters.write import Source
+from hadskip_export.modeling.checkpoint import save_tokenizer
 from hadskip_export.runtime import Predictor
 from hadskip_export.runtime.tokenization import Encoded, Tokenizer, pad
 from hadskip_export.support.errors import BundleError, DataError
@@ -147,8 +150,8 @@ REFUSED = [
     ({"input_ids": [2, -1, 3]}, "not in the vocabulary"),
     ({"input_ids": [2, 3], "attention_mask": [1, 2]}, "attention_mask other than 0 and 1"),
     ({"input_ids": [2, 3], "attention_mask": [0.0, -1e9]}, "attention_mask other than 0 and 1"),
-    ({"input_ids": [2, 3], "token_type_ids": [0, 2]}, "token_type_ids other than 0 and 1"),
-    ({"input_ids": [2, 3], "token_type_ids": [0, -1]}, "token_type_ids other than 0 and 1"),
+    ({"input_ids": [2, 3], "token_type_ids": [0, 2]}, "token_type_ids that cannot be; .* segments 0 to 1"),
+    ({"input_ids": [2, 3], "token_type_ids": [0, -1]}, "token_type_ids that cannot be; .* segments 0 to 1"),
 ]
 
 
@@ -173,3 +176,56 @@ def test_the_last_id_that_the_model_knows_is_the_last_that_is_taken(bundle: Path
 def test_what_stands_where_nobody_reads_does_not_matter(tokenizer_file: Path):
     padded = {"input_ids": [2, 3, 10**6, -100], "attention_mask": [1, 1, 0, 0]}
     assert Tokenizer(tokenizer_file, 8, 90).encode([padded])[0].ids.tolist() == [2, 3]
+
+
+# What tokenizer.json does not have
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("names", [["input_ids", "attention_mask"], ["input_ids", "token_type_ids", "attention_mask"]])
+def test_settings_beside_the_file_count_as_for_transformers(model_folder: Path, tmp_path: Path, side: str, names):
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    saved = BertTokenizerFast.from_pretrained(folder, truncation_side=side, model_input_names=names)
+    saved.save_pretrained(folder)
+    save_tokenizer(folder, tmp_path / "tokenizer.json")
+    theirs, ours = AutoTokenizer.from_pretrained(folder), Tokenizer(tmp_path / "tokenizer.json", 9)
+    for text in ("the film was good", "a very long and dreadful story of a bad plot and an even worse scene"):
+        for pair in (None, "the scene was a good one and the plot was not"):
+            expected = theirs(text, pair, truncation=True, max_length=9)
+            (got,) = ours.encode([text if pair is None else (text, pair)])
+            assert got.ids.tolist() == expected["input_ids"]
+            assert got.type_ids.tolist() == expected.get("token_type_ids", [0] * len(got))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"truncation_side": "up"}', '{"model_input_names": null}'])
+def test_settings_that_make_no_sense_are_refused(tokenizer_file: Path, tmp_path: Path, content: str):
+    file = Path(shutil.copy(tokenizer_file, tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(BundleError, match=r"tokenizer_config\.json"):
+        Tokenizer(file, 16)
+
+
+# What the model has no embeddings of
+
+
+def test_a_token_without_an_embedding_is_refused_by_its_name(tokenizer_file: Path):
+    last = BackendTokenizer.from_file(str(tokenizer_file)).token_to_id("##z")
+    tokenizer = Tokenizer(tokenizer_file, 16, last)
+    with pytest.raises(DataError, match=f"input 2: the token '##z' has the id {last}, .* of {last} tokens") as error:
+        tokenizer.encode(["a", "the az film"])
+    assert "\n" not in str(error.value)
+    assert not tokenizer.takes("the az film") and tokenizer.takes("a")
+    assert Tokenizer(tokenizer_file, 16, last + 1).takes("az")
+
+
+def test_a_model_of_one_segment_takes_texts_and_refuses_pairs(tokenizer_file: Path):
+    tokenizer = Tokenizer(tokenizer_file, 16, type_vocab_size=1)
+    assert tokenizer.encode(["good"])[0].type_ids.max() == 0
+    for pair in (("good", "bad"), {"input_ids": [2, 3], "token_type_ids": [0, 1]}):
+        with pytest.raises(DataError, match=r"input 1: .* one segment, 0, and takes single texts, no pairs"):
+            tokenizer.encode([pair])
+
+
+def test_a_model_of_many_segments_takes_them(tokenizer_file: Path):
+    given = {"input_ids": [2, 3], "token_type_ids": [0, 15]}
+    assert Tokenizer(tokenizer_file, 16, type_vocab_size=16).encode([given])[0].type_ids.tolist() == [0, 15]
