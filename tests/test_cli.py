@@ -82,7 +82,7 @@ def test_train_writes_a_run_and_prints_the_frontier(made: Made):
     succeeded(made.trained)
     assert f"written: {made.run}" in made.trained.stdout
     counts = Counter(row["label"] for row in csv.DictReader(made.train.open()))
-    assert f"classes: no {counts['no']}, yes {counts['yes']}\n" in made.trained.stderr
+    assert f"classes: negative {counts['negative']}, positive {counts['positive']}\n" in made.trained.stderr
     summary = json.loads((made.run / "summary.json").read_text())
     assert [row["budget"] for row in summary["budgets"]] == [3, 2]
     for row in summary["budgets"]:

@@ -10,7 +10,7 @@ from hadskip_export.exporters.targets.base import Material
 from hadskip_export.exporters.weights import free_name
 from hadskip_export.runtime.bundle import ENGINES_FOLDER, Bundle, EngineInfo, Tolerance
 from hadskip_export.runtime.engines import engine_class
-from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.runtime.predictor import LoadOptions, Predictor
 from hadskip_export.support.progress import say
 from hadskip_export.verification.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport
 
@@ -51,7 +51,8 @@ def verify(
     if lack is not None:
         say(f"{info.name}: built, parity unverified: {lack}")
         return info, None
-    with Predictor(Bundle(bundle.path, replace(bundle.manifest, engines=(info,)))) as predictor:
+    built = Bundle(bundle.path, replace(bundle.manifest, engines=(info,)))
+    with Predictor(built, LoadOptions(allow_failed=True)) as predictor:  # what is wrong belongs into the report
         report = check(predictor)
     _write_report(bundle.path / info.folder, report)
     found = replace(info, parity=report.parity, first_bad_piece=report.first_bad_piece, tolerance=report.tolerance)

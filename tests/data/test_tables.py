@@ -154,11 +154,15 @@ def test_a_ragged_line_of_a_tsv_is_named(tmp_path):
 
 
 def test_json_values_of_a_label_are_named_as_json_writes_them(tmp_path):
-    labels = ["yes", 1, 0, -1, 1.5, True, False]
+    labels = ["yes", 1, 0, -1, 1.5, "True story"]
     file = write(
         tmp_path, "a.jsonl", "\n".join(json.dumps({"text": f"t{i}", "label": v}) for i, v in enumerate(labels))
     )
-    assert read_examples(file).labels == ["yes", "1", "0", "-1", "1.5", "true", "false"]
+    assert read_examples(file).labels == ["yes", "1", "0", "-1", "1.5", "True story"]
+    file.write_text('{"text": "a", "label": true}\n{"text": "b", "label": false}')
+    assert read_examples(file).labels == ["true", "false"]
+    file.write_text('{"text": "a", "label": true}\n{"text": "b", "label": 1}')
+    refused(lambda: read_examples(file), "line 2", "'1' and 'true' (line 1)")
 
 
 @pytest.mark.parametrize("value", ["null", '["a", "b"]', '{"a": 1}'])

@@ -226,7 +226,7 @@ def test_a_wrong_int8_layer_of_a_static_route_fails_and_is_named(
 
 
 def compared(reference, bundle: Path, texts: list[str] = TEXTS[:20]) -> ParityReport:
-    with Predictor.load(bundle, threads=1) as predictor:
+    with Predictor.load(bundle, threads=1, allow_failed=True) as predictor:
         return compare(reference, predictor, predictor.tokenizer.encode(texts))
 
 
