@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum kill trt clean
+.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum slow trt clean
 
 install: $(STAMP)
 
@@ -53,9 +53,9 @@ optimum: $(STAMP)
 	$(BIN)/python examples/optimum/expected.py $(BUNDLE) build/expected.jsonl
 	build/optimum/bin/python examples/optimum/check.py $(BUNDLE) build/expected.jsonl
 
-# Builds that are killed in the middle, for real.
-kill: $(STAMP)
-	$(BIN)/python -m pytest tests/commands tests/exporters -m slow
+# Builds that are killed in the middle, for real, and the rest of the large grids of engines, cuts and faults.
+slow: $(STAMP)
+	$(BIN)/python -m pytest tests/commands tests/exporters tests/verification -m slow
 
 # Engines of TensorRT for RTX, which builds without a GPU; 100 MB of its library.
 trt: $(STAMP)

@@ -27,7 +27,7 @@ from hadskip_export.support.errors import BudgetError, EngineError
 from hadskip_export.support.progress import say, track
 
 BATCH = 32
-OFF_BUDGET = 0.05  # share of a budget; thresholds that run more or fewer layers do not keep it
+OFF_BUDGET = 0.03  # share of a budget; thresholds that run more or fewer layers do not keep it
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ def train(
         "recipe": asdict(chosen),
     }
     plan = Plan(
-        model=folder, data=data, recipe=chosen, method=learner, method_name=method, budget=layers, seed=seed,
-        device=device, max_length=length, fine_tuned=fine_tuned,
+        model=folder, config=config, data=data, recipe=chosen, method=learner, method_name=method, budget=layers,
+        seed=seed, device=device, max_length=length, fine_tuned=fine_tuned,
     )  # fmt: skip
     with open_run(Path(out), identity, resume) as run:
         try:

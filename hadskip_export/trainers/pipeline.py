@@ -20,12 +20,11 @@ from hadskip_export.modeling.checkpoint import (
     GateSettings,
     load_classifier,
     load_gated,
-    read_config,
     save_classifier,
     save_gated,
     save_tokenizer,
 )
-from hadskip_export.modeling.encoder import Classifier
+from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.budgets import budget_name
 from hadskip_export.runtime.tokenization import Tokenizer
@@ -51,12 +50,14 @@ class Plan:
 
     Args:
         model: the folder of the pretrained model or, where `fine_tuned`, of the user's own classifier.
+        config: of that model, with the task's labels.
         method_name: as it was asked for, for the summary.
         budget: in layers.
         max_length: tokens per input.
     """
 
     model: Path
+    config: EncoderConfig
     data: TaskData
     recipe: Recipe
     method: Method
@@ -101,7 +102,7 @@ def run_training(plan: Plan, run: RunFolder) -> dict[str, Any]:
 def _tokenise(plan: Plan, run: RunFolder) -> tuple[Session, Dataset, Dataset | None]:
     """The session, the evaluation data and MNLI's second ones; tokenizer and texts for the parity check are kept."""
     save_tokenizer(plan.model, run.tokenizer)
-    data, config = plan.data, read_config(plan.model, plan.data.labels)
+    data, config = plan.data, plan.config
     tokenizer = Tokenizer(run.tokenizer, plan.max_length, config.vocab_size, config.type_vocab_size)
 
     def encoded(examples: Examples) -> Dataset:

@@ -182,7 +182,12 @@ def test_an_engine_made_anew_takes_the_place_of_the_old_one(mine: Path):
 
 @pytest.mark.parametrize(
     ("engine", "precision", "cut"),
-    [("ort", "fp32", "gates"), ("ort", "fp32", "whole"), ("ort", "int8", "layers"), ("openvino", "int8", "whole")],
+    [("ort", "fp32", "gates"), ("ort", "fp32", "whole"), ("ort", "int8", "layers"), ("openvino", "int8", "whole")]
+    + [
+        pytest.param(*kind, cut, marks=pytest.mark.slow)
+        for kind in (("ort", "fp32"), ("ort", "int8"), ("openvino", "int8"))
+        for cut in CUTS
+    ],
 )
 def test_a_second_build_leaves_the_files_that_are_served_untouched(mine: Path, engine: str, precision: str, cut):
     def facts() -> dict:
@@ -326,6 +331,11 @@ def test_without_onnxruntime_there_is_nothing_to_compare_with(mine: Path, monkey
         ("compare", EngineError("no")),
         ("amend", OSError(28, "No space left")),
         ("write report", KeyboardInterrupt()),
+        *(
+            pytest.param(where, error, marks=pytest.mark.slow)
+            for where in ("the whole graph", "compare", "amend", "write report")
+            for error in (EngineError("still no"), OSError(28, "Still no space left"), KeyboardInterrupt("still"))
+        ),
     ],
     ids=str,
 )

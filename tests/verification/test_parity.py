@@ -142,8 +142,9 @@ def test_one_altered_piece_fails_and_is_named(
     assert text.parity(report)[-1].strip() == f"parity FAILED at {piece}"
 
 
+SLOW = [pytest.param("openvino", cut, marks=pytest.mark.slow) for cut in ("gates", "layers")]
 IN_ORT_AND_OPENVINO = pytest.mark.parametrize(
-    ("engine", "cut"), [*(("ort", cut) for cut in CUTS), ("openvino", "whole")]
+    ("engine", "cut"), [*(("ort", cut) for cut in CUTS), ("openvino", "whole"), *SLOW]
 )
 
 # A tensor that every cut reads, by the name of the piece that it is a part of

@@ -9,9 +9,8 @@ from hadskip_export.runtime.engines.base import Piece
 from hadskip_export.runtime.policies import Policy
 from hadskip_export.runtime.tokenization import Batch
 
-Wrap = Callable[
-    [str, Piece], Piece
-]  # (what the piece does, as a profile calls it; the piece) -> what is called instead
+# (what the piece does, as a profile calls it; the piece) -> what is called instead
+Wrap = Callable[[str, Piece], Piece]
 
 
 class Program(Protocol):
