@@ -136,9 +136,10 @@ def _checked_inputs(bundle: Bundle, info: EngineInfo, examples: Examples | None)
         check = check_golden(predictor, recorded)
         lengths = np.array([len(encoded) for encoded in predictor.tokenizer.encode(texts)])
     if not check.passed:
+        numbers = f"{check.flips} routes flip, logits differ by up to {check.logits_largest:.1e}"
         raise BundleError(
-            f"{bundle.path}: on this machine {info.name} does not give its golden answers ({check.flips} routes flip,"
-            f" logits differ by up to {check.logits_largest:.1e}); run hadskip-export validate"
+            f"{bundle.path}: on this machine {info.name} does not give its golden answers"
+            f" ({numbers if check.labels_agree else 'its labels are others'}); run hadskip-export validate"
         )
     if examples is None:
         return _Inputs(texts, lengths, None)

@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
-from hadskip_export.exporters.silence import silenced
 from hadskip_export.support.errors import EngineError, first_line, optional_import
+from hadskip_export.support.silence import silenced
 
 FP32_OPERATORS = ["LayerNormalization", "Softmax", "Cast"]
 

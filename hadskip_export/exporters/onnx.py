@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from hadskip_export.exporters.pieces import Piece
-from hadskip_export.exporters.silence import silenced
 from hadskip_export.exporters.weights import SMALL, Stored, point
 from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.support.errors import EngineError, first_line
+from hadskip_export.support.silence import silenced
 
 CONSTANTS = "constants"  # what the names of tensors that are no parameters begin with
 OPSET = 20  # the first with Gelu as an operator of its own

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.exporters.silence import silenced
 from hadskip_export.support.errors import EngineError, first_line, optional_import
+from hadskip_export.support.silence import silenced
 
 OPERATORS = ["MatMul", "Gemm"]
 LARGEST = 127

@@ -17,6 +17,7 @@ from hadskip_export.exporters.weights import place_graph, read_places, write_ten
 from hadskip_export.modeling.checkpoint import hugging_face_config, load_classifier, load_gated
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.modeling.original import check_same_as_original
 from hadskip_export.routing.points import Point
 from hadskip_export.runtime.bundle import FORMAT, FULL, MODEL, Bundle, Manifest, ModelInfo, RouterInfo
 from hadskip_export.runtime.predictor import Predictor
@@ -57,16 +58,19 @@ class Source:
 
 
 def load_source(path: Path, budget: float | None, full: bool) -> Source:
-    """Reads a finished run.
+    """Reads a finished run. Its fine-tuned BERT, from text to label, is held against `transformers`' on the way.
 
     Raises:
-        BundleError: see `read_run`.
+        BundleError: see `read_run`, `check_same_as_original`.
         BudgetError: see `Run.checkpoint`.
     """
     run = read_run(path)
     found, tokenizer = run.checkpoint(budget), run.paths.tokenizer
     model, settings = load_gated(found.folder)
-    Tokenizer(tokenizer, run.max_length)  # refuses a damaged one
+    fine_tuned, texts = load_classifier(run.paths.stage1), run.texts()
+    config = fine_tuned.config
+    to_serve = Tokenizer(tokenizer, run.max_length, config.vocab_size, config.type_vocab_size)
+    check_same_as_original(run.paths.stage1, to_serve, fine_tuned, texts, fine_tuned=True)
     point = Point(
         budget=found.budget,
         thresholds=() if model.fixed_route else (settings.threshold,) * len(model.gates),
@@ -78,13 +82,13 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
     )
     return Source(
         model=model,
-        full=load_classifier(run.paths.stage1) if full else None,
+        full=fine_tuned if full else None,
         tokenizer=tokenizer,
         max_length=run.max_length,
         point=point,
         task=run.task,
         metric=run.metric,
-        texts=run.texts(),
+        texts=texts,
     )
 
 

@@ -97,7 +97,7 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
     if not file.is_file():
         raise BundleError(f"{folder}: no config.json there; --model takes a Hugging Face model folder")
     try:
-        config = AutoConfig.from_pretrained(file)
+        config = AutoConfig.from_pretrained(file, trust_remote_code=False)
     except Exception as error:  # transformers and its validators raise whatever they like about a bad file
         raise BundleError(f"{file}: cannot be read ({first_line(error)})") from error
     refused = _why_refused(config, classifier=labels is None)
@@ -111,7 +111,7 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
         intermediate_size=config.intermediate_size,
         max_positions=config.max_position_embeddings,
         type_vocab_size=config.type_vocab_size,
-        labels=_label_names(config.id2label, file) if labels is None else labels,
+        labels=label_names(config.id2label, file) if labels is None else labels,
         activation=config.hidden_act,
         layer_norm_eps=config.layer_norm_eps,
         dropout=config.hidden_dropout_prob,
@@ -119,7 +119,7 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
     )
 
 
-def _label_names(id2label: dict[int, Any], file: Path) -> tuple[str, ...]:
+def label_names(id2label: dict[int, Any], file: Path) -> tuple[str, ...]:
     """A classifier's own, in the order of its logits; numbers and booleans as they are written."""
     names = {index: "" if name is None else str(name) for index, name in id2label.items()}
     missing = next((index for index in range(len(names)) if not names.get(index, "").strip()), None)
@@ -225,26 +225,36 @@ def load_gated(folder: Path) -> tuple[GatedClassifier, GateSettings]:
     return model.eval(), settings
 
 
-def save_tokenizer(folder: Path, file: Path) -> None:
-    """Writes the model's tokenizer as one `tokenizer.json`, and beside it the `tokenizer_config.json` with which
-    `transformers` loads it, whichever class it came from.
+def load_tokenizer(folder: Path) -> Any:
+    """A model's tokenizer, as `transformers` loads it (`PreTrainedTokenizerFast`).
 
     Raises:
-        BundleError: no tokenizer there, or one that exists only in Python ("slow"), which the runtime cannot run.
+        BundleError: none there, or one that exists only in Python ("slow"), which the runtime cannot run.
     """
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make one up
         raise BundleError(f"{folder}: no tokenizer there ({' or '.join(TOKENIZER_FILES)})")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds here
         raise BundleError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from error
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise BundleError(f"{folder}: only a slow (Python) tokenizer there; save its fast version, tokenizer.json")
     if getattr(tokenizer, "split_special_tokens", False):
         raise BundleError(f"{folder}: a tokenizer with split_special_tokens is not supported; save it without")
+    return tokenizer
+
+
+def save_tokenizer(folder: Path, file: Path) -> None:
+    """Writes the model's tokenizer as one `tokenizer.json`, and beside it the `tokenizer_config.json` with which
+    `transformers` loads it, whichever class it came from.
+
+    Raises:
+        BundleError: see `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(folder)
+    backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def golden(check: GoldenCheck) -> str:
     """How far an engine is from the answers recorded at the build."""
     return (
         f"{check.texts} texts, {check.flips} flips, logits differ by at most {check.logits_largest:.1e}, tolerance"
-        f" {check.logits_tolerance:.0e}"
+        f" {check.logits_tolerance:.0e}{'' if check.labels_agree else ', labels other than when it was built'}"
     )
 
 

@@ -59,7 +59,7 @@ class Tokenizer:
             self._backend = BackendTokenizer.from_file(str(file))
         except Exception as error:  # the Rust library raises plain Exception
             raise BundleError(f"{file}: cannot be read as a tokenizer ({error})") from error
-        self._max_length, self._vocab_size, self._type_vocab_size = max_length, vocab_size, type_vocab_size
+        self.max_length, self._vocab_size, self._type_vocab_size = max_length, vocab_size, type_vocab_size
         settings = _settings(file.with_name(TOKENIZER_CONFIG))
         self._gives_segments = "token_type_ids" in settings["model_input_names"]
         self._backend.no_padding()
@@ -143,8 +143,8 @@ class Tokenizer:
             raise DataError(f"input {index + 1}: attention_mask other than 0 and 1")
         real = mask == 1  # padding is made anew, for the batch at hand
         ids, type_ids = ids[real], type_ids[real]
-        if not 1 <= len(ids) <= self._max_length:
-            raise DataError(f"input {index + 1}: {len(ids)} tokens; the model takes 1 to {self._max_length}")
+        if not 1 <= len(ids) <= self.max_length:
+            raise DataError(f"input {index + 1}: {len(ids)} tokens; the model takes 1 to {self.max_length}")
         if ids.min() < 0 or (self._vocab_size is not None and ids.max() >= self._vocab_size):
             raise DataError(f"input {index + 1}: an id that is not in the vocabulary of {self._vocab_size}")
         if type_ids.min() < 0 or type_ids.max() >= self._type_vocab_size:

@@ -20,12 +20,14 @@ from hadskip_export.modeling.checkpoint import (
     GateSettings,
     load_classifier,
     load_gated,
+    load_tokenizer,
     save_classifier,
     save_gated,
     save_tokenizer,
 )
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.modeling.original import check_same_as_original
 from hadskip_export.routing.budgets import budget_name
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.progress import say
@@ -102,8 +104,7 @@ def run_training(plan: Plan, run: RunFolder) -> dict[str, Any]:
 def _tokenise(plan: Plan, run: RunFolder) -> tuple[Session, Dataset, Dataset | None]:
     """The session, the evaluation data and MNLI's second ones; tokenizer and texts for the parity check are kept."""
     save_tokenizer(plan.model, run.tokenizer)
-    data, config = plan.data, plan.config
-    tokenizer = Tokenizer(run.tokenizer, plan.max_length, config.vocab_size, config.type_vocab_size)
+    data, tokenizer = plan.data, _tokenizer(plan, run)
 
     def encoded(examples: Examples) -> Dataset:
         return encode(tokenizer, examples.texts, data.indices(examples))
@@ -137,17 +138,23 @@ def _classifier(plan: Plan, session: Session, run: RunFolder) -> Classifier:
         say("stage I: done before")
         return load_classifier(run.stage1)
     labels = plan.data.labels
-    if plan.fine_tuned:
-        model = load_classifier(plan.model)
-        if model.config.labels != labels:
-            model.config = replace(model.config, labels=labels)
-    else:
-        model = load_classifier(plan.model, labels, plan.seed).to(session.device)
+    model = load_classifier(plan.model, None if plan.fine_tuned else labels, plan.seed)
+    check_same_as_original(
+        plan.model, _tokenizer(plan, run), model, plan.data.evaluation.texts, fine_tuned=plan.fine_tuned
+    )
+    if not plan.fine_tuned:
         torch.manual_seed(plan.seed)
-        fine_tune(model, session)
-    with finished_folder(run.stage1) as part:
+        fine_tune(model.to(session.device), session)
+    elif model.config.labels != labels:
+        model.config = replace(model.config, labels=labels)
+    with finished_folder(run.stage1) as part:  # a model folder like any other
         save_classifier(model, part)
+        load_tokenizer(plan.model).save_pretrained(part)
     return model
+
+
+def _tokenizer(plan: Plan, run: RunFolder) -> Tokenizer:
+    return Tokenizer(run.tokenizer, plan.max_length, plan.config.vocab_size, plan.config.type_vocab_size)
 
 
 def _initial_gates(teacher: Teacher, session: Session, run: RunFolder, stage2: bool) -> GatedClassifier:

@@ -25,13 +25,15 @@ INPUTS, OUTPUTS = "golden/inputs.jsonl", "golden/outputs.npz"
 @dataclass(frozen=True)
 class Golden:
     """Texts, and what the reference made of them at these thresholds, float32 [L]: margins float32 [n, L], routes bool
-    [n, L] and logits float32 [n, classes]. (The bundle's own thresholds may change; see `add_points`.)"""
+    [n, L] and logits float32 [n, classes], of which `labels` are the names. (The bundle's own thresholds may change;
+    see `add_points`.)"""
 
     texts: list[Text]
     thresholds: np.ndarray
     margins: np.ndarray
     routes: np.ndarray
     logits: np.ndarray
+    labels: tuple[str, ...]
 
 
 def vocabulary_texts(vocabulary: list[str], seed: int = 0) -> list[Text]:
@@ -72,6 +74,7 @@ def write_golden(bundle: Bundle, texts: list[Text], tokenizer: Tokenizer, refere
         margins=np.stack([trace.margins for trace in found]),
         routes=np.stack([trace.route for trace in found]),
         logits=np.concatenate([trace.logits for trace in found]),
+        labels=np.array(bundle.manifest.model.labels),
     )
 
 
@@ -84,7 +87,9 @@ def read_golden(bundle: Bundle) -> Golden:
         lines = bundle.file(INPUTS).read_text(encoding="utf-8").splitlines()
         texts = [text if isinstance(text, str) else tuple(text) for text in map(json.loads, lines)]
         with np.load(bundle.file(OUTPUTS), allow_pickle=False) as arrays:
-            golden = Golden(texts, arrays["thresholds"], arrays["margins"], arrays["routes"], arrays["logits"])
+            names = ("thresholds", "margins", "routes", "logits", "labels")
+            thresholds, margins, routes, logits, labels = (arrays[name] for name in names)
+            golden = Golden(texts, thresholds, margins, routes, logits, tuple(labels.tolist()))
         if not len(texts) == len(golden.margins) == len(golden.routes) == len(golden.logits) > 0:
             raise ValueError(f"{len(texts)} texts, {len(golden.logits)} answers")
         return golden
@@ -100,10 +105,11 @@ class GoldenCheck:
     flips: int
     logits_largest: float
     logits_tolerance: float
+    labels_agree: bool
 
     @property
     def passed(self) -> bool:
-        return self.flips == 0 and self.logits_largest <= self.logits_tolerance
+        return self.labels_agree and self.flips == 0 and self.logits_largest <= self.logits_tolerance
 
 
 def check_golden(predictor: Predictor, golden: Golden) -> GoldenCheck:
@@ -118,4 +124,7 @@ def check_golden(predictor: Predictor, golden: Golden) -> GoldenCheck:
         )
         same = (routes == golden.routes).all(axis=1)
         largest.append(largest_difference(logits[same], golden.logits[same]))
-    return GoldenCheck(len(golden.texts), max(flips), float(np.max(largest)), tolerance.logits)  # NaN stays NaN
+    farthest = float(np.max(largest))  # NaN stays NaN
+    return GoldenCheck(
+        len(golden.texts), max(flips), farthest, tolerance.logits, labels_agree=golden.labels == predictor.labels
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import pipeline as pipeline_of_transformers
 
 from hadskip_export.data.runs import read_texts
 from hadskip_export.data.tables import Examples, read_examples
@@ -53,12 +54,22 @@ def test_the_run_folder_has_what_the_design_says(run_folder):
         "summary.json",
         "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json",
+        "stage1/tokenizer.json",
+        "stage1/tokenizer_config.json",
         "state/texts.jsonl",
         "state/lock",
     }
     wanted |= {f"{folder}/{file}" for folder in checkpoints for file in ("model.safetensors", "config.json")}
     wanted |= {f"budgets/{budget}/metrics.json" for budget in BUDGETS}
     assert files == wanted
+
+
+def test_the_fine_tuned_model_loads_in_transformers_from_text_to_label(run_folder):
+    classify = pipeline_of_transformers("text-classification", str(run_folder / "stage1"), device="cpu")
+    tokenizer = Tokenizer(run_folder / "tokenizer" / "tokenizer.json", 32)
+    model, texts = load_classifier(run_folder / "stage1"), [text for text, _ in sentences(20, 4)]
+    ours = predict_full(model, encode(tokenizer, texts, np.zeros(20, np.int64)))
+    assert [model.config.labels[index] for index in ours] == [answer["label"] for answer in classify(texts)]
 
 
 def test_the_summary_is_the_frontier_in_the_order_of_the_path(run_folder):

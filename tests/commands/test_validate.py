@@ -46,6 +46,14 @@ def test_a_sound_bundle_passes(layout: str, request: pytest.FixtureRequest):
     assert "golden: 64 texts, 0 flips" in text.validation(found)[0]
 
 
+def test_labels_in_another_order_than_when_it_was_built_do_not_pass(bundle: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    reseal(copy, lambda plain: plain["model"]["labels"].reverse())
+    found = validate(copy)
+    assert not found.passed and not found.golden.labels_agree
+    assert "labels other than when it was built (FAILED)" in text.validation(found)[0]
+
+
 def test_the_metric_is_that_of_a_slow_computation(bundle: Path, data: Path, source, model_folder: Path):
     oracle = Oracle(source, model_folder)
     gated, full = ([ask(text) for text, _ in ROWS] for ask in (oracle.gates, oracle.full))
