@@ -181,8 +181,9 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option("--pair", help="The second text of a pair; with one TEXT.")
-@click.option("--input", help="Classify the rows of a CSV, TSV or JSONL file.")
-@click.option("--output", help="Write the answers there instead of printing them.")
+@click.option("--input", help="Classify the rows of a CSV, TSV or JSONL file, whose other columns are passed on.")
+@click.option("--output", help="Write the answers there, to a .jsonl or .csv file, instead of printing them.")
+@click.option("--force", is_flag=True, help="Replace an --output that exists.")
 @click.option(
     "--on-error",
     type=click.Choice(["stop", "skip"]),
@@ -197,9 +198,15 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
 @_engine
 @_columns("text", "pair")
 def predict(bundle: Path, texts: tuple[str, ...], pair: str | None, **options: Any) -> None:
-    """Classify TEXTS, or a file; prints a JSON line each."""
+    """Classify TEXTS, or a file, or the lines of standard input (-); prints a JSON line each."""
+    if texts == ("-",) and options["input"] is None:
+        texts, options["input"] = (), "-"
+    if "-" in texts:
+        raise click.UsageError("-: standard input goes alone; leave the other TEXTS or --input out")
     if not texts and options["input"] is None:
-        raise click.UsageError("nothing to classify: give a TEXT or --input FILE")
+        raise click.UsageError("nothing to classify: give a TEXT, - or --input FILE")
+    if texts and options["input"] is not None:
+        raise click.UsageError(f"--input {options['input']}: leave it or the TEXTS out")
     if pair is not None and len(texts) != 1:
         raise click.UsageError("--pair goes with exactly one TEXT")
     for name in ("max_layers", "gate_threshold", "budget"):

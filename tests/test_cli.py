@@ -29,8 +29,8 @@ from tests.runtime.editing import add_to_weights, change_manifest, change_piece
 SETTINGS = [part for setting in QUICK for part in ("--set", setting)]
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+def run(*arguments: object, input: str | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=input)
 
 
 def succeeded(result: Result) -> Result:
@@ -197,13 +197,15 @@ def equal(got: list[dict], wanted: list[dict]) -> bool:
     )
 
 
-def numbered(answers: list[dict], first: int = 2) -> list[dict]:
-    """Answers to the rows of a file, of which one begins on every line from `first` on."""
-    return [{"line": line, **answer} for line, answer in enumerate(answers, start=first)]
+def numbered(answers: list[dict], first: int = 2, **others: list) -> list[dict]:
+    """Answers to the rows of a file, of which one begins on every line from `first` on. `others`: its other columns."""
+    columns = [dict(zip(others, row, strict=True)) for row in zip(*others.values(), strict=True)] or [{}] * len(answers)
+    rows = enumerate(zip(columns, answers, strict=True), start=first)
+    return [{"line": line, **row, **answer} for line, (row, answer) in rows]
 
 
 def test_predict_prints_a_line_per_text(made: Made):
-    texts = ["a good film", "", "naïve 🙂", "a dull plot " * 40]
+    texts = ["a good film", "naïve 🙂", "a dull plot " * 40]
     assert equal(lines(succeeded(run("predict", made.bundle, *texts)).stdout), expected(made, texts))
     got = lines(run("predict", made.bundle, "good", "--pair", "bad").stdout)
     assert equal(got, expected(made, [("good", "bad")]))
@@ -230,11 +232,9 @@ def test_predict_reads_and_writes_files(made: Made, tmp_path: Path):
     output = tmp_path / "answers.jsonl"
     result = succeeded(run("predict", made.bundle, "--input", made.eval, "--output", output))
     assert result.stdout == ""
-    texts = [text for text, _ in sentences(80, 1)]
-    assert equal(lines(output.read_text()), numbered(expected(made, texts)))
+    texts, labels = map(list, zip(*sentences(80, 1), strict=True))
+    assert equal(lines(output.read_text()), numbered(expected(made, texts), input_label=labels))
     assert os.listdir(tmp_path) == ["answers.jsonl"]
-    got = lines(succeeded(run("predict", made.bundle, "first", "--input", made.eval)).stdout)
-    assert equal(got, [{"line": None, **expected(made, ["first"])[0]}, *numbered(expected(made, texts))])
 
 
 def test_predict_finds_columns_by_name_and_by_option(made: Made, tmp_path: Path):
@@ -247,7 +247,9 @@ def test_predict_finds_columns_by_name_and_by_option(made: Made, tmp_path: Path)
     assert equal(lines(succeeded(run("predict", made.bundle, "--input", other, *options)).stdout), numbered(wanted, 1))
     tsv = tmp_path / "texts.tsv"
     tsv.write_text('sentence\tid\n"a good" film\t1\n')
-    assert equal(lines(run("predict", made.bundle, "--input", tsv).stdout), numbered(expected(made, ['"a good" film'])))
+    assert equal(
+        lines(run("predict", made.bundle, "--input", tsv).stdout), numbered(expected(made, ['"a good" film']), id=["1"])
+    )
 
 
 def test_inspect_knows_bundles_and_runs(made: Made):
@@ -651,7 +653,7 @@ LATE = {
     "open quote": ("data.csv", "text,label\n" + "good,positive\n" * 3000 + '"open\n', "line"),
     "not JSON": ("data.jsonl", '{"text": "good"}\n' * 3000 + "{\n", "line 3001"),
     "missing field": ("data.jsonl", '{"text": "good"}\n' * 3000 + '{"words": "bad"}\n', "line 3001"),
-    "not UTF-8": ("data.csv", b"text\n" + b"good\n" * 30000 + b"\xff\n", "UTF-8"),
+    "not UTF-8": ("data.csv", b"text\n" + b"good\n" * 3000 + b"\xff\n", "line 3002: not UTF-8"),
     "not Unicode": ("data.jsonl", '{"text": "good"}\n' * 3000 + '{"text": "\\ud800"}\n', "Unicode"),
 }
 
@@ -664,7 +666,8 @@ def test_predict_writes_the_whole_file_or_nothing(made: Made, tmp_path: Path, ca
     file, output = file_of(tmp_path, name, content), tmp_path / "answers.jsonl"
     if before is not None:
         output.write_text(before)
-    refused(run("predict", made.bundle, "--input", file, "--output", output), message)
+    force = () if before is None else ("--force",)
+    refused(run("predict", made.bundle, "--input", file, "--output", output, *force), message)
     assert (output.read_text() if output.exists() else None) == before
     assert {path.name for path in tmp_path.iterdir()} == {name} | ({"answers.jsonl"} if before else set())
 

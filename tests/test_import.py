@@ -242,6 +242,7 @@ SIDEWAYS = {
     ("benchmark", "exporters"),  # a bundle of random weights
     ("benchmark", "verification"),  # and whether it passed
     ("exporters", "verification"),  # what is built is checked
+    ("trainers", "verification"),  # and what is trained from
     ("data", "routing"),  # a run's routes and budgets
     ("data", "support"),
     ("routing", "support"),

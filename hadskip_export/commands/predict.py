@@ -1,21 +1,25 @@
-"""`predict`: a bundle's answers to texts or to a file of them, as JSON lines."""
+"""`predict`: a bundle's answers to texts or to a file of them, as JSON lines or as a table."""
 
+import csv
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TextIO, get_args
 
-from hadskip_export.data.tables import Columns, Refuse, read_texts
-from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.data.tables import Columns, Refuse, TextRow, read_standard_input, read_texts
+from hadskip_export.runtime.predictor import Prediction, Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.errors import DataError
 from hadskip_export.support.files import replaced
 from hadskip_export.support.progress import say
 
 OnError = Literal["stop", "skip"]
+Record = dict[str, Any]
 CHUNK = 1024  # inputs held at a time
+STANDARD_INPUT = "-"
+OURS = ("line", *(field.name for field in fields(Prediction)))  # what a column of the input cannot be called
 
 
 def predict(
@@ -25,6 +29,7 @@ def predict(
     input: str | Path | None = None,
     output: str | Path | None = None,
     on_error: OnError = "stop",
+    force: bool = False,
     text_column: str | None = None,
     pair_column: str | None = None,
     **options: Any,
@@ -32,37 +37,50 @@ def predict(
     """Gives a JSON line per input, in order: the fields of `Prediction`.
 
     Args:
-        texts: what to classify; then
-        input: the rows of a CSV, TSV or JSONL file, read as they are needed. With a file every line says first which
-            `line` of it its row begins on (null for `texts`).
-        output: write the lines there instead, under that name only once all are written, and give none.
+        texts: what to classify; or
+        input: the rows of a CSV, TSV or JSONL file, read as they are needed; `-` for the lines of standard input. Every
+            answer begins with the `line` its row begins on and the row's other columns, which are passed on as they
+            are. One that is called as a field of the answers becomes `input_label`.
+        output: a .jsonl or .csv file to write to instead, under that name only once all are written.
         on_error: what a bad row of the file does: `stop` raises its error; `skip` says it on stderr, goes on with the
             next row, and says at the end how many were left out.
+        force: replace an `output` that exists.
         options: as for `Predictor.load`.
 
     Raises:
-        DataError: see `read_texts`; `output` cannot be written. Whatever is raised, `output` is as it was.
+        DataError: see `read_texts`; nothing or an empty text to classify; `output` cannot be written. Whatever is
+            raised, `output` is as it was.
         HadskipError: see `Predictor.load` and `Predictor.__call__`.
     """
     if on_error not in get_args(OnError):
         raise DataError(f"on_error={on_error!r}: expected 'stop' or 'skip'")
-    columns = Columns(text_column, pair_column)
-    lines = _answers(bundle, texts, options, input=input, columns=columns, on_error=on_error)
-    if output is None:
-        return lines
-    _write(lines, Path(output), input)
+    if bool(texts) == (input is not None):
+        raise DataError("give texts to classify, or --input, and not both")
+    if empty := next((number for number, text in enumerate(texts, start=1) if "" in _parts(text)), None):
+        raise DataError(f"text {empty} is empty; leave it out")
+    write = None if output is None else _writer(Path(output), input, force)
+    if input is None:
+        records = _of_texts(bundle, texts, options)
+    else:
+        records = _of_rows(bundle, input, Columns(text_column, pair_column), on_error, options)
+    if write is None:
+        return map(_json, records)
+    write(records)
     return iter(())
 
 
-def _answers(
-    bundle: str | Path,
-    texts: Sequence[Text],
-    options: dict[str, Any],
-    *,
-    input: str | Path | None,
-    columns: Columns,
-    on_error: OnError,
-) -> Iterator[str]:
+def _parts(text: Text) -> Sequence[str]:
+    return [part.strip() for part in ((text,) if isinstance(text, str) else text)]
+
+
+def _of_texts(bundle: str | Path, texts: Sequence[Text], options: Record) -> Iterator[Record]:
+    with Predictor.load(bundle, **options) as predictor:
+        yield from map(asdict, predictor(list(texts)))
+
+
+def _of_rows(
+    bundle: str | Path, input: str | Path, columns: Columns, on_error: OnError, options: Record
+) -> Iterator[Record]:
     done = skipped = 0
 
     def refuse(error: DataError) -> None:
@@ -72,47 +90,90 @@ def _answers(
         skipped += 1
         say(f"skipped: {error}")
 
-    inputs: Iterator[tuple[int | None, Text]] = ((None, text) for text in texts)
-    if input is not None:
-        inputs = itertools.chain(inputs, read_texts(input, columns, refuse))
+    from_standard_input = str(input) == STANDARD_INPUT
+    rows = read_standard_input(refuse) if from_standard_input else read_texts(input, columns, refuse)
+    name = "standard input" if from_standard_input else str(input)
     with Predictor.load(bundle, **options) as predictor:
-        while chunk := list(itertools.islice(inputs, CHUNK)):
+        while chunk := list(itertools.islice(rows, CHUNK)):
             try:
-                predictions = predictor([text for _, text in chunk])
+                predictions = predictor([row.text for row in chunk])
             except DataError:
-                chunk = list(_those_taken(predictor, chunk, input, refuse))
-                predictions = predictor([text for _, text in chunk])
-            for (line, _), prediction in zip(chunk, predictions, strict=True):
-                done += line is not None
-                record = asdict(prediction) if input is None else {"line": line, **asdict(prediction)}
-                yield json.dumps(record, ensure_ascii=False)
-    if input is not None and on_error == "skip":
+                chunk = list(_those_taken(predictor, chunk, name, refuse))
+                predictions = predictor([row.text for row in chunk])
+            for row, prediction in zip(chunk, predictions, strict=True):
+                done += 1
+                yield {"line": row.line, **_renamed(row.others), **asdict(prediction)}
+    if on_error == "skip":
         say(f"{done} rows done, {skipped} skipped")
 
 
-def _those_taken(
-    predictor: Predictor, chunk: list[tuple[int | None, Text]], input: str | Path | None, refuse: Refuse
-) -> Iterator[tuple[int | None, Text]]:
+def _renamed(others: Record) -> Record:
+    """The input's other columns, none of them called like ours."""
+    return {f"input_{name}" if name in OURS else name: value for name, value in others.items()}
+
+
+def _those_taken(predictor: Predictor, chunk: list[TextRow], name: str, refuse: Refuse) -> Iterator[TextRow]:
     """All but the rows with what the model does not know, which are refused by their line."""
-    for line, text in chunk:
+    for row in chunk:
         try:
-            predictor.tokenizer.encode([text])
+            predictor.tokenizer.encode([row.text])
         except DataError as error:
-            if line is None:
-                raise
-            refuse(DataError(f"{input}, line {line}: {str(error).partition(': ')[2]}"))
+            refuse(DataError(f"{name}, line {row.line}: {str(error).partition(': ')[2]}"))
             continue
-        yield line, text
+        yield row
 
 
-def _write(lines: Iterable[str], output: Path, input: str | Path | None) -> None:
-    """Checks what can be checked before the work is done, for it may take hours."""
+def _json(record: Record) -> str:
+    """A line of JSON; half of a character, which JSON can hold and UTF-8 cannot, stays an escape."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+
+
+def _write_lines(records: Iterable[Record], file: TextIO) -> None:
+    file.writelines(_json(record) + "\n" for record in records)
+
+
+def _write_table(records: Iterable[Record], file: TextIO) -> None:
+    """CSV, its columns those of the first row; of the probabilities there is a column for each class."""
+    writer: csv.DictWriter[str] | None = None
+    for record in records:
+        row = {name: _cell(value) for name, value in record.items() if name not in ("probabilities", "layers")}
+        row["layers"] = " ".join(map(str, record["layers"]))
+        row |= {f"probability_{label}": repr(value) for label, value in record["probabilities"].items()}
+        if writer is None:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer.writeheader()
+        if more := next((name for name in row if name not in writer.fieldnames), None):
+            raise DataError(f"line {record['line']}: has {more!r}, which the first row has not; write to a .jsonl file")
+        writer.writerow(row)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return shown.encode("utf-8", "backslashreplace").decode()
+
+
+WRITERS: dict[str, Callable[[Iterable[Record], TextIO], None]] = {".jsonl": _write_lines, ".csv": _write_table}
+
+
+def _writer(output: Path, input: str | Path | None, force: bool) -> Callable[[Iterable[Record]], None]:
+    """What writes `output`; checks what can be checked before the work is done, for it may take hours."""
     target = output.resolve()  # a link stays a link
+    write = WRITERS.get(output.suffix.lower())
     if target.exists() and not target.is_file():
         raise DataError(f"--output {output}: not a file; name a file, or leave --output out to print")
     if not target.parent.is_dir():
         raise DataError(f"--output {output}: no folder {output.parent}; make it first")
     if input is not None and target == Path(input).resolve():
         raise DataError(f"--output {output}: that is the input; name another file")
-    with replaced(target) as part, part.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines)
+    if write is None:
+        raise DataError(f"--output {output}: expected a name that ends with {' or '.join(WRITERS)}")
+    if target.exists() and not force:
+        raise DataError(f"--output {output}: exists already; name another file, or replace it with --force")
+
+    def write_all(records: Iterable[Record]) -> None:
+        with replaced(target) as part, part.open("w", encoding="utf-8", newline="") as file:
+            write(records, file)
+
+    return write_all

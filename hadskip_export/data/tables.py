@@ -2,14 +2,16 @@
 
 import contextlib
 import csv
+import io
 import itertools
 import json
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 from hadskip_export.data.text import Text
 from hadskip_export.support.errors import DataError
@@ -31,8 +33,11 @@ class Columns:
 
 NO_ROWS = "no rows that can be used; a header line and at least one good row are needed"
 ANY_COLUMNS = Columns()
-MOST_CHARACTERS = 4_000_000  # in a field: else a quotation mark never closed takes the rest of a file into memory
+MOST_CHARACTERS = 4_000_000  # in a row: else a quotation mark never closed takes the rest of a file into memory
+MOST_LINES_AGAIN = 16  # of a row among lines read before, which would else be read as often as there are rows
 FIRST_OBJECTS = 100  # of a JSONL file, which has no header: those among which a column must turn up
+
+QUOTED = "in quotation marks, which may be a text's own or a program's: nobody can tell in .tsv; save it as .csv"
 
 Refuse = Callable[[DataError], None]
 
@@ -62,15 +67,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class Row:
-    """One row, and the line it begins on: `values` by column, None where a JSON value can be neither a text nor a
-    label."""
+    """One row, and the line it begins on: `values` by column, of a JSONL file whatever JSON has."""
 
     file: Path
     line: int
-    values: dict[str, str | None]
+    values: dict[str, object]
 
     def __getitem__(self, column: str) -> str:
-        value = self.values.get(column)
+        value = _as_text(self.values.get(column))
         if value is None:
             raise self.error(f"no text or number in {column!r}")
         try:
@@ -102,21 +106,42 @@ def read_rows(file: Path, refuse: Refuse = stop) -> Iterator[Row]:
         refuse: is given the error of a row that does not parse. If it returns, the rows after that one are read.
 
     Raises:
-        DataError: the file is missing, of another type or not UTF-8, or its header is unusable.
+        DataError: the file is missing or of another type, or its header is unusable.
     """
     kind = file.suffix.lower()
     if kind not in (".csv", ".tsv", ".jsonl"):
         raise DataError(f"{file}: expected a .csv, .tsv or .jsonl file")
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+            lines = _bounded(opened)
             yield from _json_rows(file, lines, refuse) if kind == ".jsonl" else _table_rows(file, lines, kind, refuse)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
-    except UnicodeDecodeError as error:
-        line, byte = _bad_byte(file)
-        raise DataError(f"{file}, line {line}: not UTF-8 ({error.reason} at byte {byte}); convert it first") from error
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from error
+
+
+def _bounded(file: TextIO) -> Iterator[str]:
+    """The lines of a file; of one that is too long no more than its beginning."""
+    while line := file.readline(MOST_CHARACTERS + 1):
+        yield line
+        while len(line) > MOST_CHARACTERS and not line.endswith(("\n", "\r")):
+            line = file.readline(MOST_CHARACTERS + 1)
+
+
+class _Unreadable(csv.Error):
+    """What is wrong with lines before their columns are looked at."""
+
+
+def _check_line(line: str, characters: int) -> None:
+    """
+    Args:
+        characters: of the row, so far.
+    """
+    if characters > MOST_CHARACTERS:
+        raise _Unreadable(f"a row of more than {MOST_CHARACTERS:,} characters")
+    if not line.isascii() and (bad := next((sign for sign in line if "\udc80" <= sign <= "\udcff"), None)):
+        raise _Unreadable(f"not UTF-8 (byte 0x{ord(bad) - 0xDC00:x}); convert the file first")
 
 
 def _json_rows(file: Path, lines: Iterable[str], refuse: Refuse) -> Iterator[Row]:
@@ -124,17 +149,22 @@ def _json_rows(file: Path, lines: Iterable[str], refuse: Refuse) -> Iterator[Row
         if not line.strip():
             continue
         try:
+            _check_line(line, len(line))
             values = json.loads(line)
+        except _Unreadable as error:
+            refuse(DataError(f"{file}, line {number}: {error}"))
+            continue
         except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
             refuse(DataError(f"{file}, line {number}: not JSON ({getattr(error, 'msg', error)})"))
             continue
         if isinstance(values, dict):
-            yield Row(file, number, {key: _as_text(value) for key, value in values.items()})
+            yield Row(file, number, values)
         else:
             refuse(DataError(f"{file}, line {number}: expected an object with named fields"))
 
 
 def _as_text(value: object) -> str | None:
+    """A text or a number; None for what can be neither a text nor a label."""
     if isinstance(value, str):
         return value
     return json.dumps(value) if isinstance(value, int | float) and math.isfinite(value) else None
@@ -142,11 +172,13 @@ def _as_text(value: object) -> str | None:
 
 class _Lines:
     """The lines of a file for `csv.reader`, which can go back: what a quotation mark never closed has swallowed are
-    rows like any other."""
+    rows like any other. Time and memory stay in proportion to the file all the same."""
 
     def __init__(self, lines: Iterable[str]):
         self._lines = iter(lines)
         self._row: list[str] = []  # the lines of the row being read
+        self._characters = 0  # of these
+        self._most: int | None = None  # of these
         self._again: deque[str] = deque()
         self.number = 0  # of the line read last
 
@@ -154,14 +186,19 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
+        if len(self._row) == self._most:
+            raise StopIteration
         line = self._again.popleft() if self._again else next(self._lines)
         self._row.append(line)
+        self._characters += len(line)
         self.number += 1
+        _check_line(line, self._characters)
         return line
 
     def begin_row(self) -> int:
         """Returns the number of the line that comes next."""
         self._row.clear()
+        self._characters, self._most = 0, MOST_LINES_AGAIN if self._again else None
         return self.number + 1
 
     def go_back(self) -> None:
@@ -181,6 +218,8 @@ def _table_rows(file: Path, lines: Iterable[str], kind: str, refuse: Refuse) -> 
         header = next(filter(None, reader), [])
     except csv.Error as error:
         raise DataError(f"{file}: no header line that can be read ({error})") from error
+    if kind == ".tsv" and any(map(_is_quoted, header)):
+        raise DataError(f"{file}: column names {QUOTED}")
     if len(set(header)) < len(header):
         raise DataError(f"{file}: two columns have the same name, in {', '.join(map(repr, header))}")
     while True:
@@ -190,30 +229,34 @@ def _table_rows(file: Path, lines: Iterable[str], kind: str, refuse: Refuse) -> 
         except StopIteration:
             return
         except csv.Error as error:
-            refuse(DataError(f"{file}, line {line}: not {kind[1:].upper()} ({error})"))
+            problem = str(error) if isinstance(error, _Unreadable) else f"not {kind[1:].upper()} ({error})"
+            refuse(DataError(f"{file}, line {line}: {problem}"))
             source.go_back()
             continue
-        if len(fields) == len(header):
+        if kind == ".tsv" and any(map(_is_quoted, fields)):
+            refuse(DataError(f"{file}, line {line}: a field {QUOTED}"))
+        elif len(fields) == len(header):
             yield Row(file, line, dict(zip(header, fields, strict=True)))
         elif fields:  # else an empty line
             refuse(DataError(f"{file}, line {line}: expected {len(header)} columns, found {len(fields)}"))
 
 
-def _bad_byte(file: Path) -> tuple[int, int]:
-    """Line, from 1, and offset of the first byte that is not UTF-8, without holding more than a line."""
-    offset = 0
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return number, offset + error.start
-            offset += len(line)
-    return 1, 0
+def _is_quoted(field: str) -> bool:
+    """As CSV has it; whether a text's own quotation marks or a program's, nobody can tell."""
+    inner = field[1:-1]
+    return len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner.replace('""', "")
 
 
-def read_texts(file: str | Path, columns: Columns = ANY_COLUMNS, refuse: Refuse = stop) -> Iterator[tuple[int, Text]]:
-    """Streams the texts (or pairs) of a file, each with the line it begins on.
+class TextRow(NamedTuple):
+    """A text (or pair), the line it begins on, and the row's other columns."""
+
+    line: int
+    text: Text
+    others: dict[str, object]
+
+
+def read_texts(file: str | Path, columns: Columns = ANY_COLUMNS, refuse: Refuse = stop) -> Iterator[TextRow]:
+    """Streams the texts (or pairs) of a file.
 
     Args:
         refuse: as for `read_rows`; a row without a text, with an empty one, or with one that is not Unicode is bad too.
@@ -223,21 +266,45 @@ def read_texts(file: str | Path, columns: Columns = ANY_COLUMNS, refuse: Refuse 
     """
     path = Path(file)
     rows = read_rows(path, refuse)
-    first, text = _find_text_among(path, rows, columns)
+    first, texts = _find_text_among(path, rows, columns)
     good = False
     for row in itertools.chain(first, rows):
         try:
-            found = text(row)
+            found = texts.of(row)
         except DataError as error:
             refuse(error)
             continue
         good = True
-        yield row.line, found
+        yield TextRow(row.line, found, texts.others(row))
     if not good:
         raise DataError(f"{path}: {NO_ROWS}")
 
 
-def _find_text_among(file: Path, rows: Iterator[Row], columns: Columns) -> tuple[list[Row], Callable[[Row], Text]]:
+def read_standard_input(refuse: Refuse = stop) -> Iterator[TextRow]:
+    """Streams the texts on standard input, one a line.
+
+    Raises:
+        DataError: see `read_texts`.
+    """
+    name, number = Path("standard input"), 0
+    opened = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape")
+    try:
+        for number, line in enumerate(_bounded(opened), start=1):
+            row = Row(name, number, {"text": line.rstrip("\n")})
+            try:
+                _check_line(line, len(line))
+                yield TextRow(number, row.text("text"), {})
+            except _Unreadable as error:
+                refuse(row.error(str(error)))
+            except DataError as error:
+                refuse(error)
+    finally:
+        opened.detach()  # else standard input would be closed with it
+    if not number:
+        raise DataError("standard input: no text on it; one a line is expected")
+
+
+def _find_text_among(file: Path, rows: Iterator[Row], columns: Columns) -> tuple[list[Row], "_TextColumns"]:
     """The rows read until one had the columns, and `find_text` of that one."""
     read: list[Row] = []
     for row in itertools.islice(rows, FIRST_OBJECTS if file.suffix.lower() == ".jsonl" else 1):
@@ -270,10 +337,10 @@ def read_examples(
     lines: list[int] = []
     for row in read_rows(path):
         if not texts:
-            text = find_text(row, columns)
+            named = find_text(row, columns)
             has_labels = not unlabelled or columns.label or _like(row, LABEL_COLUMNS)
             label = _find(row, columns.label, LABEL_COLUMNS, "--label-column") if has_labels else None
-        texts.append(text(row))
+        texts.append(named.of(row))
         if label is not None:
             labels.append(row.label(label))
         elif late := _like(row, LABEL_COLUMNS):
@@ -325,25 +392,35 @@ def check_labels(examples: Examples, known: tuple[str, ...], file: Path) -> None
             )
 
 
-def find_text(first: Row, columns: Columns) -> Callable[[Row], Text]:
+@dataclass(frozen=True)
+class _TextColumns:
+    """Where the rows of a file have their text and, of pairs, the second one."""
+
+    text: str
+    pair: str | None
+    pair_names: tuple[str, ...]  # by which a JSONL file may turn out to have pairs after all
+
+    def of(self, row: Row) -> Text:
+        if self.pair is not None:
+            return row.text(self.text), row.text(self.pair)
+        if late := _like(row, self.pair_names):
+            raise row.error(f"has {late!r}, and the first row has no second text; give all rows one, or none")
+        return row.text(self.text)
+
+    def others(self, row: Row) -> dict[str, object]:
+        return {name: value for name, value in row.values.items() if name not in (self.text, self.pair)}
+
+
+def find_text(first: Row, columns: Columns) -> _TextColumns:
     """How to get the text, or the pair of texts, from the rows of a file, of which `first` is the first.
 
     Raises:
         DataError: a named column is not there, or none has a known name.
     """
     text = _find(first, columns.text, TEXT_COLUMNS, "--text-column")
-    others = tuple(name for name in PAIR_COLUMNS if name != text.lower())
-    if columns.pair is None and _like(first, others) is None:
-        return partial(_text_alone, text, others)
-    pair = _find(first, columns.pair, others, "--pair-column")
-    return lambda row: (row.text(text), row.text(pair))
-
-
-def _text_alone(column: str, pair_columns: tuple[str, ...], row: Row) -> str:
-    """A row's text in a file without pairs, of which a JSONL file may turn out to be none."""
-    if late := _like(row, pair_columns):
-        raise row.error(f"has {late!r}, and the first row has no second text; give all rows one, or none")
-    return row.text(column)
+    names = tuple(name for name in PAIR_COLUMNS if name != text.lower())
+    has_pairs = columns.pair is not None or _like(first, names) is not None
+    return _TextColumns(text, _find(first, columns.pair, names, "--pair-column") if has_pairs else None, names)
 
 
 def _like(row: Row, known: tuple[str, ...]) -> str | None:
@@ -361,4 +438,6 @@ def _find(first: Row, named: str | None, known: tuple[str, ...], option: str) ->
     for name in known:
         if name in by_lower:
             return by_lower[name]
-    raise DataError(f"{first.file}: cannot tell which of {have} to use; name it with {option}")
+    between = {".csv": "commas", ".tsv": "tabs"}.get(first.file.suffix.lower())
+    header = f"; its first line must name the columns, with {between} between them" if between else ""
+    raise DataError(f"{first.file}: cannot tell which of {have} to use{header}; name it with {option}")

@@ -17,13 +17,13 @@ from hadskip_export.exporters.weights import place_graph, read_places, write_ten
 from hadskip_export.modeling.checkpoint import hugging_face_config, load_classifier, load_gated
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.modeling.original import check_same_as_original
 from hadskip_export.routing.points import Point
 from hadskip_export.runtime.bundle import FORMAT, FULL, MODEL, Bundle, Manifest, ModelInfo, RouterInfo
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Encoded, Tokenizer
 from hadskip_export.support.progress import track
 from hadskip_export.verification import golden as golden_files
+from hadskip_export.verification.original import check_same_as_original
 from hadskip_export.verification.parity import ParityReport, compare, wider
 from hadskip_export.verification.references import Reference
 from hadskip_export.verification.torch_reference import TorchReference

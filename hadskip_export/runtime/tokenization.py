@@ -40,6 +40,9 @@ class Batch:
         return len(self.input_ids)
 
 
+CHARACTERS_PER_TOKEN = 64  # of the most tokens an input may have: what is read of a text before it is tokenised
+
+
 class Tokenizer:
     """A fast tokenizer file with its settings made once, so that many threads may share it.
 
@@ -62,6 +65,7 @@ class Tokenizer:
         self.max_length, self._vocab_size, self._type_vocab_size = max_length, vocab_size, type_vocab_size
         settings = _settings(file.with_name(TOKENIZER_CONFIG))
         self._gives_segments = "token_type_ids" in settings["model_input_names"]
+        self._keeps_end = settings["truncation_side"] == "left"
         self._backend.no_padding()
         self._backend.enable_truncation(max_length, strategy="longest_first", direction=settings["truncation_side"])
 
@@ -99,8 +103,10 @@ class Tokenizer:
         pair = (text,) if isinstance(text, str) else text
         if not isinstance(pair, tuple | list) or len(pair) not in (1, 2) or not all(isinstance(t, str) for t in pair):
             raise DataError(f"input {index + 1}: expected a text or a pair of texts, got {type(text).__name__}")
+        most = CHARACTERS_PER_TOKEN * self.max_length  # else five million characters take half a minute
+        first, *second = (part[-most:] if self._keeps_end else part[:most] for part in pair)
         try:
-            encoding = self._backend.encode(*pair)
+            encoding = self._backend.encode(first, second[0] if second else None)
         except (UnicodeEncodeError, TypeError) as error:  # a lone surrogate: its bindings call that "not a str"
             raise DataError(
                 f"input {index + 1}: a text that is not valid Unicode; it holds half of a character"
@@ -117,7 +123,8 @@ class Tokenizer:
         type_ids = encoding.type_ids if self._gives_segments else [0] * len(encoding)
         if max(type_ids) >= self._type_vocab_size:
             raise DataError(f"input {index + 1}: segment {max(type_ids)}; {self._segments}")
-        return Encoded(np.array(encoding.ids, np.int64), np.array(type_ids, np.int64), bool(encoding.overflowing))
+        truncated = bool(encoding.overflowing) or any(len(part) > most for part in pair)
+        return Encoded(np.array(encoding.ids, np.int64), np.array(type_ids, np.int64), truncated)
 
     @property
     def _segments(self) -> str:

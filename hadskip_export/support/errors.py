@@ -7,12 +7,17 @@ exits with code 2.
 import importlib
 from types import ModuleType
 
+LONGEST_MESSAGE = 2000  # characters
+
 
 class HadskipError(Exception):
-    """The request, the files or the machine are at fault. The message is one line, whatever it quotes."""
+    """The request, the files or the machine are at fault. The message is one line of a bounded length, whatever it
+    quotes: of a longer one the middle is left out."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.splitlines()))
+        line = " ".join(message.splitlines())
+        half = LONGEST_MESSAGE // 2
+        super().__init__(line if len(line) <= LONGEST_MESSAGE else f"{line[:half]} ... {line[-half:]}")
 
 
 class BundleError(HadskipError):

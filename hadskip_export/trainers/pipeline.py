@@ -27,7 +27,6 @@ from hadskip_export.modeling.checkpoint import (
 )
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.modeling.original import check_same_as_original
 from hadskip_export.routing.budgets import budget_name
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.progress import say
@@ -42,6 +41,7 @@ from hadskip_export.trainers.stages import fine_tune, initialise_gates
 from hadskip_export.trainers.summary import budget_row
 from hadskip_export.trainers.teacher import Teacher
 from hadskip_export.trainers.threshold import fit_threshold
+from hadskip_export.verification.original import check_same_as_original
 
 PARITY_TEXTS = 500
 

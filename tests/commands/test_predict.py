@@ -1,5 +1,6 @@
 """Files through a bundle: what a bad row costs, what is left behind, and how much is held at a time."""
 
+import csv
 import json
 import os
 import signal
@@ -46,8 +47,11 @@ def test_skip_answers_the_good_rows_and_names_the_others(bundle: Path, tmp_path:
     file.write_text(content)
     to = ("--output", output) if to_file else ()
     result = succeeded(run("predict", bundle, "--input", file, "--on-error", "skip", *to))
+    found = lines(output.read_text() if to_file else result.stdout)
+    labels = [record.pop("input_label", None) for record in found]
     wanted = [{"line": line, **answer} for line, answer in zip(good, answers(bundle, good.values()), strict=True)]
-    assert equal(lines(output.read_text() if to_file else result.stdout), wanted)
+    assert equal(found, wanted)
+    assert all(labels) == (name != "data.jsonl")
     *skipped, last = result.stderr.splitlines()
     assert [line.split(": ")[1] for line in skipped] == [f"{file}, line {number}" for number in bad]
     assert last == f"{len(good)} rows done, {len(bad)} skipped"
@@ -63,7 +67,7 @@ def test_a_row_with_a_token_that_the_model_does_not_know_costs_no_other_row(bund
     assert f"skipped: {file}, line 3: the token '##z' has the id" in result.stderr
     assert result.stderr.splitlines()[-1] == "2 rows done, 1 skipped"
     refused(run("predict", copy, "--input", file), f"{file}, line 3: the token '##z'", "--on-error skip")
-    refused(run("predict", copy, "az", "--input", file, "--on-error", "skip"), "input 1: the token '##z'")
+    refused(run("predict", copy, "az"), "input 1: the token '##z'")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--on-error", "stop")], ids=["left out", "stop"])
@@ -92,9 +96,9 @@ def test_one_bad_text_costs_no_other_of_its_batch(bundle: Path, tmp_path: Path):
 def test_records_have_the_same_fields_whatever_is_done_about_bad_rows(bundle: Path, tmp_path: Path, on_error: str):
     file = tmp_path / "data.csv"
     file.write_text("text\ngood\nbad\n")
-    result = succeeded(run("predict", bundle, "great", "--input", file, "--on-error", on_error))
+    result = succeeded(run("predict", bundle, "--input", file, "--on-error", on_error))
     records = lines(result.stdout)
-    assert [record["line"] for record in records] == [None, 2, 3]
+    assert [record["line"] for record in records] == [2, 3]
     for record in records:
         assert list(record) == ["line", *(field.name for field in fields(Prediction))]
     assert result.stderr == ("2 rows done, 0 skipped\n" if on_error == "skip" else "")
@@ -104,7 +108,7 @@ def test_records_have_the_same_fields_whatever_is_done_about_bad_rows(bundle: Pa
     ("name", "content", "arguments", "message"),
     [
         ("none.csv", None, (), "no such file"),
-        ("a.csv", b"text\n" + b"good\n" * 3000 + b"caf\xe9\n", (), "not UTF-8"),
+        ("a.csv", b"caf\xe9\ngood\n", (), "not UTF-8"),
         ("a.csv", b"text\ngood\n", ("--text-column", "words"), "--text-column"),
         ("a.csv", b"text\n", (), "no rows"),
         ("a.csv", b"text,label\nshort\n", (), "no rows"),
@@ -123,6 +127,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_bundle_is_read(tmp_path:
     file = tmp_path / "data.csv"
     file.write_text("text\ngood\n")
     (tmp_path / "link.csv").symlink_to(file)
+    (tmp_path / "old.jsonl").write_text("old")
     os.mkfifo(tmp_path / "pipe")
     for output, message in [
         (file, "is the input"),
@@ -130,13 +135,15 @@ def test_an_output_that_cannot_be_is_refused_before_the_bundle_is_read(tmp_path:
         (tmp_path / "pipe", "not a file"),  # a device, /dev/null for instance, would be replaced by the file
         (tmp_path, "not a file"),
         (tmp_path / "missing" / "answers.jsonl", "no folder"),
+        (tmp_path / "answers.parquet", "expected a name that ends with .jsonl or .csv"),
+        (tmp_path / "old.jsonl", "exists already; name another file, or replace it with --force"),
     ]:
         refused(run("predict", tmp_path / "bundle", "--input", file, "--output", output), f"--output {output}", message)
     assert file.read_text() == "text\ngood\n"
 
 
 def test_an_output_that_is_a_link_stays_one(bundle: Path, tmp_path: Path):
-    link, target = tmp_path / "link", tmp_path / "answers.jsonl"
+    link, target = tmp_path / "link.jsonl", tmp_path / "answers.jsonl"
     link.symlink_to(target)
     succeeded(run("predict", bundle, "good", "--output", link))
     assert link.is_symlink()
@@ -179,6 +186,68 @@ def test_no_more_than_a_chunk_of_rows_is_held(bundle: Path, tmp_path: Path):
         assert written <= chunks * CHUNK + buffered
     writer.join()
     assert done == written == 8 * CHUNK
+
+
+# Standard input
+
+
+def test_standard_input_is_classified_line_by_line(bundle: Path):
+    result = succeeded(run("predict", bundle, "-", input="good\r\nbad film\n"))
+    wanted = [{"line": line, **answer} for line, answer in enumerate(answers(bundle, ["good", "bad film"]), start=1)]
+    assert equal(lines(result.stdout), wanted)
+    refused(run("predict", bundle, "-", input="good\n\nbad\n"), "standard input, line 2: the text is empty")
+    skipping = succeeded(run("predict", bundle, "-", "--on-error", "skip", input="good\n\nbad\n"))
+    assert [record["line"] for record in lines(skipping.stdout)] == [1, 3]
+    refused(run("predict", bundle, "-", input=""), "standard input: no text on it")
+
+
+def test_standard_input_goes_alone_and_so_do_texts(bundle: Path, tmp_path: Path):
+    assert "standard input goes alone" in run("predict", bundle, "-", "good").stderr
+    assert "leave it or the TEXTS out" in run("predict", bundle, "good", "--input", tmp_path / "a.csv").stderr
+    refused(run("predict", bundle, "good", " "), "text 2 is empty")
+
+
+# What else is in the file
+
+
+def test_other_columns_are_passed_on(bundle: Path, tmp_path: Path):
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"id": 7, "text": "good", "label": "x", "tags": [1, null]}\n{"text": "bad", "id": "\\ud800"}\n')
+    one, other = lines(succeeded(run("predict", bundle, "--input", file)).stdout)
+    first, second = answers(bundle, ["good", "bad"])
+    assert equal([one], [{"line": 1, "id": 7, "input_label": "x", "tags": [1, None], **first}])
+    assert equal([other], [{"line": 2, "id": "\ud800", **second}])
+
+
+def test_a_table_has_a_column_for_each_class(bundle: Path, tmp_path: Path):
+    file, output = tmp_path / "data.csv", tmp_path / "answers.csv"
+    file.write_text('id,text,note\n7,good,"a, ""b""\nc"\n8,bad,\n')
+    succeeded(run("predict", bundle, "--input", file, "--output", output))
+    with output.open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    for row, answer in zip(rows, answers(bundle, ["good", "bad"]), strict=True):
+        assert row["label"] == answer["label"] and row["truncated"] == "false"
+        assert row["layers"].split() == [str(layer) for layer in answer["layers"]]
+        assert {name: float(row[f"probability_{name}"]) for name in answer["probabilities"]} == pytest.approx(
+            answer["probabilities"], abs=1e-6
+        )
+    assert [(row["line"], row["id"], row["note"]) for row in rows] == [("2", "7", 'a, "b"\nc'), ("4", "8", "")]
+
+
+def test_a_table_does_not_lose_what_its_first_row_has_not(bundle: Path, tmp_path: Path):
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"text": "good"}\n{"text": "bad", "id": 1}\n')
+    refused(run("predict", bundle, "--input", file, "--output", tmp_path / "a.csv"), "line 2: has 'id'", ".jsonl")
+    assert os.listdir(tmp_path) == ["data.jsonl"]
+
+
+def test_an_output_is_replaced_only_when_told_to(bundle: Path, tmp_path: Path):
+    output = tmp_path / "answers.jsonl"
+    output.write_text("old")
+    refused(run("predict", bundle, "good", "--output", output), f"--output {output}: exists already", "--force")
+    assert output.read_text() == "old"
+    succeeded(run("predict", bundle, "good", "--output", output, "--force"))
+    assert equal(lines(output.read_text()), answers(bundle, ["good"]))
 
 
 # As a function

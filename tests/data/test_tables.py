@@ -76,7 +76,7 @@ def test_any_text_survives_csv_and_jsonl(tmp_path, rows):
         else:
             refused(lambda: read_examples(tmp_path / name), name, "the text is empty")  # noqa: B023 run at once
         if good:
-            assert [text for _, text in read_texts(tmp_path / name, refuse=[].append)] == good
+            assert [row.text for row in read_texts(tmp_path / name, refuse=[].append)] == good
 
 
 def test_a_row_has_the_number_of_the_line_it_begins_on(tmp_path):
@@ -131,7 +131,6 @@ def test_tsv_has_no_quoting(tmp_path):
         '"opened and never closed',
         "it's",
         'he said "no"',
-        '""',
         '"a" b',
         "comma, comma",
         "back\\slash",
@@ -139,6 +138,14 @@ def test_tsv_has_no_quoting(tmp_path):
     ]
     file = write(tmp_path, "dev.tsv", "sentence\tlabel\n" + "".join(f"{text}\t1\n" for text in texts))
     assert read_examples(file) == Examples(texts, ["1"] * len(texts))
+
+
+@pytest.mark.parametrize("field", ['""', '"quoted"', '"he said ""no"" and left"'])
+def test_a_field_of_a_tsv_in_quotation_marks_could_be_either_and_is_refused(field, tmp_path):
+    """pandas writes such; GLUE's own reader takes GLUE's files as they are."""
+    refused(lambda: read_examples(write(tmp_path, "a.tsv", f"text\tlabel\na\t1\n{field}\t1\n")), "line 3", ".csv")
+    header = write(tmp_path, "b.tsv", '"text"\t"label"\na\t1\n')
+    refused(lambda: read_examples(header), "b.tsv: column names in quotation marks", ".csv")
 
 
 def test_a_ragged_line_of_a_tsv_is_named(tmp_path):
@@ -196,7 +203,7 @@ def test_a_field_that_is_missing_is_named_with_its_line(missing, tmp_path):
 def test_a_later_row_without_the_text_stops_the_stream_with_its_line(tmp_path):
     file = write(tmp_path, "a.jsonl", '{"text": "a"}\n{"body": "b"}\n')
     stream = read_texts(file)
-    assert next(stream) == (1, "a")
+    assert next(stream)[:2] == (1, "a")
     refused(lambda: next(stream), "a.jsonl", "line 2", "text")
 
 
@@ -207,12 +214,13 @@ def test_a_second_text_or_a_label_that_comes_late_is_not_lost(tmp_path):
     refused(lambda: read_examples(file, unlabelled=True), "a.jsonl", "line 2", "'text_pair'", "no second text")
     refused(lambda: list(read_texts(file)), "a.jsonl", "line 2", "'text_pair'", "no second text")
     errors: list[DataError] = []
-    assert list(read_texts(file, refuse=errors.append)) == [(1, "a"), (3, "c")] and len(errors) == 1
-    nulls = [{"text": "a", "text_pair": None, "label": None}, {"text": "b"}, {"text": "c", "text2": None, "label": []}]
+    assert [row[:2] for row in read_texts(file, refuse=errors.append)] == [(1, "a"), (3, "c")] and len(errors) == 1
+    nulls = [{"text": "a", "text_pair": None, "label": None}, {"text": "b"}, {"text": "c", "text2": None}]
     file = write(tmp_path, "c.jsonl", "".join(json.dumps(row) + "\n" for row in nulls))
-    assert [text for _, text in read_texts(file)] == read_examples(file, unlabelled=True).texts == ["a", "b", "c"]
-    file = write(tmp_path, "b.jsonl", '{"text": "a"}\n{"text": "b", "label": "x"}\n')
-    refused(lambda: read_examples(file, unlabelled=True), "b.jsonl", "line 2", "'label'", "no label")
+    assert [row.text for row in read_texts(file)] == read_examples(file, unlabelled=True).texts == ["a", "b", "c"]
+    for label in ('"x"', "[]"):
+        file = write(tmp_path, "b.jsonl", f'{{"text": "a"}}\n{{"text": "b", "label": {label}}}\n')
+        refused(lambda: read_examples(file, unlabelled=True), "b.jsonl", "line 2", "'label'", "no label")  # noqa: B023
     assert len(list(read_texts(file))) == 2
 
 
@@ -237,14 +245,14 @@ def test_columns_are_found_by_their_names(header, text, pair, label, tmp_path):
     file = write(tmp_path, "a.csv", f"{header}\n{','.join(fields)}\n")
     wanted = fields[text] if pair is None else (fields[text], fields[pair])
     assert read_examples(file) == Examples([wanted], [fields[label]])
-    assert list(read_texts(file)) == [(2, wanted)]
+    assert [row[:2] for row in read_texts(file)] == [(2, wanted)]
 
 
 def test_named_columns_win(tmp_path):
     file = write(tmp_path, "a.csv", "text,label,body,title,kind\nt,l,b,ti,k\n")
     assert read_examples(file, Columns("body", "title", "kind")) == Examples([("b", "ti")], ["k"])
     assert read_examples(file, Columns(text="body")) == Examples(["b"], ["l"])
-    assert list(read_texts(file, Columns(pair="title"))) == [(2, ("t", "ti"))]
+    assert [row.text for row in read_texts(file, Columns(pair="title"))] == [("t", "ti")]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -279,7 +287,8 @@ def test_columns_that_cannot_be_told_are_refused_with_the_option(tmp_path):
 
 
 def test_texts_need_no_labels(tmp_path):
-    assert list(read_texts(write(tmp_path, "a.csv", "text\nhello\nagain\n"))) == [(2, "hello"), (3, "again")]
+    rows = read_texts(write(tmp_path, "a.csv", "text\nhello\nagain\n"))
+    assert [row[:2] for row in rows] == [(2, "hello"), (3, "again")]
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
@@ -413,12 +422,17 @@ def test_a_file_without_rows_is_refused(content, tmp_path):
     refused(lambda: read_examples(write(tmp_path, "a.jsonl", "\n")), "a.jsonl", "no rows")
 
 
-@pytest.mark.parametrize("rows_before", [0, 10_000])
-def test_a_file_that_is_not_utf8_is_refused_with_the_byte(rows_before, tmp_path):
-    before = b"text,label\n" + b"a,x\n" * rows_before
-    file = write(tmp_path, "a.csv", before + b"caf\xe9,x\n")
-    message = refused(lambda: read_examples(file), "a.csv", f"line {rows_before + 2}:", "not UTF-8")
-    assert f"byte {len(before) + 3})" in message
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_a_row_that_is_not_utf8_is_refused_with_its_line_and_the_byte(kind, tmp_path):
+    content = {
+        "csv": b"text\ngood\ncaf\xe9\nbad\n",
+        "jsonl": b'{"text": "good"}\n\n{"text": "\xe9"}\n{"text": "bad"}\n',
+    }
+    file = write(tmp_path, f"a.{kind}", content.get(kind, content["csv"]))
+    refused(lambda: list(read_texts(file)), f"a.{kind}, line 3: not UTF-8 (byte 0xe9)")
+    errors: list[DataError] = []
+    assert [row.text for row in read_texts(file, refuse=errors.append)] == ["good", "bad"]
+    assert len(errors) == 1
 
 
 def test_utf16_is_refused(tmp_path):
@@ -467,7 +481,7 @@ def test_a_bad_row_costs_no_other_row(case, tmp_path):
     errors: list[DataError] = []
     rows = read_texts(file, refuse=errors.append)
     if good:
-        assert "|".join(f"{line} {text}" for line, text in rows) == good
+        assert "|".join(f"{row.line} {row.text}" for row in rows) == good
     else:
         refused(lambda: list(rows), "a.csv", "no rows")
     for line, error in zip(bad, errors, strict=True):
@@ -482,7 +496,7 @@ def test_a_bad_row_costs_no_other_row(case, tmp_path):
         ("a.csv", '"text,label\na,1\n', "header"),
         ("a.csv", "text,text\na,1\n", "same name"),
         ("a.csv", "words\na\n", "--text-column"),
-        ("a.csv", "text\na\n" + "a,b\n" * 5 + "caf\udce9\n", "not UTF-8"),
+        ("a.csv", "caf\udce9\na\n", "not UTF-8"),
         ("a.jsonl", '{"words": "a"}\n' * 5000, "--text-column"),
         ("a.csv", "text,label\n" + "short\n" * 5, "no rows"),
     ],
@@ -495,7 +509,7 @@ def test_what_is_no_rows_fault_stops_all_the_same(name, content, message, tmp_pa
 
 
 def test_a_header_may_come_after_blank_lines(tmp_path):
-    assert list(read_texts(write(tmp_path, "a.csv", "\n\ntext,label\na,1\n"))) == [(4, "a")]
+    assert list(read_texts(write(tmp_path, "a.csv", "\n\ntext,label\na,1\n"))) == [(4, "a", {"label": "1"})]
 
 
 @pytest.mark.parametrize(
@@ -509,3 +523,52 @@ def test_a_field_without_end_does_not_take_the_file_into_memory(kind, bad, monke
     assert next(rows).line == 3
     assert len(list(lines)) > 45_000  # not taken yet
     assert len(errors) == 1 and "line 2" in str(errors[0])
+
+
+def test_a_line_without_end_does_not_take_the_file_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "MOST_CHARACTERS", 1000)
+    long = "x" * 5000
+    for name, content in {
+        "a.jsonl": f'{{"text": "good"}}\n{{"text": "{long}"}}\n{{"text": "bad"}}\n',
+        "a.csv": f"text\ngood\n{long}\nbad\n",
+        "a.tsv": f"text\ngood\n{long}\nbad\n",
+    }.items():
+        errors: list[DataError] = []
+        rows = list(read_texts(write(tmp_path, name, content), refuse=errors.append))
+        last = content.count("\n")
+        assert [(row.line, row.text) for row in rows] == [(last - 2, "good"), (last, "bad")]
+        assert len(errors) == 1 and f"line {last - 1}: a row of more than 1,000 characters" in str(errors[0])
+
+
+def test_open_quotes_cost_time_in_proportion_to_the_file(tmp_path, monkeypatch):
+    """Counted in lines that are looked at, and not in seconds."""
+    seen = 0
+    check = tables._check_line
+
+    def count(line: str, characters: int) -> None:
+        nonlocal seen
+        seen += 1
+        check(line, characters)
+
+    monkeypatch.setattr(tables, "_check_line", count)
+    for content in ('a","b\n', '"open,1\n\n', '"a\n"b\n'):
+        seen, errors = 0, []
+        rows = read_texts(write(tmp_path, "a.csv", "text,label\n" + content * 5000), refuse=errors.append)
+        refused(lambda: list(rows), "no rows")  # noqa: B023
+        assert errors and seen < 5001 * content.count("\n") * (tables.MOST_LINES_AGAIN + 2)
+
+
+def test_what_follows_an_open_quote_is_read_however_far_it_reaches(tmp_path):
+    """Rows of several lines among them."""
+    good = '"two\nlines",x\n' * 100
+    errors: list[DataError] = []
+    rows = read_texts(write(tmp_path, "a.csv", f'text,label\n"open\n{good}'), refuse=errors.append)
+    assert [row.text for row in rows] == ["two\nlines"] * 100
+    assert len(errors) == 1
+
+
+def test_the_other_columns_come_along(tmp_path):
+    (csv_row,) = read_texts(write(tmp_path, "a.csv", "id,text,label,text2\n7,a,x,b\n"))
+    assert csv_row == (2, ("a", "b"), {"id": "7", "label": "x"})
+    (json_row,) = read_texts(write(tmp_path, "a.jsonl", '{"id": 7, "text": "a", "tags": ["x", null]}\n'))
+    assert json_row == (1, "a", {"id": 7, "tags": ["x", None]})

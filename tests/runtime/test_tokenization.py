@@ -197,6 +197,22 @@ def test_settings_beside_the_file_count_as_for_transformers(model_folder: Path, 
             assert got.type_ids.tolist() == expected.get("token_type_ids", [0] * len(got))
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_of_a_text_of_any_length_no_more_is_read_than_could_matter(side: str, tokenizer_file: Path, tmp_path: Path):
+    shutil.copy(tokenizer_file, tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"truncation_side": side}))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", 9)
+    words = [WORDS[number * number % len(WORDS)] for number in range(200_000)]
+    kept = " ".join(words[:50] if side == "right" else words[-50:])
+    for long, short in ((" ".join(words), kept), ((" ".join(words), " ".join(words)), (kept, kept))):
+        one, other = tokenizer.encode([long, short])
+        assert_equal(one, other)
+        assert one.truncated
+    blank = " " * 5_000_000
+    (alone,) = tokenizer.encode([f"{blank}good" if side == "right" else f"good{blank}"])
+    assert len(alone) == 2 and alone.truncated  # never silently: it was not read to its end
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "3", '{"truncation_side": "up"}', '{"model_input_names": null}'])
 def test_settings_that_make_no_sense_are_refused(tokenizer_file: Path, tmp_path: Path, content: str):
     file = Path(shutil.copy(tokenizer_file, tmp_path))

@@ -10,9 +10,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from hadskip_export.modeling.checkpoint import load_classifier, read_config, save_tokenizer
-from hadskip_export.modeling.original import check_same_as_original
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.errors import BundleError
+from hadskip_export.verification.original import check_same_as_original
 from tests.conftest import sentences
 
 TEXTS = [text for text, _ in sentences(30, 3)]
