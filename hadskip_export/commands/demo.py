@@ -171,7 +171,7 @@ def read_ratings() -> list[tuple[float, str]]:
     """(mean rating, sentence) of every movie-review sentence in the package's source distribution."""
     with tempfile.TemporaryDirectory() as temporary:
         command = ["pip", "download", "--no-deps", "--no-binary", "vaderSentiment", "--dest", temporary, DATA_PACKAGE]
-        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-P", "-m", *command], capture_output=True, text=True, check=False)
         archives = list(Path(temporary).glob("*.tar.gz"))
         if done.returncode or not archives:
             reason = (done.stderr.strip().splitlines() or ["no archive came"])[-1]
