@@ -19,6 +19,7 @@ from hadskip_export.verification.parity import count_flips, largest_difference, 
 from hadskip_export.verification.references import Reference, thresholds_of
 
 COUNT = 64
+ARRAYS = ("thresholds", "margins", "routes", "logits")
 INPUTS, OUTPUTS = "golden/inputs.jsonl", "golden/outputs.npz"
 
 
@@ -87,9 +88,9 @@ def read_golden(bundle: Bundle) -> Golden:
         lines = bundle.file(INPUTS).read_text(encoding="utf-8").splitlines()
         texts = [text if isinstance(text, str) else tuple(text) for text in map(json.loads, lines)]
         with np.load(bundle.file(OUTPUTS), allow_pickle=False) as arrays:
-            names = ("thresholds", "margins", "routes", "logits", "labels")
-            thresholds, margins, routes, logits, labels = (arrays[name] for name in names)
-            golden = Golden(texts, thresholds, margins, routes, logits, tuple(labels.tolist()))
+            labels = arrays["labels"].tolist() if "labels" in arrays else bundle.manifest.model.labels
+            thresholds, margins, routes, logits = (arrays[name] for name in ARRAYS)
+            golden = Golden(texts, thresholds, margins, routes, logits, tuple(labels))
         if not len(texts) == len(golden.margins) == len(golden.routes) == len(golden.logits) > 0:
             raise ValueError(f"{len(texts)} texts, {len(golden.logits)} answers")
         return golden
