@@ -28,7 +28,8 @@ from tests.exporters.changing import CUTS, add_to_weights, change_graph, copy_of
 
 TEXTS = [text for text, _ in sentences(60, 5)]
 ADDED = [("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"), ("ort", "int8")]
-IN_BF16 = pytest.param("openvino-bf16", marks=needs_bf16)
+IN_BF16 = pytest.param("openvino-bf16", marks=[needs_bf16, pytest.mark.slow])
+IN_INT8 = pytest.param("openvino-int8", marks=pytest.mark.slow)
 MOVED = 5e-4  # of a probability; below it an answer has stayed
 # An input alone is run by another engine there, whose states are bf16.
 ALONE = {"openvino-bf16": 5e-3}
@@ -82,7 +83,7 @@ def test_only_what_is_computed_otherwise_is_a_file_of_its_own(full_house: Path, 
     assert {name for name in before if before[name] != after.get(name)} == {"manifest.json", "manifest.sha256"}
 
 
-@pytest.mark.parametrize("engine", ["openvino-fp32", IN_BF16, "openvino-int8", "ort-int8"])
+@pytest.mark.parametrize("engine", ["openvino-fp32", IN_BF16, IN_INT8, "ort-int8"])
 def test_an_added_engine_answers_as_the_first_one_does(full_house: Path, engine: str):
     near = {"fp32": 1e-5, "bf16": 0.02, "int8": 0.03}[engine.rpartition("-")[2]]
     with Predictor.load(full_house) as first, Predictor.load(full_house, engine=engine) as other:
@@ -105,14 +106,14 @@ def moved_by_batch_mates(bundle: Path, engine: str) -> tuple[int, float]:
     return len(same), max(abs(a.probabilities["yes"] - b.probabilities["yes"]) for a, b in same)
 
 
-@pytest.mark.parametrize("engine", ["ort-fp32", "openvino-fp32", IN_BF16, "openvino-int8"])
+@pytest.mark.parametrize("engine", ["ort-fp32", "openvino-fp32", IN_BF16, IN_INT8])
 def test_an_answer_does_not_depend_on_who_shares_the_batch(full_house: Path, engine: str):
     same, moved = moved_by_batch_mates(full_house, engine)
     assert same == len(TEXTS)
     assert moved < (1e-5 if engine.endswith("fp32") else ALONE.get(engine, MOVED))
 
 
-@pytest.mark.parametrize("engine", ["openvino-fp32", IN_BF16, "openvino-int8"])
+@pytest.mark.parametrize("engine", ["openvino-fp32", IN_BF16, IN_INT8])
 @pytest.mark.parametrize("cut", ["gates", "layers"])
 def test_through_the_chain_not_even_below_fp32(mine: Path, engine: str, cut):
     name, _, precision = engine.rpartition("-")
