@@ -21,7 +21,8 @@ from hadskip_export.runtime.bundle import (
     check_model,
     graphs_of,
 )
-from hadskip_export.runtime.integrity import FileInfo, external_data_files, sha256
+from hadskip_export.runtime.graphs import read_graph
+from hadskip_export.runtime.integrity import FileInfo, sha256
 from hadskip_export.support.errors import BundleError
 from hadskip_export.support.files import replaced
 
@@ -103,7 +104,7 @@ def _listed(folder: Path, manifest: Manifest, known: Mapping[str, FileInfo]) -> 
         found += [file for file in (folder / engine.folder).rglob("*") if file.is_file()]
     names |= {file.relative_to(folder).as_posix() for file in found}
     for graph in graphs_of(manifest):
-        names |= {str(PurePosixPath(graph).parent / name) for name in external_data_files(folder / graph)}
+        names |= {str(PurePosixPath(graph).parent / name) for name in read_graph(folder / graph).locations}
     infos = {name: known.get(name) or _info(folder / name) for name in sorted(names)}
     return replace(manifest, files=infos)
 
