@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from hadskip_export.support.digests import sha256
 from hadskip_export.support.errors import BundleError
 
 # message -> {field number: message of that field}. Tensors end the walk: their field 13 holds key/value entries.
@@ -31,14 +32,6 @@ class FileInfo:
 
     size: int
     sha256: str
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal digest of a file's content."""
-    import hashlib  # here, for it is a tenth of the time to import the runtime
-
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def check_files(folder: Path, files: Mapping[str, FileInfo]) -> None:
