@@ -21,7 +21,7 @@ from hadskip_export.runtime.graphs import MOST_FIELDS, Graph, read_graph
 from hadskip_export.runtime.integrity import FileInfo, check_external_data, check_files, inside
 from hadskip_export.runtime.policies import POLICIES
 from hadskip_export.support.errors import BundleError, first_line
-from hadskip_export.support.files import read_at_most
+from hadskip_export.support.reading import read_at_most
 
 FORMAT = 2
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hadskip_export.support.errors import BundleError
-from hadskip_export.support.files import opened
+from hadskip_export.support.reading import opened
 
 # message -> {field number: message of that field}. A field that protobuf merges when it comes twice is walked twice.
 _GRAPH = {1: "node", 5: "tensor", 15: "sparse"}

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from hadskip_export.support.digests import sha256
 from hadskip_export.support.errors import BundleError
-from hadskip_export.support.files import opened
 
 MOST_BYTES = 64 << 30  # of all files together, which are read to the end: forty times BERT-large in fp32
 
@@ -22,14 +22,6 @@ class FileInfo:
 
     size: int
     sha256: str
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal digest of a file's content."""
-    import hashlib  # here, for it is a tenth of the time to import the runtime
-
-    with opened(file) as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def check_files(folder: Path, files: Mapping[str, FileInfo]) -> None:

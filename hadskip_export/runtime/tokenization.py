@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 
 from hadskip_export.data.text import TOKENIZER_CONFIG, Text
 from hadskip_export.support.errors import BundleError, DataError, first_line
-from hadskip_export.support.files import read_at_most
+from hadskip_export.support.reading import read_at_most
 
 MOST_BYTES = 64 << 20  # of a tokenizer file; those of 250,000 tokens have 17 MB
 MOST_SETTINGS = 16 << 20  # of the file beside it

@@ -17,7 +17,7 @@ from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text, Tokenizer, pad
 from hadskip_export.support.errors import BundleError, DataError, first_line
-from hadskip_export.support.files import read_at_most
+from hadskip_export.support.reading import read_at_most
 from hadskip_export.verification.parity import count_flips, largest_difference, ways_to_run
 from hadskip_export.verification.references import Reference, thresholds_of
 

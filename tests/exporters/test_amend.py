@@ -394,9 +394,9 @@ def test_two_at_once_are_one_after_the_other(mine: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", range(3))
+@pytest.mark.parametrize("step", range(1, 4))
 def test_whoever_is_killed_while_the_manifest_changes_leaves_a_bundle_that_loads(mine: Path, step: int):
-    """Killed for real, before the first step, before the second, or not at all."""
+    """Killed for real, before the digest changes, before the manifest does, or not at all."""
     build(mine, engine="openvino", precision="int8")
     before = read_bundle(mine).engine("openvino").folder
     code = f"""
@@ -414,19 +414,16 @@ os.replace = replace
 build({str(mine)!r}, engine="openvino", precision="int8")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == (-signal.SIGKILL if step < 2 else 0), done.stderr
+    assert done.returncode == (-signal.SIGKILL if step < 3 else 0), done.stderr
     opened = read_bundle(mine)
-    assert (opened.engine("openvino").folder == before) == (step < 2)
+    assert (opened.engine("openvino").folder == before) == (step < 3)
     with Predictor.load(mine, engine="openvino") as predictor:
         predictor(TEXTS[:3])
-    for _ in range(2):  # engines can be added as before, and what was left is cleared up, folders last
-        for place in (mine / "engines").rglob("*"):
-            os.utime(place, (0, 0))
-        build(mine, engine="openvino", cut="gates")
+    build(mine, engine="openvino", cut="gates")  # engines can be added as before, and what was left is gone at once
+    assert not list(mine.glob(".*.part")) and not (mine / ".adding").exists()
     named = {info.folder for info in read_bundle(mine).manifest.engines}
     left = {folder.relative_to(mine).as_posix() for folder in (mine / "engines").iterdir()}
-    replaced_since = {folder for folder in left if folder.startswith("engines/openvino-fp32-gates")}
-    assert left - replaced_since == named - replaced_since
+    assert left == named | ({before} if step == 3 else set())  # that one may still be served
 
 
 def test_a_reader_in_between_finds_one_bundle_or_the_other(mine: Path, monkeypatch: pytest.MonkeyPatch):
@@ -440,4 +437,5 @@ def test_a_reader_in_between_finds_one_bundle_or_the_other(mine: Path, monkeypat
 
     monkeypatch.setattr(os, "replace", watched)
     build(mine, engine="openvino")
-    assert seen == [1, 1, 1, 2]
+    # The list of what was there before; the digest of both manifests; the manifest.
+    assert seen == [1, 1, 1, 1, 1, 2]
