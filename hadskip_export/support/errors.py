@@ -11,13 +11,13 @@ MOST_CHARACTERS = 2000  # of a message: enough for a path, a reason and a remedy
 
 
 class HadskipError(Exception):
-    """The request, the files or the machine are at fault. The message is one line that can be read, whatever it
-    quotes."""
+    """The request, the files or the machine are at fault. The message is one line that can be read, whatever it quotes:
+    not too long, and without characters that do something to a terminal."""
 
     def __init__(self, message: str):
         if len(message) > MOST_CHARACTERS:  # its middle, for the file comes first and the remedy last
             message = f"{message[: MOST_CHARACTERS // 2]} [...] {message[-MOST_CHARACTERS // 2 + 7 :]}"
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__("".join(c if c.isprintable() else "\ufffd" for c in " ".join(message.splitlines())))
 
 
 class BundleError(HadskipError):
