@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum slow trt lock audit clean
+.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum slow fuzz trt lock audit clean
 
 install: $(STAMP)
 
@@ -56,6 +56,11 @@ optimum: $(STAMP)
 # Builds that are killed in the middle, for real, and the rest of the large grids of engines, cuts and faults.
 slow: $(STAMP)
 	$(BIN)/python -m pytest tests/commands tests/exporters tests/verification -m slow
+
+# Files changed by chance, each read in a process with little memory and ten seconds: CASES=1000000 for a night. A
+# finding is kept in build/fuzz and is made again by its number: make fuzz FIRST=number CASES=1.
+fuzz: $(STAMP)
+	CASES=$(or $(CASES),20000) SEED=$(or $(SEED),0) FIRST=$(or $(FIRST),0) $(BIN)/python -m pytest tests/fuzz -m slow -s
 
 # Engines of TensorRT for RTX, which builds without a GPU; 100 MB of its library.
 trt: $(STAMP)

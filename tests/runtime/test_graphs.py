@@ -1,6 +1,5 @@
 """What an ONNX file says of itself, held against the onnx library, which knows every place a tensor can hide in."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hadskip_export.runtime.graphs import WALK, read_graph
 from hadskip_export.support.errors import BundleError
 from tests.runtime.editing import Refusal, outcome, piece_files
+from tests.runtime.wire import Writer, oracle, varint
 
 FLOAT = TensorProto.FLOAT
 
@@ -114,27 +114,6 @@ def locations_in(file: Path) -> frozenset[str]:
     return read_graph(file).locations
 
 
-def tensors(message) -> Iterator[TensorProto]:
-    """Every tensor anywhere inside a protobuf message, by protobuf's own reflection."""
-    if isinstance(message, TensorProto):
-        yield message
-        return
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for part in value if hasattr(value, "__len__") else [value]:
-                yield from tensors(part)
-
-
-def oracle(model: onnx.ModelProto) -> set[str]:
-    return {
-        entry.value
-        for found in tensors(model)
-        if onnx.external_data_helper.uses_external_data(found)
-        for entry in found.external_data
-        if entry.key == "location"
-    }
-
-
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
 def test_finds_what_onnx_finds(make, tmp_path: Path):
     model = make()
@@ -226,14 +205,6 @@ def nested(depth: int) -> bytes:
     return b"\x3a" + varint(len(content)) + content  # model.graph = 7
 
 
-def varint(value: int) -> bytes:
-    parts = []
-    while value >= 0x80:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*parts, value])
-
-
 def test_deep_nesting_is_followed(tmp_path: Path):
     file = tmp_path / "model.onnx"
     file.write_bytes(nested(20))
@@ -290,65 +261,6 @@ def test_every_field_of_onnx_on_the_way_to_a_tensor_is_walked():
         leading = {field.number for field in fields if reaches_a_tensor(field.message_type)}
         assert {number for number, inner in WALK[name].items() if inner not in ("input", "output")} == leading
     assert WALK["tensor"] == {onnx.TensorProto.DESCRIPTOR.fields_by_name["external_data"].number: "external data"}
-
-
-class Writer:
-    """Writes messages as protobuf allows: fields in any order, a message parted into two that are merged, fields that
-    nobody knows. `odd`: also in ways that no writer of protobuf chooses, which readers may understand all the same."""
-
-    def __init__(self, random, odd: bool):
-        self.random, self.odd = random, odd
-
-    def number(self, value: int, bits: int = 64) -> bytes:
-        if self.odd and self.random.random() < 0.02:
-            content = varint(value | 1 << self.random.randrange(bits, 70))  # a reader may cut the upper bits off
-            return content if self.random.random() < 0.5 else self.longer(varint(value))
-        return varint(value)
-
-    def longer(self, content: bytes) -> bytes:
-        zeros = self.random.randrange(1, 4)
-        return content[:-1] + bytes([content[-1] | 0x80, *[0x80] * (zeros - 1), 0])
-
-    def field(self, number: int, content: bytes) -> bytes:
-        return self.number(number << 3 | 2, 32) + self.number(len(content), 31) + content
-
-    def message(self, message) -> bytes:
-        parts = [part for field, value in message.ListFields() for part in self.parts(field, value)]
-        if self.random.random() < 0.1:
-            for kind, value in ((0, b"\x05"), (5, b"1234"), (1, b"12345678"), (2, b"\x03abc")):
-                parts.append(varint(5000 << 3 | kind) + value)
-        if self.odd and self.random.random() < 0.02:  # a group
-            parts.append(varint(5004 << 3 | 3) + self.random.choice([b"", *parts]) + varint(5004 << 3 | 4))
-        if self.random.random() < 0.3:
-            self.random.shuffle(parts)
-        return b"".join(parts)
-
-    def parts(self, field, value) -> Iterator[bytes]:
-        for one in value if field.is_repeated else [value]:
-            if field.message_type is not None:
-                if not field.is_repeated and self.random.random() < 0.3:
-                    yield from self.halves(field.number, one)
-                else:
-                    yield self.field(field.number, self.message(one))
-            elif field.type in (field.TYPE_STRING, field.TYPE_BYTES):
-                content = one.encode() if isinstance(one, str) else one
-                if self.random.random() < 0.1:
-                    yield self.field(field.number, b"first" if self.random.random() < 0.5 else b"location")
-                yield self.field(field.number, content)
-            elif field.type == field.TYPE_FLOAT:
-                yield varint(field.number << 3 | 5) + np.float32(one).tobytes()
-            else:
-                yield varint(field.number << 3) + varint(int(one) % 2**64)
-
-    def halves(self, number: int, message) -> Iterator[bytes]:
-        """The fields of a message in two messages of the same number."""
-        first, second = type(message)(), type(message)()
-        first.CopyFrom(message)
-        second.CopyFrom(message)
-        for field, _ in message.ListFields():
-            (first if self.random.random() < 0.5 else second).ClearField(field.name)
-        yield self.field(number, self.message(first))
-        yield self.field(number, self.message(second))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
