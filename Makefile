@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum slow trt clean
+.PHONY: install demo test chaos lint types check docs bench bench-gpu cuda gpu node optimum slow trt clean
 
 install: $(STAMP)
 
@@ -56,6 +56,11 @@ optimum: $(STAMP)
 # Builds that are killed in the middle, for real, and the rest of the large grids of engines, cuts and faults.
 slow: $(STAMP)
 	$(BIN)/python -m pytest tests/commands tests/exporters tests/verification -m slow
+
+# Commands that are killed at MOMENTS moments, or find the disk full at SIZES sizes, and threads that call for MINUTES
+# minutes while the bundle is loaded anew: MOMENTS=200 SIZES=50 MINUTES=10 make chaos, before a release.
+chaos: $(STAMP)
+	$(BIN)/python -m pytest tests/chaos -m slow -n logical --maxprocesses 8
 
 # Engines of TensorRT for RTX, which builds without a GPU; 100 MB of its library.
 trt: $(STAMP)
