@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum slow fuzz trt lock audit clean
+.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum slow fuzz chaos trt lock audit clean
 
 install: $(STAMP)
 
@@ -61,6 +61,11 @@ slow: $(STAMP)
 # finding is kept in build/fuzz and is made again by its number: make fuzz FIRST=number CASES=1.
 fuzz: $(STAMP)
 	CASES=$(or $(CASES),20000) SEED=$(or $(SEED),0) FIRST=$(or $(FIRST),0) $(BIN)/python -m pytest tests/fuzz -m slow -s
+
+# Commands that are killed at MOMENTS moments, or find the disk full at SIZES sizes, and threads that call for MINUTES
+# minutes while the bundle is loaded anew: MOMENTS=200 SIZES=50 MINUTES=10 make chaos, before a release.
+chaos: $(STAMP)
+	$(BIN)/python -m pytest tests/chaos -m slow -n logical --maxprocesses 8
 
 # Engines of TensorRT for RTX, which builds without a GPU; 100 MB of its library.
 trt: $(STAMP)

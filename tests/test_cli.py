@@ -826,3 +826,46 @@ def test_every_command_is_a_function_with_the_same_arguments():
             assert options - {"pair"} <= set(function) | set(loading)
         else:
             assert options == set(function)
+
+
+# Standard output, whatever it is
+
+
+@pytest.mark.parametrize(("encoding", "read_as"), [("cp1252", "cp1252"), ("latin-1", "latin-1"), ("ascii", "utf-8")])
+def test_labels_that_an_encoding_lacks_are_written_as_json_has_them(encoding: str, read_as: str):
+    """click takes ASCII for a mistake and writes UTF-8 instead."""
+    said = "ポジティブ é 😀"
+    code = f"""
+import click, json
+from hadskip_export.cli import main
+@main.command()
+def said():
+    click.echo(json.dumps({said!a}, ensure_ascii=False))
+main(["said"])
+"""
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0 and json.loads(done.stdout.decode(read_as)) == said, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_an_output_without_room_is_one_line(made: Made):
+    code = "from hadskip_export.cli import main; main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "inspect", made.run], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "Error: standard output: No space left on device; make room there, then run the command again\n"
+    )
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
+def test_a_seed_that_is_none_is_refused_before_anything_is_written(made: Made, tmp_path: Path, seed: int):
+    result = run(
+        "train", "--model", made.model, "--budget", 1, "--train", made.train, "--eval", made.eval, "--out",
+        tmp_path / "run", "--seed", seed,
+    )  # fmt: skip
+    refused(result, f"--seed {seed}", "expected 0 to")
+    assert list(tmp_path.iterdir()) == []

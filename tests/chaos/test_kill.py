@@ -1,0 +1,72 @@
+"""SIGKILL and SIGTERM at moments spread over a command's life: nothing is lost, and what is left goes with the next."""
+
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.conftest import JOBS, MOMENTS, Job, leftovers, start
+
+pytestmark = pytest.mark.slow
+
+FATAL = (signal.SIGKILL, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("job", JOBS, indirect=True)
+def test_whenever_it_is_killed_the_next_one_does_it_all(job: Job, tmp_path: Path):
+    """Killed again and again in one place, until one run is let through; then the whole life anew."""
+    moments, finished = max(2, MOMENTS // len(JOBS)), 0
+    life = _life(job, tmp_path / "first")
+    folder = _prepared(job, tmp_path / "work")
+    for moment in range(moments):
+        number = FATAL[moment % 2]
+        # The first two fifths are imports, where nothing happens yet.
+        after = life * (0.4 + 0.6 * (moment + 0.5) / moments)
+        done = _killed(job, folder, number, after)
+        if done.returncode == 0:
+            finished += 1
+        elif number == signal.SIGTERM:
+            assert done.returncode in (143, -signal.SIGTERM), done.stderr
+            assert done.returncode < 0 or done.stderr.splitlines()[-1] == "Error: terminated"
+            assert "Traceback" not in done.stderr and leftovers(folder) == []
+        if (folder / job.target).exists() and job.name in ("build", "predict"):
+            job.check(folder / job.target)  # what has its name is whole
+            (folder / job.target).unlink() if job.name == "predict" else shutil.rmtree(folder / job.target)
+    if job.name != "train" or not (folder / job.target / "summary.json").exists():
+        done = start(*job.arguments(folder))
+        _, stderr = done.communicate()
+        assert done.returncode == 0, stderr
+    job.check(folder / job.target)
+    assert leftovers(folder) == []
+    assert {file.name for file in folder.iterdir()} == {job.target}
+    assert finished < moments or moments < 2, "it was never stopped"
+
+
+def _prepared(job: Job, folder: Path) -> Path:
+    folder.mkdir()
+    job.prepare(folder)
+    return folder
+
+
+def _life(job: Job, folder: Path) -> float:
+    """Seconds that it takes undisturbed."""
+    _prepared(job, folder)
+    started = time.monotonic()
+    process = start(*job.arguments(folder))
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    job.check(folder / job.target)
+    return time.monotonic() - started
+
+
+def _killed(job: Job, folder: Path, number: int, after: float) -> subprocess.CompletedProcess:
+    process = start(*job.arguments(folder))
+    try:
+        out, err = process.communicate(timeout=after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
