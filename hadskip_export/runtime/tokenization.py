@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 
 from hadskip_export.data.text import TOKENIZER_CONFIG, Text
 from hadskip_export.support.errors import BundleError, DataError, first_line
+from hadskip_export.support.words import counted
 
 Ids = Mapping[str, Sequence[int] | np.ndarray]  # what a tokenizer of `transformers` gives for one input
 Input = Text | Ids
@@ -150,7 +151,7 @@ class Tokenizer:
         real = mask == 1  # padding is made anew, for the batch at hand
         ids, type_ids = ids[real], type_ids[real]
         if not 1 <= len(ids) <= self.max_length:
-            raise DataError(f"input {index + 1}: {len(ids)} tokens; the model takes 1 to {self.max_length}")
+            raise DataError(f"input {index + 1}: {counted(len(ids), 'token')}; the model takes 1 to {self.max_length}")
         if ids.min() < 0 or (self._vocab_size is not None and ids.max() >= self._vocab_size):
             raise DataError(f"input {index + 1}: an id that is not in the vocabulary of {self._vocab_size}")
         if type_ids.min() < 0 or type_ids.max() >= self._type_vocab_size:
