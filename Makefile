@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum slow trt clean
+.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum slow fuzz trt lock audit clean
 
 install: $(STAMP)
 
@@ -57,6 +57,11 @@ optimum: $(STAMP)
 slow: $(STAMP)
 	$(BIN)/python -m pytest tests/commands tests/exporters tests/verification -m slow
 
+# Files changed by chance, each read in a process with little memory and ten seconds: CASES=1000000 for a night. A
+# finding is kept in build/fuzz and is made again by its number: make fuzz FIRST=number CASES=1.
+fuzz: $(STAMP)
+	CASES=$(or $(CASES),20000) SEED=$(or $(SEED),0) FIRST=$(or $(FIRST),0) $(BIN)/python -m pytest tests/fuzz -m slow -s
+
 # Engines of TensorRT for RTX, which builds without a GPU; 100 MB of its library.
 trt: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[trt-rtx]"
@@ -66,6 +71,21 @@ trt: $(STAMP)
 cuda: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt cuda-bindings nvidia-cuda-nvrtc
 	$(BIN)/python -m pytest tests/runtime/engines/torch_cuda/test_kernels.py -m "not gpu"
+
+# What a serving machine installs, by version and hash, after a change of pyproject.toml or constraints.txt.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet uv
+	build/lock/bin/uv pip compile --quiet --extra ort --universal --generate-hashes --no-header --no-annotate \
+		--python-version 3.11 -c constraints.txt pyproject.toml -o requirements-serve.txt
+
+# Known vulnerabilities in what is installed, by PyPI's advisories (what PyPI does not know is listed, not passed), and
+# the bill of materials (CycloneDX) in build/sbom.json.
+audit: $(STAMP)
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit cyclonedx-bom
+	build/audit/bin/cyclonedx-py environment --output-file build/sbom.json $(BIN)/python
+	build/audit/bin/pip-audit --skip-editable --path $$($(BIN)/python -c "import numpy; print(*numpy.__path__)")/..
 
 # On a machine with a GPU, by the Python that has a torch with CUDA.
 gpu:

@@ -3,13 +3,17 @@
 Exit codes: 0 done; 1 done, and the answer is no; 2 the request, the files or the machine are at fault.
 """
 
+import codecs
+import contextlib
 import errno
+import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import click
 from click.shell_completion import CompletionItem
@@ -21,11 +25,13 @@ from hadskip_export.report.plain import to_json
 from hadskip_export.runtime.bundle import MANIFEST
 from hadskip_export.runtime.engines import ENGINES, PRECISIONS, Cut
 from hadskip_export.support.errors import HadskipError
-from hadskip_export.support.files import replaced
+from hadskip_export.support.files import NO_ROOM, replaced
+from hadskip_export.support.signals import Ended, unwinding
 from hadskip_export.trainers.methods import HADSKIP, METHODS
 
 COLUMNS = ("text", "pair", "label")
 STDOUT = Path("-")
+ESCAPED = "json-escaped"  # the name of a way to write characters that an encoding lacks
 NEVER_RUN = "Plans of trt-rtx were built and never run; trt was never built by us."
 
 
@@ -54,18 +60,57 @@ class _Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with unwinding():
+                try:
+                    return super().invoke(context)
+                finally:
+                    sys.stdout.flush()  # here, where a full disk under it is still an error like others
         except HadskipError as error:
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(2)
+            _fail(str(error))
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever reads has had enough: click ends quietly
                 raise
-            click.echo(f"Error: {error.filename or 'the system'}: {error.strerror or error}", err=True)
-            sys.exit(2)
+            if error.filename is None and error.errno in NO_ROOM:
+                _discard_output()
+            _fail(_said(error))
         except KeyboardInterrupt:
-            click.echo("Error: interrupted", err=True)
-            sys.exit(130)
+            _fail("interrupted", 130)
+        except Ended as error:
+            _fail(str(error), error.exit_code)
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=ESCAPED)
+        return super().main(*arguments, **options)
+
+
+def _fail(message: str, exit_code: int = 2) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(exit_code)
+
+
+def _said(error: OSError) -> str:
+    """What the system said, of which file, and what to do where that is known."""
+    name = error.filename or ("standard output" if error.errno in NO_ROOM else "the system")
+    remedies = dict.fromkeys(NO_ROOM, "make room there, then run the command again")
+    remedies |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give this user the right to, or name another")
+    remedy = remedies.get(error.errno or 0)
+    return f"{name}: {error.strerror or error}" + (f"; {remedy}" if remedy else "")
+
+
+def _discard_output() -> None:
+    """What standard output still holds, which Python would try to write once more at its end, and complain."""
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Characters that standard output does not have, as JSON writes them: what is JSON stays JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(ESCAPED, _escape)
 
 
 def _columns(*kinds: str) -> Any:
@@ -89,6 +134,8 @@ def _place(_context: click.Context, _option: click.Parameter, file: Path | None)
         raise click.UsageError(f"--json {file}: no folder {file.parent}; make it first")
     if file.is_dir():
         raise click.UsageError(f"--json {file}: is a folder; name a file")
+    if not os.access(file if file.exists() and not file.is_file() else file.absolute().parent, os.W_OK):
+        raise click.UsageError(f"--json {file}: cannot be written there; name a file in another folder")
     return file
 
 
@@ -150,11 +197,8 @@ def _show(lines: Iterable[str], result: Any, json_file: Path | None) -> None:
     for line in lines:
         click.echo(line)
     if json_file is not None:
-        if json_file.exists() and not json_file.is_file():  # a pipe or a device takes what comes
-            json_file.write_text(to_json(result) + "\n")
-        else:
-            with replaced(json_file) as part:
-                part.write_text(to_json(result) + "\n")
+        with replaced(json_file) as part:
+            part.write_text(to_json(result) + "\n", encoding="utf-8")
         click.echo(f"written: {json_file}")
 
 

@@ -331,6 +331,25 @@ def test_results_go_to_stdout_and_errors_to_stderr(made: Made):
     assert len(stderr.splitlines()) == 1
 
 
+def test_code_in_the_current_folder_never_runs(made: Made, tmp_path: Path):
+    """Beside files of these names, and with them in the bundle, every command answers as ever."""
+    copy = copied(made, tmp_path)
+    for name in ("numpy", "tokenizers", "onnxruntime", "statistics", "profile", "json", "torch", "msgspec", "click"):
+        for folder in (tmp_path, copy):
+            (folder / f"{name}.py").write_text("raise SystemExit('what was imported is not the library')")
+    commands = (
+        ["predict", copy, "good"],
+        ["validate", copy, "--data", made.eval],
+        ["bench", copy, "--data", made.eval, "--batch", 16],
+        ["build", made.run, "--out", tmp_path / "another"],
+        ["inspect", copy],
+    )
+    for command in commands:
+        process = program(*command, cwd=tmp_path, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+        _, stderr = process.communicate()
+        assert process.returncode == 0, f"{command[0]}: {stderr}"
+
+
 def test_a_reader_that_goes_away_is_no_traceback(made: Made, tmp_path: Path):
     process = program("predict", made.bundle, "--input", write_csv(tmp_path / "many.csv", sentences(6000, 5)))
     assert process.stdout is not None

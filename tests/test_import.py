@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -338,3 +339,13 @@ def test_in_the_runtime_one_engine_alone_imports_torch():
         if any(name.split(".")[0] == "torch" for name in imports(file))
     }
     assert importing and {file.parent.name for file in importing} == {"torch_cuda"}
+
+
+def test_a_serving_machine_installs_the_versions_that_were_tested():
+    """`make lock` was run after the last change; every version has hashes."""
+    root = PACKAGE.parent
+    tested = dict(line.split("==") for line in (root / "constraints.txt").read_text().splitlines() if "==" in line)
+    locked = re.findall(r"^(\S+)==([^\s;]+)(.*?)(?=^\S|\Z)", (root / "requirements-serve.txt").read_text(), re.M | re.S)
+    assert {"numpy", "tokenizers", "msgspec", "click", "filelock", "onnxruntime"} <= {name for name, _, _ in locked}
+    for name, version, rest in locked:
+        assert tested.get(name, version) == version and "--hash=sha256:" in rest, name

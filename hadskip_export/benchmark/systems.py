@@ -80,13 +80,12 @@ class System:
 
 
 def _environment() -> dict[str, str]:
-    """The worker's. With `-P` it imports nothing from the current folder, where a file may be called numpy.py; only
-    where that is the very place that this process has the package from, the place is named."""
+    """The worker's. With `-P`, and without relative places, it imports nothing from the current folder, where a file
+    may be called numpy.py; only where that is the very place that this process has the package from, it is named."""
     place = Path(hadskip_export.__file__).resolve().parents[1]
-    if Path(sys.path[0]).resolve() != place:
-        return dict(os.environ)
-    others = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(place), *others])}
+    named = [str(place)] if Path(sys.path[0]).resolve() == place else []
+    others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(entry)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join([*named, *others])}
 
 
 @dataclass(frozen=True)

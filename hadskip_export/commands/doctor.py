@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from hadskip_export.exporters.targets import target_of
 from hadskip_export.runtime.engines import ENGINES, PRECISIONS, engine_class
 from hadskip_export.support.environment import environment
 from hadskip_export.support.errors import EngineError, HadskipError
-from hadskip_export.support.files import replaced
+from hadskip_export.support.files import replaced, scratch
 from hadskip_export.support.progress import say, track
 from hadskip_export.verification.parity import LABEL_DISAGREEMENT
 
@@ -146,7 +145,7 @@ def _what_build_checks(precision: str, plain: str) -> str:
 def _measured(about: dict[str, Any], engines: list[str], fresh: bool) -> dict[str, float]:
     """Milliseconds of a layer by `engine-precision`, from the cache if the machine that `about` describes is in it."""
     key = json.dumps([about["chip"], about["cpus"], about["system"], about["versions"], engines], sort_keys=True)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hadskip-export" / "doctor.json"
+    cache = _caches() / "hadskip-export" / "doctor.json"
     try:
         known = msgspec.json.decode(cache.read_bytes(), type=dict[str, dict[str, float]])
     except (OSError, msgspec.MsgspecError):
@@ -165,11 +164,19 @@ def _measured(about: dict[str, Any], engines: list[str], fresh: bool) -> dict[st
     return known[key]
 
 
+def _caches() -> Path:
+    """The user's folder of caches; one that cannot be where the user has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return Path(os.devnull)
+
+
 def _measure(engines: list[str]) -> tuple[dict[str, float], bool]:
     """The figures, and whether nothing is missing but what this machine or this version will never have."""
     failures: dict[str, HadskipError] = {}
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = stack.enter_context(scratch())
         systems: dict[str, System] = {}
         for engine, precision in ((name, kind) for name in engines for kind in target_of(name).precisions):
             name = f"{engine}-{precision}"

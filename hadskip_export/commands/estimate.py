@@ -1,6 +1,5 @@
 """`estimate`: the speedup this machine would give, before anyone trains: random weights, forced gates."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ from hadskip_export.runtime.engines import Cut
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.environment import busy_share, environment
 from hadskip_export.support.errors import BudgetError, DataError, EngineError
+from hadskip_export.support.files import scratch
 from hadskip_export.support.progress import say
+from hadskip_export.support.seeds import check_seed
 from hadskip_export.support.words import counted
 
 Routing = Literal["same", "mixed"]
@@ -83,7 +84,9 @@ def estimate(
         BundleError: no such model, or one that is not supported.
         DataError: a length that the model does not take, or a batch below 1.
         EngineError: an engine or precision that is not to be had, or that gives wrong answers here.
+        RecipeError: a seed that is none.
     """
+    check_seed(seed)
     before, busy = environment(), busy_share()
     config = find_config(model)
     count = resolve_layers_run(layers_run, config.num_layers)
@@ -98,8 +101,8 @@ def estimate(
     ]
     lengths, routes, workloads = _draw(kinds, config.num_layers, count, seed)
     texts: list[Text] = [text_of(length) for length in lengths.tolist()]
-    with tempfile.TemporaryDirectory() as temporary:
-        bundle = Path(temporary) / "bundle"
+    with scratch() as temporary:
+        bundle = temporary / "bundle"
         say(f"exporting random pieces of {counted(config.num_layers, 'layer')} of {config.hidden_size}")
         report = write_random_bundle(bundle, config, plan)
         if report.parity != "passed":

@@ -14,6 +14,7 @@ from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.routes import Route
 from hadskip_export.support.errors import DataError, RecipeError, first_line
 from hadskip_export.support.progress import say
+from hadskip_export.support.seeds import check_seed
 from hadskip_export.trainers.methods import create_method
 from hadskip_export.trainers.pipeline import Plan, run_training
 from hadskip_export.trainers.recipe import load_recipe
@@ -69,8 +70,9 @@ def train(
 
     Raises:
         HadskipError: see `load_task`, `load_recipe`, `load_classifier`, `open_run`, `resolve_budget`.
-        RecipeError: labels missing and no loss left that could do without, see also `create_method`.
+        RecipeError: a seed that is none; labels missing and no loss left that could do without; see `create_method`.
     """
+    check_seed(seed)
     chosen = load_recipe(recipe, settings)
     folder = resolve_model(model)
     known = read_config(folder).labels if fine_tuned else None

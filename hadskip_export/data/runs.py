@@ -8,6 +8,7 @@ from typing import Any, NotRequired, TypedDict, cast
 from hadskip_export.data.text import Text
 from hadskip_export.routing.budgets import budget_name, resolve_budget
 from hadskip_export.routing.routes import Route
+from hadskip_export.support.digests import check_digests
 from hadskip_export.support.errors import BudgetError, BundleError
 
 
@@ -147,10 +148,12 @@ class Run:
 
         Raises:
             BudgetError: the run has none for it, or the model cannot have it.
+            BundleError: a file of it is damaged.
         """
         wanted = self.budget if budget is None else resolve_budget(budget, self.layers)
         for checkpoint in self.checkpoints:
             if checkpoint.budget == wanted and checkpoint.folder.is_dir():
+                check_digests(checkpoint.folder)
                 return checkpoint
         have = ", ".join(budget_name(checkpoint.budget) for checkpoint in self.checkpoints)
         raise BudgetError(

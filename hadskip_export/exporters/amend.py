@@ -13,12 +13,13 @@ import filelock
 from hadskip_export.data.text import Text
 from hadskip_export.exporters import engine as engines
 from hadskip_export.exporters.plan import EnginePlan
-from hadskip_export.exporters.seal import amend, clear, undone_if_failed
+from hadskip_export.exporters.seal import amend, clear, undo, undone_if_failed
 from hadskip_export.routing.points import Point, with_point
 from hadskip_export.runtime.bundle import Bundle, EngineInfo, Manifest, read_bundle
 from hadskip_export.runtime.engines import engine_class
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.errors import BundleError
+from hadskip_export.support.files import named
 from hadskip_export.verification.golden import read_golden
 from hadskip_export.verification.parity import ParityReport, compare
 from hadskip_export.verification.references import OnnxReference, Reference
@@ -92,7 +93,9 @@ def _alone(path: Path, patience: float = 0) -> Iterator[Bundle]:
     except filelock.Timeout:
         raise BundleError(f"{path}: another process is adding to it; try again when it is done") from None
     try:
-        yield read_bundle(path)
+        with named(path):
+            undo(path)
+            yield read_bundle(path)
     finally:
         lock.release()
 

@@ -1,13 +1,20 @@
 """fp32 graphs -> int8 ones. Weights become int8 per output channel; who scales the activations, and when, is the
 engine's affair: ONNX Runtime's dynamic quantiser by the tensor, OpenVINO by groups of each token."""
 
+import errno
+import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hadskip_export.runtime.engines.ort import import_onnxruntime
 from hadskip_export.support.errors import EngineError, first_line, optional_import
+from hadskip_export.support.files import scratch
 from hadskip_export.support.silence import silenced
 
 OPERATORS = ["MatMul", "Gemm"]
@@ -22,10 +29,11 @@ def quantise(model: Any) -> Any:
         EngineError: `onnx` is not installed, or the quantiser refuses the graph.
     """
     onnx: Any = optional_import("onnx", "build")
+    import_onnxruntime()
     quantization: Any = optional_import("onnxruntime.quantization", "ort or ort-gpu")
-    try:
-        with silenced(), tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "int8.onnx"
+    with silenced(), scratch() as folder, _temporary_files_in(folder):
+        out = folder / "int8.onnx"
+        try:
             quantization.quantize_dynamic(
                 model,
                 out,
@@ -35,8 +43,20 @@ def quantise(model: Any) -> Any:
                 extra_options={"MatMulConstBOnly": True},  # products of activations, as in attention, stay fp32
             )
             return onnx.load(out)
-    except Exception as error:  # it raises whatever went wrong inside it
-        raise EngineError(f"onnxruntime cannot quantise {model.graph.name} ({first_line(error)})") from error
+        except Exception as error:  # it raises whatever went wrong inside it, and what is written in C++ forgets why
+            if shutil.disk_usage(folder).free < model.ByteSize():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+            raise EngineError(f"onnxruntime cannot quantise {model.graph.name} ({first_line(error)})") from error
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Where the library writes its own, which it does not let anybody choose: there they go with the folder."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def quantise_weights(model: Any) -> Any:

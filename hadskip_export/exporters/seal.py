@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,10 +20,13 @@ from hadskip_export.runtime.bundle import (
     check_model,
     graphs_of,
 )
-from hadskip_export.runtime.integrity import FileInfo, external_data_files, sha256
+from hadskip_export.runtime.graphs import read_graph
+from hadskip_export.runtime.integrity import FileInfo
+from hadskip_export.support.digests import sha256
 from hadskip_export.support.errors import BundleError
-from hadskip_export.support.files import replaced
+from hadskip_export.support.files import new_folder, replaced, sync
 
+JOURNAL = ".adding"  # the files of a bundle before somebody began to add to it
 SERVED_SECONDS = 24 * 3600  # that whoever serves an engine may take to load the bundle anew once it is replaced
 
 
@@ -50,6 +52,8 @@ def amend(bundle: Bundle, manifest: Manifest) -> None:
     known = {name: info for name, info in bundle.manifest.files.items() if not name.startswith(ENGINES_FOLDER)}
     after = _listed(bundle.path, manifest, known)
     content, before = _encode(after), (bundle.path / MANIFEST).read_bytes()
+    added = [bundle.path / name for name in set(after.files) - set(bundle.manifest.files)]
+    sync(*added, *{file.parent for file in added})
     with replaced(bundle.path / DIGEST) as part:
         part.write_text(_digest(before) + _digest(content))
     with replaced(bundle.path / MANIFEST) as part:
@@ -60,17 +64,40 @@ def amend(bundle: Bundle, manifest: Manifest) -> None:
 
 @contextmanager
 def undone_if_failed(bundle: Bundle) -> Iterator[None]:
-    """Removes what was written into a bundle meanwhile, if the block fails."""
-    before = set(_files(bundle.path))
+    """Removes what was written into a bundle meanwhile, if the block fails; if its process is killed, the next `undo`
+    does."""
+    journal = bundle.path / JOURNAL
+    with replaced(journal) as part:
+        part.write_bytes(msgspec.json.encode([_name(bundle.path, file) for file in _files(bundle.path)]))
     try:
         yield
     except BaseException:
-        for file in set(_files(bundle.path)) - before:
-            file.unlink(missing_ok=True)
-        for folder in (bundle.path / ENGINES_FOLDER).iterdir():
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        undo(bundle.path)
         raise
+    journal.unlink()
+
+
+def undo(path: Path) -> None:
+    """Removes what somebody who was stopped has added to a bundle and not named in its manifest. Nobody else may be
+    adding to it."""
+    for part in path.glob(".*.part"):
+        part.unlink()
+    journal = path / JOURNAL
+    if not journal.is_file():
+        return
+    manifest = msgspec.json.decode((path / MANIFEST).read_bytes())
+    kept = {*msgspec.json.decode(journal.read_bytes()), *manifest["files"]}
+    for file in list(_files(path)):
+        if _name(path, file) not in kept:
+            file.unlink()
+    for folder in (path / ENGINES_FOLDER).iterdir():
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    journal.unlink()
+
+
+def _name(path: Path, file: Path) -> str:
+    return file.relative_to(path).as_posix()
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -103,7 +130,7 @@ def _listed(folder: Path, manifest: Manifest, known: Mapping[str, FileInfo]) -> 
         found += [file for file in (folder / engine.folder).rglob("*") if file.is_file()]
     names |= {file.relative_to(folder).as_posix() for file in found}
     for graph in graphs_of(manifest):
-        names |= {str(PurePosixPath(graph).parent / name) for name in external_data_files(folder / graph)}
+        names |= {str(PurePosixPath(graph).parent / name) for name in read_graph(folder / graph).locations}
     infos = {name: known.get(name) or _info(folder / name) for name in sorted(names)}
     return replace(manifest, files=infos)
 
@@ -122,40 +149,19 @@ def _digest(content: bytes) -> str:
 
 @contextmanager
 def new_bundle(path: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the name `path` when the block ends well. A killed build leaves nothing that
-    loads, for the manifest is written last; what a failed one wrote is removed.
+    """A temporary sibling that takes the name `path` when the block ends well; see `support.files.new_folder`.
 
     Raises:
-        BundleError: `path` exists already and is not an empty folder, or nothing can take its place.
+        BundleError: `path` exists already and is not an empty folder, nothing can take its place, or another process
+            is writing it.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise BundleError(f"{path}: exists already; choose another --out")
     try:
         given, path = path, path.resolve()  # a link stays, and what it leads to is replaced
     except (OSError, RuntimeError) as error:
         raise BundleError(f"{path}: cannot be a folder ({error}); choose another --out") from error
     if os.path.ismount(path) or path == Path.cwd():
         raise BundleError(f"{given}: nothing can take the place of a mount or of the current folder; name one in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}.part")
-    temporary.mkdir()
-    try:
-        yield temporary
-        _sync(temporary)
-        os.rename(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Files and folders are on the disk before the folder gets its name: a machine that loses power then has all of
-    the bundle or none."""
-    for place in (*folder.rglob("*"), folder):
-        handle = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        except OSError:  # some file systems cannot for folders
-            if place.is_file():
-                raise
-        finally:
-            os.close(handle)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise BundleError(f"{given}: exists already; choose another --out")
+    with new_folder(path) as folder:
+        yield folder

@@ -22,6 +22,7 @@ from hadskip_export.routing.points import Point
 from hadskip_export.runtime.bundle import FORMAT, FULL, MODEL, Bundle, Manifest, ModelInfo, RouterInfo
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Encoded, Tokenizer
+from hadskip_export.support.digests import check_digests
 from hadskip_export.support.progress import track
 from hadskip_export.verification import golden as golden_files
 from hadskip_export.verification.original import check_same_as_original
@@ -62,11 +63,13 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
     """Reads a finished run. Its fine-tuned BERT, from text to label, is held against `transformers`' on the way.
 
     Raises:
-        BundleError: see `read_run`, `check_same_as_original`.
+        BundleError: see `read_run`, `check_same_as_original`; a damaged checkpoint.
         BudgetError: see `Run.checkpoint`.
     """
     run = read_run(path)
     found, tokenizer = run.checkpoint(budget), run.paths.tokenizer
+    for folder in (run.paths.stage1, tokenizer.parent):
+        check_digests(folder)
     model, settings = load_gated(found.folder)
     fine_tuned, texts = load_classifier(run.paths.stage1), run.texts()
     config = fine_tuned.config

@@ -9,21 +9,28 @@ Every file is listed with its size and SHA-256. `manifest.sha256` is the digest 
 one's before an engine was added: it guards against damage, not against somebody who can write both.
 """
 
+import re
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from hadskip_export.routing.points import Point
 from hadskip_export.routing.routes import Route, is_route
 from hadskip_export.runtime.engines import Cut, built_elsewhere, runs_onnx
+from hadskip_export.runtime.graphs import MOST_FIELDS, Graph, read_graph
 from hadskip_export.runtime.integrity import FileInfo, check_external_data, check_files, inside
 from hadskip_export.runtime.policies import POLICIES
-from hadskip_export.support.errors import BundleError
+from hadskip_export.support.errors import BundleError, first_line
+from hadskip_export.support.reading import read_at_most
 
 FORMAT = 2
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
 MODEL, WEIGHTS, ENGINES_FOLDER = "model", "model/weights", "engines"
+MOST_MANIFEST, MOST_DIGESTS = 4 << 20, 1024  # bytes; a manifest is some kilobytes, and there are two digests at most
+MOST_SIZE = 2**31 - 1  # of anything that a model has in rows
+GRAPH_SUFFIX = ".onnx"  # engines choose by it how a file is read: another one would be read past our checks
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ABOUT = "hadskip"  # the name under which the files of tensors have JSON of our own
 FULL, WHOLE, WHOLE_ALONE, ALL_GATES = "full", "whole", "whole_alone", "gates"
 
@@ -49,7 +56,7 @@ class ModelInfo:
     vocab_size: int
     max_length: int
     labels: tuple[str, ...]
-    inputs: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
+    inputs: tuple[str, ...] = MODEL_INPUTS
     type_vocab_size: int = 2
 
     @property
@@ -206,33 +213,68 @@ def pieces_of(cut: Cut, manifest: Manifest) -> list[str]:
 
 
 def read_bundle(path: str | Path) -> Bundle:
-    """Opens a bundle and checks all of it before anything is used.
+    """Opens a bundle and checks all of it before anything is used. It may come from a stranger: how much is read, and
+    how long that takes, is bounded whatever it says.
 
     Raises:
         BundleError: not a bundle; a format this version does not know; a missing, truncated or altered file; a path,
-            in the manifest or inside an ONNX file, that leaves the bundle.
+            in the manifest or inside an ONNX file, that leaves the bundle; a graph that is not that of its piece.
     """
     if not isinstance(path, str | PathLike):
         raise BundleError(f"expected the folder of a bundle, got {path!r}")
     folder = Path(path)
     manifest = _read_manifest(folder)
-    check_files(folder, manifest.files)
     check_model(folder, manifest)
+    check_files(folder, manifest.files)
     used = {manifest.tokenizer, manifest.weights, *manifest.pieces.values()}
     used.update(*(engine.files.values() for engine in manifest.engines))
     for name in used:
         inside(folder, name)
         if name not in manifest.files:
             raise BundleError(f"{folder / name}: used by the manifest but not listed among its files")
-    for name in graphs_of(manifest):
-        check_external_data(folder, name, manifest.files)
+    _check_graphs(folder, manifest)
     return Bundle(folder, manifest)
 
 
 def graphs_of(manifest: Manifest) -> set[str]:
-    """The files that something reads as ONNX, whatever their names."""
-    files = {*manifest.pieces.values(), *(name for name in manifest.files if name.endswith(".onnx"))}
+    """The files that something reads as ONNX."""
+    files = {*manifest.pieces.values(), *(name for name in manifest.files if name.endswith(GRAPH_SUFFIX))}
     return files.union(*(engine.files.values() for engine in manifest.engines if runs_onnx(engine.engine)))
+
+
+def _check_graphs(folder: Path, manifest: Manifest) -> None:
+    graphs, left = {}, MOST_FIELDS
+    for name in sorted(graphs_of(manifest)):
+        if not name.endswith(GRAPH_SUFFIX):
+            raise BundleError(f"{folder / name}: a graph whose name does not end in {GRAPH_SUFFIX}; build it again")
+        graphs[name] = graph = read_graph(folder / name, left)
+        left -= graph.fields
+        check_external_data(folder, name, graph.locations, manifest.files)
+    for files in (manifest.pieces, *(info.files for info in manifest.engines if runs_onnx(info.engine))):
+        for piece, name in files.items():
+            _check_graph(folder / name, piece, graphs[name], manifest.model)
+
+
+def _check_graph(file: Path, piece: str, graph: Graph, model: ModelInfo) -> None:
+    """Whether a graph takes and gives what its piece does. (Layers all do the same, and so do gates.)"""
+    states = ("hidden_states", "attention_mask")
+    whole = (*model.inputs, "gate_thresholds", "max_layers"), ((2, 2),)
+    known: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {
+        "embeddings": (model.embedding_inputs, ((3,),)),
+        "layer": (states, ((3,), (3, 2))),  # with margins, where it answers for the gates after it
+        "gate": (states, ((1,),)),
+        ALL_GATES: (states, ((2,),)),
+        "head": (states[:1], ((2,),)),
+        FULL: (model.inputs, ((2,),)),
+        WHOLE: whole,
+        WHOLE_ALONE: whole,
+    }
+    kind = re.sub(r"_\d+$", "", piece)
+    if kind in known and (graph.inputs != known[kind][0] or graph.output_axes not in known[kind][1]):
+        raise BundleError(
+            f"{file}: takes {', '.join(graph.inputs)} and gives arrays of {graph.output_axes} axes, which is not what"
+            f" {piece} does; build the bundle again"
+        )
 
 
 def check_model(folder: Path, manifest: Manifest) -> None:
@@ -244,6 +286,14 @@ def check_model(folder: Path, manifest: Manifest) -> None:
     model, router, file = manifest.model, manifest.router, folder / MANIFEST
     if model.layers < 1 or model.max_length < 3 or len(set(model.labels)) < 2 or not manifest.engines:
         raise BundleError(f"{file}: needs a layer, room for three tokens, two labels and an engine")
+    sizes = (model.hidden_size, model.vocab_size, model.type_vocab_size, model.max_length)
+    if not all(1 <= size <= MOST_SIZE for size in sizes):
+        raise BundleError(f"{file}: sizes {sizes}, expected 1 to {MOST_SIZE}; build it again")
+    if not {*MODEL_INPUTS[:2]} <= {*model.inputs} <= {*MODEL_INPUTS} or len(set(model.inputs)) < len(model.inputs):
+        raise BundleError(f"{file}: inputs {', '.join(model.inputs)}, expected of {', '.join(MODEL_INPUTS)}")
+    for engine in manifest.engines:  # first of all that is done for each layer: so many are there
+        if len(engine.tolerance.margins) != model.layers:
+            raise BundleError(f"{file}: {engine.name} needs a tolerance for each gate")
     if router.kind not in POLICIES:
         raise BundleError(f"{file}: the router {router.kind!r} is not known; there are {', '.join(POLICIES)}")
     if (router.kind == "static") == router.asks_gates:
@@ -264,14 +314,17 @@ def check_model(folder: Path, manifest: Manifest) -> None:
         ):
             if piece not in engine.files:
                 raise BundleError(f"{file}: {engine.name} has no {piece}")
-        if len(engine.tolerance.margins) != model.layers:
-            raise BundleError(f"{file}: {engine.name} needs a tolerance for each gate")
+        if PurePosixPath(engine.folder).parts[:1] != (ENGINES_FOLDER,):
+            raise BundleError(f"{file}: {engine.name} has the folder {engine.folder!r}, outside {ENGINES_FOLDER}/")
+        inside(folder, engine.folder)
 
 
 def _check_points(file: Path, manifest: Manifest) -> None:
     budgets = [point.budget for point in manifest.points]
     if manifest.default_budget not in budgets or budgets != sorted(set(budgets)):
         raise BundleError(f"{file}: needs operating points in ascending order, the default one among them")
+    if not all(0 < budget <= manifest.model.layers for budget in budgets):
+        raise BundleError(f"{file}: operating points of budgets that {manifest.model.layers} layers cannot have")
     gates = manifest.model.layers if manifest.router.asks_gates else 0
     if any(len(point.thresholds) != gates for point in manifest.points):
         raise BundleError(f"{file}: an operating point needs a threshold for each of {gates} gates; build it again")
@@ -284,7 +337,8 @@ def _read_manifest(folder: Path) -> Manifest:
 
     file = folder / MANIFEST
     try:
-        content, digests = file.read_bytes(), (folder / DIGEST).read_bytes().split()
+        content = read_at_most(file, MOST_MANIFEST)
+        digests = read_at_most(folder / DIGEST, MOST_DIGESTS).split()
     except OSError as error:
         raise BundleError(f"{folder}: not a bundle ({_what_it_is(folder, error)})") from error
     if hashlib.sha256(content).hexdigest().encode() not in digests:
@@ -299,8 +353,8 @@ def _read_manifest(folder: Path) -> Manifest:
         if version != FORMAT:
             raise BundleError(f"{file}: format {version}, this version reads {FORMAT}; upgrade hadskip-export")
         return msgspec.json.decode(content, type=Manifest)
-    except (msgspec.MsgspecError, ValueError, TypeError, KeyError) as error:
-        raise BundleError(f"{file}: not a manifest ({error})") from error
+    except (msgspec.MsgspecError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BundleError(f"{file}: not a manifest ({first_line(error)})") from error
 
 
 def _what_it_is(folder: Path, error: OSError) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypedDict, Unpack, get_args, overload
+from typing import Literal, NoReturn, TypedDict, Unpack, get_args, overload
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from hadskip_export.routing.points import thresholds_at
 from hadskip_export.routing.routes import Route, as_route
 from hadskip_export.runtime.bundle import FULL, Bundle, read_bundle
 from hadskip_export.runtime.engines import Cut, Engine, EngineOptions, built_elsewhere, engine_class
+from hadskip_export.runtime.forks import never_destroy, watch
 from hadskip_export.runtime.loading import CHAINS, GATED, load_full, policy_of
 from hadskip_export.runtime.policies import CappedPolicy, ForcedPolicy, Policy
 from hadskip_export.runtime.programs.base import Program
@@ -26,6 +27,10 @@ from hadskip_export.support.errors import BudgetError, BundleError, EngineError
 RouterName = Literal["gates", "full"]
 ROUTERS = get_args(RouterName)
 CLOSED = "this predictor is closed; load the bundle again"
+ELSEWHERE = (
+    "a predictor stays in the process that loaded it; call Predictor.load in this one, after the fork (gunicorn: leave"
+    " --preload out)"
+)
 WARM_UP_TOKENS = 16  # as good as any input: one of every size is too many
 
 
@@ -120,6 +125,8 @@ class Predictor:
         self._engine: Engine | None = engine_type(files, info.precision, self._engine_options)
         self._most_padding = engine_type.most_padding
         self._lock = threading.Lock()
+        self._why_closed = CLOSED
+        watch(self)
         self.gated: Program | None = None  # runs `router="gates"`; None until it is needed
         self._chain: Chain | None = None
         self._full: Program | None = None
@@ -309,10 +316,10 @@ class Predictor:
     def engine(self) -> Engine:
         """
         Raises:
-            EngineError: the predictor is closed.
+            EngineError: the predictor is closed, or another process's.
         """
         if self._engine is None:
-            raise EngineError(CLOSED)
+            raise EngineError(self._why_closed)
         return self._engine
 
     def close(self) -> None:
@@ -322,6 +329,21 @@ class Predictor:
             self.gated = self._chain = self._full = None
         if engine is not None:
             engine.close()
+
+    def leave_to_parent(self) -> None:
+        """Closed without closing, in a process forked from the one that loaded it; see `runtime.forks`."""
+        never_destroy(self._engine, self.gated, self._chain, self._full)
+        self._engine = self.gated = self._chain = self._full = None
+        self._lock = threading.Lock()  # a thread that is not here may have held it
+        if self._why_closed is CLOSED:
+            self._why_closed = f"{self.bundle.path}: {ELSEWHERE}"
+
+    def __reduce__(self) -> NoReturn:
+        """
+        Raises:
+            EngineError: whoever pickles or copies it; an engine cannot be.
+        """
+        raise EngineError(f"{self.bundle.path}: {ELSEWHERE}, instead of pickling or copying it")
 
     def __enter__(self) -> "Predictor":
         return self

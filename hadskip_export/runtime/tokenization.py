@@ -1,7 +1,8 @@
 """Text to padded ids. Training and serving use this same file, so they see the same tokens."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from tokenizers import Tokenizer as BackendTokenizer
 
 from hadskip_export.data.text import TOKENIZER_CONFIG, Text
 from hadskip_export.support.errors import BundleError, DataError, first_line
+from hadskip_export.support.reading import read_at_most
 from hadskip_export.support.words import counted
 
+MOST_BYTES = 64 << 20  # of a tokenizer file; those of 250,000 tokens have 17 MB
+MOST_SETTINGS = 16 << 20  # of the file beside it
+PROBES = ("", "a \U00013000")  # no word, and one that hardly a vocabulary has: an Egyptian hieroglyph
 Ids = Mapping[str, Sequence[int] | np.ndarray]  # what a tokenizer of `transformers` gives for one input
 Input = Text | Ids
 
@@ -55,20 +60,23 @@ class Tokenizer:
             may have more tokens, or fewer.
 
     Raises:
-        BundleError: a file that cannot be read, or says what this package does not understand.
+        BundleError: a file that cannot be read, or says what this package does not understand; a tokenizer that fails
+            on any text it does not know, for want of a special token perhaps.
     """
 
     def __init__(self, file: Path, max_length: int, vocab_size: int | None = None, type_vocab_size: int = 2):
-        try:
-            self._backend = BackendTokenizer.from_file(str(file))
-        except Exception as error:  # the Rust library raises plain Exception
-            raise BundleError(f"{file}: cannot be read as a tokenizer ({error})") from error
+        self._file = file
+        with _failures_named(f"{file}: cannot be read as a tokenizer"):
+            self._backend = BackendTokenizer.from_buffer(read_at_most(file, MOST_BYTES))
         self.max_length, self._vocab_size, self._type_vocab_size = max_length, vocab_size, type_vocab_size
         settings = _settings(file.with_name(TOKENIZER_CONFIG))
         self._gives_segments = "token_type_ids" in settings["model_input_names"]
         self._keeps_end = settings["truncation_side"] == "left"
-        self._backend.no_padding()
-        self._backend.enable_truncation(max_length, strategy="longest_first", direction=settings["truncation_side"])
+        with _failures_named(f"{file}: no tokenizer of up to {max_length} tokens"):
+            self._backend.no_padding()
+            self._backend.enable_truncation(max_length, strategy="longest_first", direction=settings["truncation_side"])
+            for text in PROBES:
+                self._backend.encode(text)
 
     def vocabulary(self) -> list[str]:
         """Every token, sorted."""
@@ -93,6 +101,7 @@ class Tokenizer:
         Raises:
             DataError: an input is none of these, is not valid Unicode, or has tokens or segments that the model has no
                 embeddings of; inputs in no order or in a table.
+            BundleError: the tokenizer fails on a text.
         """
         return [
             self._from_ids(index, item) if isinstance(item, Mapping) else self._from_text(index, item)
@@ -105,12 +114,13 @@ class Tokenizer:
             raise DataError(f"input {index + 1}: {_why_no_text(text)}")
         most = CHARACTERS_PER_TOKEN * self.max_length  # else five million characters take half a minute
         first, *second = (part[-most:] if self._keeps_end else part[:most] for part in pair)
-        try:
-            encoding = self._backend.encode(first, second[0] if second else None)
-        except (UnicodeEncodeError, TypeError) as error:  # a lone surrogate: its bindings call that "not a str"
-            raise DataError(
-                f"input {index + 1}: a text that is not valid Unicode; it holds half of a character"
-            ) from error
+        with _failures_named(f"{self._file}: this tokenizer fails on input {index + 1}"):
+            try:
+                encoding = self._backend.encode(first, second[0] if second else None)
+            except (UnicodeEncodeError, TypeError) as error:  # a lone surrogate: its bindings call that "not a str"
+                raise DataError(
+                    f"input {index + 1}: a text that is not valid Unicode; it holds half of a character"
+                ) from error
         if not len(encoding):
             raise DataError(f"input {index + 1}: a text of no tokens; this tokenizer adds none of its own")
         largest = max(encoding.ids)
@@ -191,13 +201,29 @@ def _why_no_text(text: object) -> str:
     return f"a tuple is one pair of texts, (str, str), got ({parts}); give several texts as a list"
 
 
+@contextmanager
+def _failures_named(what: str) -> Iterator[None]:
+    """
+    Raises:
+        BundleError: the Rust library fails: with a plain Exception, or with a panic, which is none.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
+        raise BundleError(f"{what} ({first_line(error)}); make its file anew") from error
+
+
 def _settings(file: Path) -> dict[str, Any]:
     """Of tokenizer_config.json, what the tokenizer's own file does not have; `transformers`' defaults where it is not
     said."""
     settings = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"], "truncation_side": "right"}
     try:
-        settings |= dict(json.loads(file.read_text(encoding="utf-8")).items()) if file.is_file() else {}
-    except (OSError, ValueError, AttributeError) as error:
+        settings |= dict(json.loads(read_at_most(file, MOST_SETTINGS)).items()) if file.exists() else {}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"{file}: cannot be read ({first_line(error)})") from error
     if settings["truncation_side"] not in ("left", "right") or not isinstance(settings["model_input_names"], list):
         raise BundleError(f"{file}: truncation_side or model_input_names is not what transformers writes")

@@ -7,17 +7,17 @@ exits with code 2.
 import importlib
 from types import ModuleType
 
-LONGEST_MESSAGE = 2000  # characters
+MOST_CHARACTERS = 2000  # of a message: enough for a path, a reason and a remedy
 
 
 class HadskipError(Exception):
-    """The request, the files or the machine are at fault. The message is one line of a bounded length, whatever it
-    quotes: of a longer one the middle is left out."""
+    """The request, the files or the machine are at fault. The message is one line that can be read, whatever it quotes:
+    of a long one the middle is left out, and so are characters that do something to a terminal."""
 
     def __init__(self, message: str):
-        line = " ".join(message.splitlines())
-        half = LONGEST_MESSAGE // 2
-        super().__init__(line if len(line) <= LONGEST_MESSAGE else f"{line[:half]} ... {line[-half:]}")
+        if len(message) > MOST_CHARACTERS:  # its middle, for the file comes first and the remedy last
+            message = f"{message[: MOST_CHARACTERS // 2]} [...] {message[-MOST_CHARACTERS // 2 + 7 :]}"
+        super().__init__("".join(c if c.isprintable() else "\ufffd" for c in " ".join(message.splitlines())))
 
 
 class BundleError(HadskipError):

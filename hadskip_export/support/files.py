@@ -1,19 +1,194 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, whatever happens to the machine or to who writes them.
 
+What is being written is called `.<name>.part` and carries a lock of the kernel's, which dies with its process. So one
+that nobody holds is of a process that was killed, and the next to write there removes it; one that is held keeps a
+second writer out.
+"""
+
+import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from hadskip_export.support.errors import BundleError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no such lock, and no fsync of what is open to read
+    fcntl = None  # type: ignore[assignment]
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SCRATCH = "hadskip-export-"  # what temporary folders are called
 
 
 @contextmanager
 def replaced(file: Path) -> Iterator[Path]:
     """A path beside `file`, whose place what is written there takes when the block ends well. Else nothing is left. A
-    link stays, and what it leads to is replaced."""
+    link stays, and what it leads to is replaced; what is no file, such as a pipe, is written to as it is.
+
+    Raises:
+        BundleError: another process is writing it.
+        OSError: it cannot be written; names `file`.
+    """
     file = file.resolve()
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
+    if file.exists() and not file.is_file():
+        yield file
+        return
+    with _part(file, _create_file) as part:
         yield part
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """The same for a folder, whose parents are made; there is none yet, or an empty one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _part(folder, _create_folder) as part:
+        yield part
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder, which is gone in the end; those of processes that were killed go, too."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with suppress(OSError):  # another user's, or another process is faster
+            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if _lock(handle):
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(handle)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as name:
+        handle = os.open(name, os.O_RDONLY)
+        try:
+            _lock(handle)
+            with named(Path(name)):
+                yield Path(name)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def named(path: Path, part: Path | None = None) -> Iterator[None]:
+    """Errors of a full disk as an OSError that names `path`. What the system says when it has no room has no name in
+    Python, and libraries make errors of their own of it. `part`: its name while it is written.
+
+    Raises:
+        OSError: there is no room, or `part` cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        number, name = _system_error(error)
+        if name and part is not None and Path(name).is_relative_to(part):
+            raise OSError(number, os.strerror(number), str(path / Path(name).relative_to(part))) from error
+        if name or number not in NO_ROOM:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def sync(*places: Path) -> None:
+    """Puts files, and folders as lists of names, on the disk: there they are after a loss of power, too."""
+    for place in places if fcntl else ():
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if place.is_file():
+                raise OSError(error.errno, error.strerror, str(place)) from error
+            # some file systems cannot for folders
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _part(path: Path, create: Callable[[Path], int]) -> Iterator[Path]:
+    """`.<name>.part` beside `path`, empty and this process's alone, which in the end is renamed or removed."""
+    part, handle = path.with_name(f".{path.name}.part"), None
+    with named(path, part):
+        try:
+            handle = _claim(path, part, create)
+            _empty(part)
+            yield part
+            sync(*(part.rglob("*") if part.is_dir() else ()), part)
+            os.replace(part, path)
+            sync(path.parent)
+        except BaseException:
+            if handle is not None and _leads_to(part, handle):
+                _remove(part)
+            raise
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+
+def _claim(path: Path, part: Path, create: Callable[[Path], int]) -> int:
+    """Opens `part`, made if there is none, and locks it; returns its descriptor."""
+    while True:
+        handle = create(part)
+        if not _lock(handle):
+            os.close(handle)
+            raise BundleError(f"{path}: another process is writing it; wait until it is done, or name another place")
+        if _leads_to(part, handle):
+            return handle
+        os.close(handle)  # who had it has just renamed or removed it
+
+
+def _create_file(part: Path) -> int:
+    return os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+
+
+def _create_folder(part: Path) -> int:
+    while True:
+        part.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # who had it has just renamed or removed it
+            return os.open(part, os.O_RDONLY)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        if fcntl:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _leads_to(part: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(part), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _empty(part: Path) -> None:
+    """Of what a killed process left."""
+    if part.is_dir():
+        for left in part.iterdir():
+            _remove(left)
+    else:
+        os.truncate(part, 0)
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def _system_error(error: BaseException) -> tuple[int, str | None]:
+    """The number of the error of the system that is behind another, and the file that it names; (0, None) of none."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno:
+            return behind.errno, os.fsdecode(behind.filename) if behind.filename else None
+        if said := re.search(r"os error (\d+)", str(behind)):  # what is written in Rust
+            return int(said[1]), None
+        if spoken := [number for number in NO_ROOM if os.strerror(number) in str(behind)]:
+            return spoken[0], None
+        behind = behind.__cause__ or behind.__context__
+    return 0, None

@@ -34,7 +34,7 @@ from hadskip_export.trainers.batches import Dataset, encode
 from hadskip_export.trainers.evaluation import full_logits, predict_full
 from hadskip_export.trainers.methods.base import Method
 from hadskip_export.trainers.recipe import Recipe
-from hadskip_export.trainers.run_folder import RunFolder, finished_folder, write_json, write_texts
+from hadskip_export.trainers.run_folder import RunFolder, finished_folder, is_finished, write_json, write_texts
 from hadskip_export.trainers.schedule import Leg
 from hadskip_export.trainers.session import Evaluation, Session
 from hadskip_export.trainers.stages import fine_tune, initialise_gates
@@ -109,7 +109,9 @@ def run_training(plan: Plan, run: RunFolder) -> Summary:
 
 def _tokenise(plan: Plan, run: RunFolder) -> tuple[Session, Dataset, Dataset | None]:
     """The session, the evaluation data and MNLI's second ones; tokenizer and texts for the parity check are kept."""
-    save_tokenizer(plan.model, run.tokenizer)
+    if not is_finished(run.tokenizer.parent):
+        with finished_folder(run.tokenizer.parent) as part:
+            save_tokenizer(plan.model, part / run.tokenizer.name)
     data, tokenizer = plan.data, _tokenizer(plan, run)
 
     def encoded(examples: Examples) -> Dataset:
@@ -140,7 +142,7 @@ def _teacher_figures(classifier: Classifier, evaluation: Evaluation, session: Se
 
 def _classifier(plan: Plan, session: Session, run: RunFolder) -> Classifier:
     """Stage I, or the user's own fine-tuned classifier; either way it then lies in stage1/."""
-    if run.stage1.is_dir():
+    if is_finished(run.stage1):
         say("stage I: done before")
         return load_classifier(run.stage1)
     labels = plan.data.labels
@@ -166,7 +168,7 @@ def _tokenizer(plan: Plan, run: RunFolder) -> Tokenizer:
 def _initial_gates(teacher: Teacher, session: Session, run: RunFolder, stage2: bool) -> GatedClassifier:
     """A copy of the teacher with gates, which have learned by themselves where the recipe has a stage II."""
     recipe = session.recipe
-    if run.stage2.is_dir():
+    if is_finished(run.stage2):
         say("stage II: done before")
         return load_gated(run.stage2)[0]
     torch.manual_seed(session.seed + 1)
@@ -201,7 +203,7 @@ class _Stage3:
     def _train_budget(self, model: GatedClassifier, leg: Leg) -> tuple[GatedClassifier, BudgetFigures]:
         """The student of one budget, its threshold and its figures."""
         session, budget, folder = self.session, leg.budget, self.run.budget(leg.budget)
-        if folder.is_dir():
+        if is_finished(folder):
             say(f"stage III, budget {budget_name(budget)}: done before")
             done: BudgetFigures = read_json(folder / "metrics.json")["evaluation"]
             return load_gated(folder)[0].to(session.device), done

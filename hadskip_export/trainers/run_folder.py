@@ -1,5 +1,6 @@
 """Writing a run folder: one writer at a time, and phases that are there whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,17 +15,22 @@ import filelock
 
 from hadskip_export.data.runs import RunPaths, read_json
 from hadskip_export.data.text import Text
-from hadskip_export.support.errors import BundleError, HadskipError
-from hadskip_export.support.files import replaced
+from hadskip_export.support.digests import check_digests, write_digests
+from hadskip_export.support.errors import BundleError
+from hadskip_export.support.files import named, new_folder, replaced
 
 
 class RunFolder(RunPaths):
     """A run folder that is being trained into."""
 
     def log(self, **record: Any) -> None:
-        """Appends a line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps({"time": round(time.time(), 3)} | record) + "\n")
+        """Appends a line to metrics.jsonl, all of it or nothing."""
+        line = json.dumps({"time": round(time.time(), 3)} | record) + "\n"
+        with named(self.metrics), self.metrics.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            if file.write(line.encode()) < len(line):
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.metrics))
 
 
 @contextmanager
@@ -43,7 +49,8 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Run
     run = RunFolder(path)
     if path.is_file():
         raise BundleError(f"{path}: is a file; --out names a folder")
-    if path.is_dir() and any(path.iterdir()):
+    begun = path.is_dir() and any(path.iterdir())
+    if begun:
         if not resume:
             raise BundleError(f"{path}: is not empty; choose another --out, or continue that run with --resume")
         if not (path / "state").is_dir():
@@ -56,16 +63,17 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Run
     except filelock.Timeout:
         raise BundleError(f"{path}: another process is training into it") from None
     try:
-        if run.recipe.is_file():
-            before = read_json(run.recipe)
-            different = [key for key in settings if settings[key] != before.get(key)]
-            if different:
-                raise BundleError(f"{path}: --resume with another {different[0]}; repeat the first command line")
-        write_json(run.recipe, settings)
-        yield run
-    except HadskipError:
-        learned = run.stage1.is_dir() or run.metrics.is_file()
-        if not learned and not resume:  # refused before anything was: leave nothing behind
+        with named(path):
+            if run.recipe.is_file():
+                before = read_json(run.recipe)
+                different = [key for key in settings if settings[key] != before.get(key)]
+                if different:
+                    raise BundleError(f"{path}: --resume with another {different[0]}; repeat the first command line")
+            write_json(run.recipe, settings)
+            yield run
+    except BaseException:
+        learned = run.stage1.is_dir() or (run.metrics.is_file() and run.metrics.stat().st_size > 0)
+        if not learned and not begun:  # stopped before anything was: leave nothing behind
             shutil.rmtree(path, ignore_errors=True)
         raise
     finally:
@@ -74,16 +82,20 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Run
 
 @contextmanager
 def finished_folder(path: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the name `path` only when the block ends well; what a killed run left goes."""
-    temporary = path.with_name(path.name + ".part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.rename(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    """A temporary sibling that takes the name `path` only when the block ends well, with the digests of its files."""
+    with new_folder(path) as folder:
+        yield folder
+        write_digests(folder)
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a `finished_folder` is there.
+
+    Raises:
+        BundleError: a file of it is damaged.
+    """
+    check_digests(path)
+    return path.is_dir()
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -94,4 +106,5 @@ def write_json(file: Path, value: Any) -> None:
 
 def write_texts(file: Path, texts: list[Text]) -> None:
     """Writes what `hadskip_export.data.runs.read_texts` reads."""
-    file.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
+    with replaced(file) as part:
+        part.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")

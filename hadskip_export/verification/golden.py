@@ -4,7 +4,9 @@ The inputs are words drawn from the tokenizer's vocabulary: a deployable file ho
 unless the user names a file of them.
 """
 
+import io
 import json
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +16,16 @@ import numpy as np
 from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text, Tokenizer, pad
-from hadskip_export.support.errors import BundleError, DataError
+from hadskip_export.support.errors import BundleError, DataError, first_line
+from hadskip_export.support.reading import read_at_most
 from hadskip_export.verification.parity import count_flips, largest_difference, ways_to_run
 from hadskip_export.verification.references import Reference, thresholds_of
 
 COUNT = 64
 INPUTS, OUTPUTS = "golden/inputs.jsonl", "golden/outputs.npz"
+MOST_OWN_BYTES = 64 << 20  # of the user's golden inputs
+MOST_BYTES = 4 * MOST_OWN_BYTES  # of either file in a bundle; JSON may take six bytes for two
+MOST_OVERHEAD = 1 << 16  # bytes of an archive that are no numbers
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ def read_texts(file: Path) -> list[Text]:
         DataError: missing, unreadable or empty.
     """
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        content = read_at_most(file, MOST_OWN_BYTES).decode()
+        lines = [line for line in content.splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--golden {file}: cannot be read ({error})") from error
     if not lines:
@@ -81,20 +88,64 @@ def write_golden(bundle: Bundle, texts: list[Text], tokenizer: Tokenizer, refere
 def read_golden(bundle: Bundle) -> Golden:
     """
     Raises:
-        BundleError: the bundle's golden files cannot be read.
+        BundleError: the bundle's golden files are not listed, cannot be read, or do not fit each other or the model.
     """
     try:
-        lines = bundle.file(INPUTS).read_text(encoding="utf-8").splitlines()
-        texts = [text if isinstance(text, str) else tuple(text) for text in map(json.loads, lines)]
-        with np.load(bundle.file(OUTPUTS), allow_pickle=False) as arrays:
-            names = ("thresholds", "margins", "routes", "logits", "labels")
-            thresholds, margins, routes, logits, labels = (arrays[name] for name in names)
-            golden = Golden(texts, thresholds, margins, routes, logits, tuple(labels.tolist()))
-        if not len(texts) == len(golden.margins) == len(golden.routes) == len(golden.logits) > 0:
-            raise ValueError(f"{len(texts)} texts, {len(golden.logits)} answers")
-        return golden
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{bundle.path}: its golden files cannot be read ({error}); build it again") from error
+        for name in (INPUTS, OUTPUTS):
+            if name not in bundle.manifest.files:
+                raise ValueError(f"{name} is not listed in the manifest")
+        texts = [_text(line) for line in read_at_most(bundle.file(INPUTS), MOST_BYTES).splitlines()]
+        if not texts:
+            raise ValueError("no texts")
+        return _read_outputs(bundle, texts)
+    except Exception as error:  # zipfile and numpy raise what they meet in a file that is none of theirs
+        message = f"{bundle.path}: its golden files cannot be read ({first_line(error)}); build it again"
+        raise BundleError(message) from error
+
+
+def _text(line: bytes) -> Text:
+    found = json.loads(line)
+    if isinstance(found, str):
+        return found
+    if not isinstance(found, list) or len(found) != 2 or not all(isinstance(part, str) for part in found):
+        raise ValueError("a line that is neither a text nor a pair of texts")
+    return found[0], found[1]
+
+
+def _read_outputs(bundle: Bundle, texts: list[Text]) -> Golden:
+    """What the archive's size and an array's header say is held against what it should be, before it is read."""
+    num_layers, labels = bundle.manifest.model.layers, bundle.manifest.model.labels
+    numbers = len(texts) * (num_layers + len(labels)) + len(labels) * max(map(len, labels))
+    content = read_at_most(bundle.file(OUTPUTS), min(MOST_BYTES, MOST_OVERHEAD + 8 * numbers))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("compressed arrays, which this package does not write")
+        rows, there = len(texts), "labels.npy" in archive.namelist()  # older bundles have none
+        names = tuple(_array(archive, "labels", "U", (None,)).tolist()) if there else labels
+        arrays = {
+            "thresholds": _array(archive, "thresholds", "f4", (num_layers,)),
+            "margins": _array(archive, "margins", "f4", (rows, num_layers)),
+            "routes": _array(archive, "routes", "b1", (rows, num_layers)),
+            "logits": _array(archive, "logits", "f4", (rows, len(names))),
+        }
+    return Golden(texts, **arrays, labels=names)
+
+
+def _array(archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """An array of the archive. `shape`: what it must be, None where any number of elements will do."""
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{name} is of another version than this package writes")
+        found, _, kind = np.lib.format.read_array_header_1_0(file)
+        bytes_there = member.file_size - file.tell()
+    fits = len(found) == len(shape) and all(want in (None, have) for want, have in zip(shape, found, strict=True))
+    if not fits or not kind.itemsize or (kind.kind != "U" if dtype == "U" else kind != np.dtype(dtype)):
+        raise ValueError(f"{name} is {kind} {found}, expected {dtype} {shape}")
+    if math.prod(found) * kind.itemsize != bytes_there:
+        raise ValueError(f"{name} has {bytes_there} bytes, which its header does not say")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def test_nothing_in_the_current_folder_is_taken_for_a_module(
 ):
     (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user')")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}")
     with System(str(bundle), {}, ["good"]) as system:
         assert system.ask("calls", calls=[[0]])["seconds"][0] > 0
 

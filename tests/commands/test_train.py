@@ -274,7 +274,7 @@ def test_a_stopped_run_ends_with_the_very_weights_and_figures(lost, run_folder, 
     out = shutil.copytree(run_folder, tmp_path / "run")
     for name in lost:
         shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
-    (out / "budgets" / "1.5.part").mkdir(parents=True)  # what a kill leaves
+    (out / "budgets" / ".1.5.part").mkdir(parents=True)  # what a kill leaves
     summary = repeat(model_folder, csv_files, out, resume=True)
     assert json.loads(json.dumps(summary)) == read(run_folder / "summary.json") == read(out / "summary.json")
     for folder in ("stage1", "stage2", *(f"budgets/{budget}" for budget in BUDGETS)):

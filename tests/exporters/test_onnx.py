@@ -239,7 +239,13 @@ def every_weight(model: torch.nn.Module, how: str) -> None:
                 parameter.zero_()
 
 
-@pytest.mark.parametrize("how", ["zeros", "equal", "equal within a shape", "zeros and others"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "zeros and others",
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ("zeros", "equal", "equal within a shape")),
+    ],
+)
 def test_weights_that_no_content_tells_apart_are_still_each_its_own(tmp_path: Path, how: str):
     """The outputs are PyTorch's; then one parameter after the other is made to differ, in its file alone."""
     gated = random_gated(3, num_layers=3)

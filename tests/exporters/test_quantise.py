@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -406,6 +407,25 @@ def test_it_says_nothing_and_leaves_what_it_is_given(bundle: Path, capfd: pytest
     quantise(model)
     assert capfd.readouterr() == ("", "")
     assert model.SerializeToString() == before
+
+
+def test_a_full_disk_is_named_and_no_temporary_file_is_left(bundle: Path, tmp_path: Path):
+    """The limit of a file's size stands for the disk's."""
+    code = f"""
+import onnx, resource, tempfile
+from hadskip_export.exporters.quantise import quantise
+model = onnx.load({str(bundle / "model" / "layer_01.onnx")!r})
+tempfile.tempdir = {str(tmp_path)!r}
+quantise(model)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+try:
+    quantise(model)
+except OSError as error:
+    print(error.filename.startswith(tempfile.tempdir), error.strerror)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True File too large\n", done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_graph_that_cannot_be_quantised_is_named_in_one_line():

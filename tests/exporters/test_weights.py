@@ -140,7 +140,7 @@ def contents(bundle: Path) -> list[tuple[str, str, int]]:
     return found
 
 
-@pytest.mark.parametrize("what", ["every_cut", "every_precision"])
+@pytest.mark.parametrize("what", ["every_cut", pytest.param("every_precision", marks=pytest.mark.slow)])
 def test_no_tensor_lies_in_a_graph_and_none_lies_twice(request: pytest.FixtureRequest, what: str):
     bundle = request.getfixturevalue(what)
     graphs = list((bundle / "model").glob("*.onnx"))
@@ -175,6 +175,7 @@ def test_weights_that_are_wide_are_not_copied_into_fused_graphs(model_folder: Pa
             assert tensor.external_data or len(tensor.raw_data) < SMALL, (file.name, tensor.name)
 
 
+@pytest.mark.slow
 def test_below_fp32_all_cuts_share_one_more_file(every_precision: Path):
     names = {file.name for file in (every_precision / "model" / "weights").iterdir()}
     assert names == {f"{name}.safetensors" for name in ("fp32", "ort-int8", "openvino-int8", "ort-cuda-fp16")}

@@ -21,7 +21,10 @@ from tests.runtime.oracle import Oracle
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize(("engine", "precision"), [("ort", "fp32"), ("openvino", "fp32"), ("openvino", "int8")])
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [("ort", "fp32"), ("openvino", "fp32"), pytest.param("openvino", "int8", marks=pytest.mark.slow)],
+)
 def test_every_engine_and_cut_is_built_at_once(source, tmp_path: Path, engine: str, precision: str, cut: str):
     opened = read_bundle(write_cut(source, tmp_path, cut, engine, precision))
     assert [info.name for info in opened.manifest.engines] == [f"{engine}-{precision}-{cut}"]

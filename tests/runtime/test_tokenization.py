@@ -1,6 +1,8 @@
 """Tokens are those of `transformers`, whatever the text; padding is only padding."""
 
+import base64
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -245,3 +247,99 @@ def test_a_model_of_one_segment_takes_texts_and_refuses_pairs(tokenizer_file: Pa
 def test_a_model_of_many_segments_takes_them(tokenizer_file: Path):
     given = {"input_ids": [2, 3], "token_type_ids": [0, 15]}
     assert Tokenizer(tokenizer_file, 16, type_vocab_size=16).encode([given])[0].type_ids.tolist() == [0, 15]
+
+
+# Files from a stranger
+
+EMPTY_CHARSMAP = "BAAAAAAAAAAAAAAA"  # the library looks beyond its end when a text comes
+
+
+def changed(tokenizer_file: Path, folder: Path, change) -> Path:
+    """A tokenizer file with a change of its plain data."""
+    plain = json.loads(tokenizer_file.read_bytes())
+    change(plain)
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(plain))
+    return file
+
+
+def set_part(part: str, **value):
+    return lambda plain: plain.update({part: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_part("normalizer", type="Precompiled", precompiled_charsmap="AAAA"),
+        set_part("normalizer", type="Precompiled", precompiled_charsmap=EMPTY_CHARSMAP),
+        set_part("pre_tokenizer", type="FixedLength", length=0),
+        set_part("pre_tokenizer", type="Split", pattern={"Regex": "("}, behavior="Isolated", invert=False),
+        set_part("model", type="Unigram", unk_id=None, vocab=[["a", 0.0]]),
+        set_part("model", type="Unigram", unk_id=5, vocab=[["a", 0.0]]),
+        lambda plain: (plain["model"]["vocab"].pop("[UNK]"), plain["added_tokens"].clear()),
+    ],
+    ids=["panic at load", "panic at a text", "panic at any text", "regex", "no unknown", "no such unknown", "no [UNK]"],
+)
+def test_a_tokenizer_that_fails_or_panics_is_refused(tokenizer_file: Path, tmp_path: Path, change):
+    file = changed(tokenizer_file, tmp_path, change)
+    with pytest.raises(BundleError) as error:
+        Tokenizer(file, 16)
+    assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_panics_at_some_texts_says_at_which(tokenizer_file: Path, tmp_path: Path):
+    """Its rule for `b` alone leads beyond the end of its table."""
+    has_value, to_nowhere = 1 << 8, 1 << 30
+    units = [0] * 300
+    units[ord("b")] = ord("b") | has_value | to_nowhere
+    table = b"".join(unit.to_bytes(4, "little") for unit in units)
+    charsmap = base64.b64encode(len(table).to_bytes(4, "little") + table).decode()
+    file = changed(tokenizer_file, tmp_path, set_part("normalizer", type="Precompiled", precompiled_charsmap=charsmap))
+    tokenizer = Tokenizer(file, 16)
+    (good,) = tokenizer.encode(["a"])
+    assert len(good)
+    with pytest.raises(BundleError, match=r"tokenizer\.json: this tokenizer fails on input 2 "):
+        tokenizer.encode(["a", "b"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_who_stops_the_program_is_not_taken_for_a_panic(tokenizer_file: Path, monkeypatch, error: type):
+    class Stopped:
+        @staticmethod
+        def from_buffer(content: bytes):
+            raise error
+
+    monkeypatch.setattr("hadskip_export.runtime.tokenization.BackendTokenizer", Stopped)
+    with pytest.raises(error):
+        Tokenizer(tokenizer_file, 16)
+
+
+@pytest.mark.parametrize("max_length", [2**70, 2**64, -1])
+def test_a_length_that_the_library_cannot_have_is_refused(tokenizer_file: Path, max_length: int):
+    with pytest.raises(BundleError, match=r"tokenizer\.json"):
+        Tokenizer(tokenizer_file, max_length)
+
+
+def test_a_file_too_large_for_a_tokenizer_is_not_read(tmp_path: Path):
+    file = tmp_path / "tokenizer.json"
+    with file.open("wb") as handle:
+        handle.truncate(1 << 40)
+    with pytest.raises(BundleError, match="at most 67,108,864 are read"):
+        Tokenizer(file, 16)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tokenizer_file: Path, tmp_path: Path, name: str):
+    shutil.copy(tokenizer_file, tmp_path / "tokenizer.json")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(BundleError, match=f"{name}.*not a regular file"):
+        Tokenizer(tmp_path / "tokenizer.json", 16)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_deep_nesting_is_refused(tokenizer_file: Path, tmp_path: Path, name: str):
+    shutil.copy(tokenizer_file, tmp_path / "tokenizer.json")
+    (tmp_path / name).write_text('{"model": ' + "[" * 200_000)
+    with pytest.raises(BundleError, match=name):
+        Tokenizer(tmp_path / "tokenizer.json", 16)

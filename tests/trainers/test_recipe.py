@@ -149,6 +149,12 @@ def test_a_setting_without_a_value_is_refused(setting):
 
 def test_a_file_that_is_missing_or_no_toml_is_refused(tmp_path):
     refused((), tmp_path / "none.toml", "none.toml")
-    for content in (b"batch_size = ", b"\xff\xfe", b"batch_size = 1\nbatch_size = 2"):
+    for content in (
+        b"batch_size = ",
+        b"\xff\xfe",
+        b"batch_size = 1\nbatch_size = 2",
+        b"batch_size = " + b"[" * 10_000,
+        b"a = " + b"9" * 5000,
+    ):
         (tmp_path / "bad.toml").write_bytes(content)
         refused((), tmp_path / "bad.toml", "bad.toml", "TOML")

@@ -13,6 +13,7 @@ from hadskip_export.support.errors import BundleError
 from hadskip_export.trainers.run_folder import (
     RunFolder,
     finished_folder,
+    is_finished,
     open_run,
     write_json,
     write_texts,
@@ -163,8 +164,28 @@ def test_a_finished_folder_appears_with_its_content(tmp_path):
     assert [str(file.relative_to(tmp_path)) for file in sorted(tmp_path.rglob("*"))] == [
         "budgets",
         "budgets/3",
+        "budgets/3/SHA256SUMS",
         "budgets/3/file",
     ]
+    assert is_finished(tmp_path / "budgets" / "3") and not is_finished(tmp_path / "budgets" / "2")
+
+
+@pytest.mark.parametrize("how", ["changed", "missing"])
+def test_a_damaged_phase_is_refused_by_the_name_of_its_file(tmp_path, how):
+    with finished_folder(tmp_path / "stage1") as part:
+        (part / "deep").mkdir()
+        (part / "deep" / "file").write_text("x")
+    file = tmp_path / "stage1" / "deep" / "file"
+    file.unlink() if how == "missing" else file.write_text("y")
+    with pytest.raises(BundleError, match=f"{file}: {'missing' if how == 'missing' else 'damaged'}"):
+        is_finished(tmp_path / "stage1")
+
+
+def test_digests_are_those_of_sha256sum(tmp_path):
+    with finished_folder(tmp_path / "stage1") as part:
+        (part / "ein Wort").write_text("x")
+    done = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "stage1", capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
@@ -180,8 +201,8 @@ def test_an_interrupted_folder_leaves_nothing(error, tmp_path):
 
 
 def test_what_a_killed_run_left_of_a_phase_goes(tmp_path):
-    (tmp_path / "stage1.part").mkdir()
-    (tmp_path / "stage1.part" / "half").write_text("x")
+    (tmp_path / ".stage1.part").mkdir()
+    (tmp_path / ".stage1.part" / "half").write_text("x")
     with finished_folder(tmp_path / "stage1") as part:
         assert list(part.iterdir()) == []
     assert [file.name for file in tmp_path.iterdir()] == ["stage1"]

@@ -1,5 +1,6 @@
 """Golden inputs: random words, the same ones every time, or the user's own."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,92 @@ def test_damage_that_was_sealed_is_a_bundle_error(bundle: Path, tmp_path: Path, 
     with pytest.raises(BundleError, match="golden") as error:
         read_golden(read_bundle(copy))
     assert "\n" not in str(error.value)
+
+
+def arrays_of(bundle: Path) -> dict[str, np.ndarray]:
+    with np.load(bundle / OUTPUTS) as found:
+        return dict(found)
+
+
+def header(dtype: str, shape: str) -> bytes:
+    """A .npy file that is its header alone."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def write_outputs(bundle: Path, change, compression: int = zipfile.ZIP_STORED) -> None:
+    """Writes outputs.npz anew: `change` takes and returns .npy files by name."""
+    with zipfile.ZipFile(bundle / OUTPUTS) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(bundle / OUTPUTS, "w", compression) as archive:
+        for name, content in change(members).items():
+            archive.writestr(name, content)
+    reseal(bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found | {"margins.npy": header("<f4", "(64, 1099511627776)")},
+        lambda found: found | {"margins.npy": header("<f4", "(1099511627776, 4)")},
+        lambda found: found | {"margins.npy": header("<f4", "(64, 4)")},
+        lambda found: found | {"margins.npy": header("|O", "(64, 4)")},
+        lambda found: found | {"margins.npy": header("<f8", "(64, 4)") + bytes(64 * 4 * 8)},
+        lambda found: found | {"routes.npy": header("|b1", "(64, -4)")},
+        lambda found: found | {"labels.npy": header("<U0", "(1099511627776,)")},
+        lambda found: found | {"labels.npy": header("<U1099511", "(1000000,)")},
+        lambda found: found | {"labels.npy": header("<U4", "()") + bytes(16)},
+        lambda found: found | {"thresholds.npy": b"\x93NUMPY\x02\x00" + found["thresholds.npy"][8:]},
+        lambda found: found | {"logits.npy": found["logits.npy"][:-4]},
+        lambda found: found | {"logits.npy": b""},
+        lambda found: {name: content for name, content in found.items() if name != "logits.npy"},
+        lambda found: found | {f"{number}.npy": b"" for number in range(5000)},
+    ],
+)
+def test_outputs_that_are_not_what_the_model_gives_are_refused_before_memory_is_taken(
+    bundle: Path, tmp_path: Path, change
+):
+    copy = copy_of(bundle, tmp_path)
+    write_outputs(copy, change)
+    with pytest.raises(BundleError, match="golden files cannot be read"):
+        read_golden(read_bundle(copy))
+
+
+def test_an_archive_that_unpacks_to_more_than_it_is_is_refused(bundle: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    write_outputs(copy, lambda found: found, zipfile.ZIP_DEFLATED)
+    with pytest.raises(BundleError, match="compressed"):
+        read_golden(read_bundle(copy))
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "null", "{}", '["a"]', '["a", "b", "c"]', '["a", 5]', "[" * 100_000, "not JSON", '"\xff"']
+)
+def test_golden_inputs_that_are_no_texts_are_refused(bundle: Path, tmp_path: Path, line: str):
+    copy = copy_of(bundle, tmp_path)
+    lines = (copy / INPUTS).read_bytes().splitlines()
+    (copy / INPUTS).write_bytes(b"\n".join([line.encode("latin-1"), *lines[1:]]))
+    reseal(copy)
+    with pytest.raises(BundleError, match="golden files cannot be read"):
+        read_golden(read_bundle(copy))
+
+
+@pytest.mark.parametrize("name", [INPUTS, OUTPUTS])
+def test_golden_files_that_are_not_listed_are_refused(bundle: Path, tmp_path: Path, name: str):
+    """Nobody has looked where they lead."""
+    copy = copy_of(bundle, tmp_path)
+    (copy / name).rename(tmp_path / "elsewhere")
+    reseal(copy)
+    (copy / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=f"{name} is not listed"):
+        read_golden(read_bundle(copy))
+
+
+def test_golden_files_that_are_not_compressed_are_read_whoever_wrote_them(bundle: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    arrays = arrays_of(copy)
+    np.savez(copy / OUTPUTS, **arrays)
+    reseal(copy)
+    golden = read_golden(read_bundle(copy))
+    np.testing.assert_array_equal(golden.logits, arrays["logits"])
+    assert golden.labels == tuple(arrays["labels"].tolist())

@@ -321,7 +321,7 @@ def test_a_stopped_run_ends_with_the_very_weights_and_figures(trained, teacher, 
     (out / "summary.json").unlink()
     last = out / "budgets" / f"{trained.arguments['budget']:g}"
     shutil.rmtree(last)
-    last.with_name(last.name + ".part").mkdir()  # what a kill leaves
+    last.with_name(f".{last.name}.part").mkdir()  # what a kill leaves
     summary = repeat(teacher, csv_files, out, resume=True, **trained.arguments)
     assert json.loads(json.dumps(summary)) == read(trained.out / "summary.json") == read(out / "summary.json")
     for folder in trained.folders:
