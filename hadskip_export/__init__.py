@@ -4,32 +4,47 @@ Every command of `hadskip-export` is a function here, imported when it is first 
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors; to import them all would bring torch
+    from hadskip_export.commands.bench import bench
+    from hadskip_export.commands.build import build
+    from hadskip_export.commands.calibrate import calibrate
+    from hadskip_export.commands.demo import demo
+    from hadskip_export.commands.doctor import doctor
+    from hadskip_export.commands.estimate import estimate
+    from hadskip_export.commands.inspect import inspect
+    from hadskip_export.commands.predict import predict
+    from hadskip_export.commands.train import train
+    from hadskip_export.commands.validate import validate
 
 __version__ = "0.2.0.dev0"
 
-_FUNCTIONS = {
-    "train": "hadskip_export.commands.train",
-    "build": "hadskip_export.commands.build",
-    "validate": "hadskip_export.commands.validate",
-    "inspect": "hadskip_export.commands.inspect",
-    "bench": "hadskip_export.commands.bench",
-    "estimate": "hadskip_export.commands.estimate",
-    "doctor": "hadskip_export.commands.doctor",
-    "demo": "hadskip_export.commands.demo",
-    "predict": "hadskip_export.commands.predict",
-    "calibrate": "hadskip_export.commands.calibrate",
-}
+__all__ = [
+    "__version__",
+    "bench",
+    "build",
+    "calibrate",
+    "demo",
+    "doctor",
+    "estimate",
+    "inspect",
+    "predict",
+    "train",
+    "validate",
+]
 
-__all__ = ["__version__", *_FUNCTIONS]  # noqa: PLE0604
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        try:
-            return getattr(importlib.import_module(_FUNCTIONS[name]), name)
-        except ModuleNotFoundError as error:
-            from hadskip_export.support.errors import EngineError
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f"hadskip_export.commands.{name}"), name)
+    except ModuleNotFoundError as error:
+        from hadskip_export.support.errors import EngineError
 
-            raise EngineError(f'{name} needs {error.name}; pip install "hadskip-export[train]"') from error
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise EngineError(f'{name} needs {error.name}; pip install "hadskip-export[train]"') from error

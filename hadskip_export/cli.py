@@ -16,14 +16,18 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import click
+from click.shell_completion import CompletionItem
 
 import hadskip_export
+from hadskip_export.data.glue import GLUE_TASKS
 from hadskip_export.report import text
 from hadskip_export.report.plain import to_json
-from hadskip_export.runtime.engines import ENGINES, Cut
+from hadskip_export.runtime.bundle import MANIFEST
+from hadskip_export.runtime.engines import ENGINES, PRECISIONS, Cut
 from hadskip_export.support.errors import HadskipError
 from hadskip_export.support.files import NO_ROOM, replaced
 from hadskip_export.support.signals import Ended, unwinding
+from hadskip_export.trainers.methods import HADSKIP, METHODS
 
 COLUMNS = ("text", "pair", "label")
 STDOUT = Path("-")
@@ -31,7 +35,29 @@ ESCAPED = "json-escaped"  # the name of a way to write characters that an encodi
 NEVER_RUN = "Plans of trt-rtx were built and never run; trt was never built by us."
 
 
+def _log(context: click.Context, _option: click.Parameter, count: int) -> None:
+    """Before and after the command's name it means the same, and counts together."""
+    if not count:
+        return
+    logger, before = logging.getLogger("hadskip_export"), context.meta.get(__name__, 0)
+    context.meta[__name__] = before + count
+    logger.setLevel(logging.INFO if before + count == 1 else logging.DEBUG)
+    if not before:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+        logger.addHandler(handler)
+        context.find_root().call_on_close(lambda: logger.removeHandler(handler))
+
+
+_verbose = click.option(
+    "-v", "--verbose", count=True, expose_value=False, callback=_log, help="Log what is done; twice for more."
+)
+
+
 class _Commands(click.Group):
+    def add_command(self, command: click.Command, name: str | None = None) -> None:
+        super().add_command(_verbose(command), name)
+
     def invoke(self, context: click.Context) -> Any:
         try:
             with unwinding():
@@ -121,6 +147,28 @@ _json = click.option(
     metavar="FILE",
     help="Write the whole result there as JSON; - prints it instead of the text.",
 )
+
+
+class _BundleEngine(click.ParamType):
+    """The name of an engine, with its precision and cut or without; a bundle says itself which it has. Where the
+    command line names one, a shell completes those."""
+
+    name = "engine"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        names = set(ENGINES)
+        try:
+            bundle = ctx.params["bundle"] or ctx.args[0]  # an option that still lacks its value ends the parsing
+            manifest = json.loads((Path(bundle) / MANIFEST).read_bytes())
+            names = {"-".join(info[part] for part in ("engine", "precision", "cut")) for info in manifest["engines"]}
+        except (LookupError, TypeError, OSError, ValueError):  # no bundle: nobody is there to read a complaint
+            pass
+        return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+
+
+_precision = click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="That it computes in."
+)
 _cut = click.option(
     "--cut", type=click.Choice(get_args(Cut)), help="How finely the model is cut; the engine's fastest if left out."
 )
@@ -129,8 +177,12 @@ _cut = click.option(
 def _engine(command: Any) -> Any:
     """The options that choose one of a bundle's engines."""
     options = (
-        click.option("--engine", help="One of the bundle's engines, as ort; the first if left out."),
-        click.option("--precision", help="The one of this precision."),
+        click.option(
+            "--engine",
+            type=_BundleEngine(),
+            help="One of the bundle's engines, as ort, ort-int8 or ort-int8-gates; the first if left out.",
+        ),
+        click.option("--precision", type=click.Choice(PRECISIONS), help="The one of this precision."),
         click.option("--cut", type=click.Choice(get_args(Cut)), help="The one that cuts the model so finely."),
     )
     for option in reversed(options):
@@ -159,31 +211,28 @@ def _layers(route: str) -> tuple[int, ...]:
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(hadskip_export.__version__, prog_name="hadskip-export")
-@click.option("-v", "--verbose", count=True, help="Log what is done; twice for more.")
-def main(verbose: int) -> None:
+@_verbose
+def main() -> None:
     """Train a BERT classifier to skip the layers an input does not need, and serve it so that they are not computed."""
-    if verbose:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
-        logger = logging.getLogger("hadskip_export")
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
 
 
 @main.command()
 @click.option("--model", required=True, help="A Hugging Face BERT: a local folder or a hub name.")
 @click.option("--budget", type=float, required=True, help="Layers per input on average; below 1 a share of the layers.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.")
-@click.option("--task", help="A GLUE task: sst2, rte, cola, mrpc, qnli, qqp or mnli.")
+@click.option("--task", type=click.Choice(list(GLUE_TASKS)), help="A GLUE task.")
 @click.option("--data-dir", help="The task's folder (train.tsv, dev.tsv), or GLUE's root; the hub's if left out.")
 @click.option("--train", "train_file", help="Texts to train on: CSV, TSV or JSONL; labelled, unless --fine-tuned.")
 @click.option(
-    "--eval", "eval_file", help="Labelled texts to set the threshold on (labels unseen) and to report figures on."
+    "--eval",
+    "eval_file",
+    help="Texts to set the threshold on (labels unseen) and to report figures on; labelled, unless --fine-tuned.",
 )
 @click.option("--fine-tuned", is_flag=True, help="MODEL already is the classifier: skip stage I, it is the teacher.")
 @click.option(
     "--method",
-    default="hadskip",
+    type=click.Choice([HADSKIP, *METHODS]),
+    default=HADSKIP,
     show_default=True,
     help="hadskip (as the recipe has it), joint or nested; or a rival of one route, trained alike: budgeted (the first"
     " layers) or static (the best ones).",
@@ -208,8 +257,8 @@ def train(
 
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--engine", help=f"One of {', '.join(ENGINES)}; of a run, ort if left out. {NEVER_RUN}")
-@click.option("--precision", default="fp32", show_default=True)
+@click.option("--engine", type=click.Choice(list(ENGINES)), help=f"Of a run, ort if left out. {NEVER_RUN}")
+@_precision
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle to write; where SOURCE is a run.")
 @click.option("--budget", type=float, help="Which of the run's budgets; the last if left out.")
 @_cut
@@ -309,7 +358,9 @@ def inspect(json_file: Path | None, **options: Any) -> None:
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", help="Labelled texts (CSV, TSV, JSONL) to time and to measure the metric on.")
+@click.option(
+    "--data", help="Labelled texts (CSV, TSV, JSONL) to time and to measure the metric on; made-up ones if left out."
+)
 @click.option("--batch", type=int, multiple=True, default=(1,), show_default=True, help="Inputs per call; repeatable.")
 @click.option("--max-layers", type=int, help="The most layers an input may run.")
 @click.option("--profile", is_flag=True, help="Split a call into tokeniser, embeddings, layers, gates, head, Python.")
@@ -327,8 +378,8 @@ def bench(json_file: Path | None, **options: Any) -> None:
     "--model", required=True, help="bert-base, bert-large, minilm, a model folder, its config.json, a hub name."
 )
 @click.option("--layers-run", type=float, required=True, help="Layers that each input runs; below 1 a share of them.")
-@click.option("--engine", default="ort", show_default=True, help=f"One of {', '.join(ENGINES)}. {NEVER_RUN}")
-@click.option("--precision", default="fp32", show_default=True)
+@click.option("--engine", type=click.Choice(list(ENGINES)), default="ort", show_default=True, help=NEVER_RUN)
+@_precision
 @_cut
 @click.option("--seq", type=int, multiple=True, default=(64, 128), show_default=True, help="Tokens; repeatable.")
 @click.option("--batch", type=int, multiple=True, default=(1,), show_default=True, help="Inputs per call; repeatable.")

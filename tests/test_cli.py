@@ -3,6 +3,7 @@
 import csv
 import inspect as signatures
 import json
+import logging
 import os
 import re
 import shutil
@@ -14,14 +15,19 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 import hadskip_export
 from hadskip_export.cli import main
+from hadskip_export.data.glue import GLUE_TASKS
 from hadskip_export.runtime import BundleError, Predictor, read_bundle
+from hadskip_export.runtime.engines import ENGINES, PRECISIONS, Cut
+from hadskip_export.trainers.methods import HADSKIP, METHODS
 from hadskip_export.verification import parity
 from tests.conftest import QUICK, sentences, write_csv
 from tests.runtime.editing import add_to_weights, change_manifest, change_piece
@@ -452,13 +458,13 @@ BAD_OPTIONS = [
     ({"pair_column": "second"}, ["'second'", "--pair-column"]),
     ({"max_length": 7}, ["--max-length 7", "8 to 64"]),
     ({"max_length": 65}, ["--max-length 65", "8 to 64"]),
-    ({"device": "abacus"}, ["--device abacus"]),
+    ({"device": "abacus"}, ["--device abacus", "leave --device out"]),
     ({"set": "speed=9"}, ["speed"]),
     ({"set": "batch_size=many"}, ["batch_size"]),
     ({"set": "batch_size"}, ["batch_size"]),
     ({"recipe": "/no/such/recipe.toml"}, ["/no/such/recipe.toml"]),
     ({"recipe": "adaptiv"}, ["adaptiv", "paper, adaptive"]),
-    ({"method": "magic"}, ["--method magic", "hadskip, joint, nested, budgeted, static"]),
+    ({"method": "magic"}, ["--method", "'magic'", "'hadskip', 'joint', 'nested', 'budgeted', 'static'"]),
     ({"route": "1,2"}, ["--route", "static"]),
     ({"method": "static", "route": "x"}, ["--route x", "1,2,6"]),
     ({"method": "static", "route": "1,,2"}, ["--route 1,,2", "1,2,6"]),
@@ -469,7 +475,7 @@ BAD_OPTIONS = [
     ({"method": "static", "route": "1"}, ["--route 1", "2 of the layers"]),
     ({"method": "budgeted", "budget": 1.5}, ["--budget 1.5", "budgeted"]),
     ({"task": "sst2"}, ["--task", "--train"]),
-    ({"task": "sst9", "train": None, "eval": None}, ["--task sst9", "sst2"]),
+    ({"task": "sst9", "train": None, "eval": None}, ["--task", "'sst9'", "'sst2'"]),
     ({"task": "sst2", "train": None, "eval": None}, ["--data-dir"]),
     ({"task": "sst2", "data_dir": "/no/such", "train": None, "eval": None}, ["/no/such"]),
     ({"train": None, "eval": None}, ["--task", "--train"]),
@@ -554,8 +560,9 @@ def test_build_refuses(made: Made, tmp_path: Path):
     refused(run("build", made.run, "--out", out, "--budget", 2.5), "--budget 2.5", "3, 2")
     refused(run("build", made.run, "--out", out, "--budget", 4), "--budget 4", "3 layers")
     refused(run("build", made.run, "--out", out, "--budget", 0), "--budget 0", "3 layers")
-    refused(run("build", made.run, "--out", out, "--engine", "abacus"), "--engine abacus", "ort")
-    refused(run("build", made.run, "--out", out, "--precision", "int7"), "--precision int7", "fp32")
+    refused(run("build", made.run, "--out", out, "--engine", "abacus"), "--engine", "'abacus'", "'ort'")
+    refused(run("build", made.run, "--out", out, "--precision", "int7"), "--precision", "'int7'", "'fp32'")
+    refused(run("build", made.run, "--out", out, "--precision", "fp16"), "--precision fp16", "there are fp32, int8")
     refused(run("build", made.run, "--out", out, "--golden", tmp_path / "none.txt"), "--golden", "none.txt")
     refused(run("build", made.run, "--out", out, "--cut", "sideways"), "sideways")
     refused(run("build", made.run), "--out")
@@ -808,6 +815,58 @@ def test_every_command_explains_itself():
     assert succeeded(run("--version")).stdout.strip() == f"hadskip-export, version {hadskip_export.__version__}"
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "level"),
+    [([], ["-v"], "INFO"), (["-v"], [], "INFO"), (["-v"], ["-v"], "DEBUG"), ([], ["-vv"], "DEBUG"), ([], [], None)],
+    ids=str,
+)
+def test_what_is_logged_may_be_asked_for_before_and_after_the_command(made: Made, before, after, level: str | None):
+    process = program(*before, "predict", made.bundle, "good", *after)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0 and lines(stdout)
+    assert ("ort-fp32-gates loaded in" in stderr) == (level is not None)
+    assert len(stderr.splitlines()) == (level is not None)  # once, whatever was asked for twice
+    logger = logging.getLogger("hadskip_export")
+    CliRunner().invoke(main, [*before, "predict", str(made.bundle), "good", *after])
+    assert level is None or logging.getLevelName(logger.level) == level
+    assert all(isinstance(handler, logging.NullHandler) for handler in logger.handlers)  # none is left behind
+
+
+CLOSED = {
+    ("build", "engine"): ENGINES, ("build", "precision"): PRECISIONS, ("build", "cut"): get_args(Cut),
+    ("estimate", "engine"): ENGINES, ("estimate", "precision"): PRECISIONS, ("estimate", "cut"): get_args(Cut),
+    ("train", "task"): GLUE_TASKS, ("train", "method"): (HADSKIP, *METHODS),
+    **{(command, "precision"): PRECISIONS for command in ("predict", "validate", "calibrate", "bench")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "option"), CLOSED, ids=str)
+def test_a_closed_set_is_listed_and_completed(command: str, option: str):
+    """By `--help`, and by the shell."""
+    words = set(CLOSED[command, option])
+    page = " ".join(succeeded(run(command, "--help")).stdout.split()).replace("| ", "|").replace(" |", "|")
+    listed = re.search(rf"--{option} \[([^]]*)\]", page)
+    assert listed and set(listed[1].split("|")) == words
+    assert completed(command, f"--{option}", "") == words
+    first = min(words)
+    assert first in completed(command, f"--{option}", first[:2]) <= words
+
+
+def completed(command: str, *words: str) -> set[str]:
+    """What a shell is offered for the last of the words."""
+    *before, last = words
+    shell = ShellComplete(main, {}, "hadskip-export", "_HADSKIP_EXPORT_COMPLETE")
+    return {item.value for item in shell.get_completions([command, *before], last)}
+
+
+@pytest.mark.parametrize("command", ["predict", "validate", "calibrate", "bench"])
+def test_a_shell_completes_the_engines_that_the_bundle_has(several: Path, command: str):
+    names = {"ort-fp32-gates", "ort-fp32-whole", "ort-int8-layers", "openvino-fp32-whole"}
+    assert completed(command, str(several), "--engine", "") == names
+    assert completed(command, str(several), "--engine", "ort-int") == {"ort-int8-layers"}
+    assert completed(command, "--engine", "") == completed(command, "/missing", "--engine", "") == set(ENGINES)
+
+
 def test_an_unknown_command_or_option_is_a_usage_error(made: Made):
     refused(run("fly"), "fly")
     refused(run("inspect", made.bundle, "--fly"), "--fly")
@@ -817,7 +876,7 @@ def test_an_unknown_command_or_option_is_a_usage_error(made: Made):
 def test_every_command_is_a_function_with_the_same_arguments():
     assert set(main.commands) == set(hadskip_export.__all__) - {"__version__"}
     renamed = {"train_file": "train", "eval_file": "eval", "no_full": "full"}
-    only_here = {"json_file"}  # where to
+    only_here = {"json_file", "verbose"}  # where to, and what is logged on the way
     for name, command in main.commands.items():
         options = {renamed.get(p.name, p.name) for p in command.params if isinstance(p, click.Parameter)} - only_here
         function = signatures.signature(getattr(hadskip_export, name)).parameters

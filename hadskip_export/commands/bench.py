@@ -18,6 +18,7 @@ from hadskip_export.runtime.predictor import LoadOptions, Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.environment import busy_share, environment
 from hadskip_export.support.errors import BundleError, DataError
+from hadskip_export.support.words import counted
 from hadskip_export.verification.golden import check_golden, read_golden
 
 MOST_CALLS = 100
@@ -29,13 +30,16 @@ class Row(Figures):
     """One measurement.
 
     Args:
-        mean_layers: mean layers per input over all of the data; `layers_run`: of the timed calls.
+        data: the file of the texts that are timed; None where they are the bundle's golden inputs, of which neither
+            layers nor speed say anything about anybody's texts.
+        mean_layers: mean layers per input over all of the texts; `layers_run`: of the timed calls.
         metric, full_metric: with gates and of full BERT, on all of the labelled data; None without labels.
         histogram: share of inputs that ran 0, 1, ..., L layers, over all of the data.
         profile: mean milliseconds of a call by part, see `profile`; None where it was not asked for.
         hint: how it could be faster, see `faster_cut`; None where nobody knows.
     """
 
+    data: str | None
     metric_name: str
     metric: float | None
     full_metric: float | None
@@ -55,10 +59,12 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What is timed: texts, tokens of each int [texts], and class numbers int [texts] or None without labels."""
+    """What is timed: texts, tokens of each int [texts], their file, and class numbers int [texts]; both None of golden
+    inputs."""
 
     texts: list[Text]
     lengths: np.ndarray
+    data: str | None
     expected: np.ndarray | None
 
 
@@ -100,10 +106,12 @@ def bench(
     examples = None
     if data is not None:
         examples = read_examples(data, Columns(text_column, pair_column, label_column), opened.manifest.model.labels)
-    inputs = _checked_inputs(opened, info, examples)
+    inputs = _checked_inputs(opened, info, examples, None if data is None else Path(data).name)
     for size in batch:
         if size > len(inputs.texts):
-            raise DataError(f"--batch {size}: there are only {len(inputs.texts)} texts; give more with --data")
+            raise DataError(
+                f"--batch {size}: more than the {counted(len(inputs.texts), 'text')} there; give more with --data"
+            )
     with Contest(opened, info, inputs.texts, options={"max_layers": max_layers}, busy=busy) as contest:
         rows = tuple(_row(contest, opened, info, inputs, size=size, profile=profile) for size in batch)
     return Benchmark(before | {"load_after": environment()["load"]}, rows)
@@ -124,7 +132,7 @@ def _check_comparable(bundle: Bundle, info: EngineInfo) -> None:
         )
 
 
-def _checked_inputs(bundle: Bundle, info: EngineInfo, examples: Examples | None) -> _Inputs:
+def _checked_inputs(bundle: Bundle, info: EngineInfo, examples: Examples | None, data: str | None) -> _Inputs:
     """The user's texts, or the golden ones, once the engine has given its golden answers.
 
     Raises:
@@ -136,15 +144,15 @@ def _checked_inputs(bundle: Bundle, info: EngineInfo, examples: Examples | None)
         check = check_golden(predictor, recorded)
         lengths = np.array([len(encoded) for encoded in predictor.tokenizer.encode(texts)])
     if not check.passed:
-        numbers = f"{check.flips} routes flip, logits differ by up to {check.logits_largest:.1e}"
+        numbers = f"{counted(check.flips, 'flip')} of routes, logits differ by up to {check.logits_largest:.1e}"
         raise BundleError(
             f"{bundle.path}: on this machine {info.name} does not give its golden answers"
             f" ({numbers if check.labels_agree else 'its labels are others'}); run hadskip-export validate"
         )
     if examples is None:
-        return _Inputs(texts, lengths, None)
+        return _Inputs(texts, lengths, None, None)
     labels = bundle.manifest.model.labels
-    return _Inputs(texts, lengths, np.array([labels.index(label) for label in examples.labels]))
+    return _Inputs(texts, lengths, data, np.array([labels.index(label) for label in examples.labels]))
 
 
 def _row(contest: Contest, bundle: Bundle, info: EngineInfo, inputs: _Inputs, *, size: int, profile: bool) -> Row:
@@ -164,6 +172,7 @@ def _row(contest: Contest, bundle: Bundle, info: EngineInfo, inputs: _Inputs, *,
     parts = contest.skip.ask("profile", calls=[call.tolist() for call in calls])["parts"] if profile else None
     return Row(
         **vars(figures),
+        data=inputs.data,
         metric_name=manifest.metric,
         metric=metric,
         full_metric=full_metric,

@@ -25,6 +25,7 @@ from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Encoded, pad
 from hadskip_export.support.errors import BudgetError, EngineError
 from hadskip_export.support.progress import say, track
+from hadskip_export.support.words import counted
 
 BATCH = 32
 OFF_BUDGET = 0.03  # share of a budget; thresholds that run more or fewer layers do not keep it
@@ -123,7 +124,10 @@ def calibrate(
             full_metric = None if full is None else score(full)
             add_points(
                 Path(bundle),
-                [_point(one, manifest, f"{len(encoded)} texts of {Path(data).name}", full_metric) for one in rows[1:]],
+                [
+                    _point(one, manifest, f"{counted(len(encoded), 'text')} of {Path(data).name}", full_metric)
+                    for one in rows[1:]
+                ],
             )
         name = predictor.engine_info.name
     return Calibration(str(bundle), name, len(encoded), manifest.metric, rows, write)

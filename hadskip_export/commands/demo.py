@@ -19,6 +19,7 @@ import numpy as np
 
 from hadskip_export.commands.bench import Benchmark, bench
 from hadskip_export.commands.validate import Validation, validate
+from hadskip_export.data.runs import Summary
 from hadskip_export.data.tables import Columns, read_examples
 from hadskip_export.report.plain import to_json
 from hadskip_export.runtime.engines import Piece
@@ -60,7 +61,7 @@ class Demo:
     run: Path
     bundle: Path
     figures: Path
-    summary: dict[str, Any]
+    summary: Summary
     validation: Validation
     benchmark: Benchmark
     examples: tuple[Example, ...]

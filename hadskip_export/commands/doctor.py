@@ -15,11 +15,12 @@ import msgspec
 from hadskip_export.benchmark.systems import System
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.targets import target_of
-from hadskip_export.runtime.engines import ENGINES, engine_class
+from hadskip_export.runtime.engines import ENGINES, PRECISIONS, engine_class
 from hadskip_export.support.environment import environment
 from hadskip_export.support.errors import EngineError, HadskipError
 from hadskip_export.support.files import replaced, scratch
 from hadskip_export.support.progress import say, track
+from hadskip_export.verification.parity import LABEL_DISAGREEMENT
 
 # What makes a difference here -> the flags of the system's CPU description that tell of it.
 FEATURES = {
@@ -31,7 +32,6 @@ FEATURES = {
 }
 CPUINFO = Path("/proc/cpuinfo")
 TOKENS, ROUNDS = 128, 15
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # what each costs in agreement rises from one to the next
 WORTH_WHILE = 1.1  # times faster than the precision before
 
 
@@ -127,8 +127,19 @@ def _recommendation(engines: dict[str, str | None], training: str | None, layer_
     text = f"--engine {engine} --precision {precision}"
     if chosen != plain:
         gain = layer_ms[plain] / layer_ms[chosen]
-        text += f", {gain:.1f} times as fast as {plain}; what it costs in labels, validate --data tells"
+        text += f", {gain:.1f} times as fast as {plain}{_what_build_checks(precision, plain)}"
     return text
+
+
+def _what_build_checks(precision: str, plain: str) -> str:
+    """For who would build for the speed alone."""
+    share, besides = 1 - LABEL_DISAGREEMENT[precision], ""
+    if precision == "int8":
+        besides = ", besides what int8 changes of full BERT's,"
+    return (
+        f"; build checks that {share:.1%} of your labels stay the same{besides} and else marks the engine as failed:"
+        f" build {plain} then"
+    )
 
 
 def _measured(about: dict[str, Any], engines: list[str], fresh: bool) -> dict[str, float]:

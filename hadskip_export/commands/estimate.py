@@ -21,6 +21,7 @@ from hadskip_export.support.errors import BudgetError, DataError, EngineError
 from hadskip_export.support.files import scratch
 from hadskip_export.support.progress import say
 from hadskip_export.support.seeds import check_seed
+from hadskip_export.support.words import counted
 
 Routing = Literal["same", "mixed"]
 CALLS, FEWEST_CALLS, TURNS = 20, 5, 6
@@ -102,7 +103,7 @@ def estimate(
     texts: list[Text] = [text_of(length) for length in lengths.tolist()]
     with scratch() as temporary:
         bundle = temporary / "bundle"
-        say(f"exporting random pieces of {config.num_layers} layers of {config.hidden_size}")
+        say(f"exporting random pieces of {counted(config.num_layers, 'layer')} of {config.hidden_size}")
         report = write_random_bundle(bundle, config, plan)
         if report.parity != "passed":
             raise EngineError(

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hadskip_export.data.runs import read_run
+from hadskip_export.data.runs import Summary, read_run
 from hadskip_export.runtime.bundle import MANIFEST, Manifest, read_bundle
 from hadskip_export.support.errors import BundleError, optional_import
 
@@ -13,7 +12,7 @@ from hadskip_export.support.errors import BundleError, optional_import
 class Inspection:
     """A bundle's manifest or a run's summary.json, and the pictures that were drawn of the run."""
 
-    content: Manifest | dict[str, Any]
+    content: Manifest | Summary
     plots: tuple[Path, ...] = ()
 
 
@@ -36,7 +35,7 @@ def inspect(path: str | Path, plots: str | Path | None = None) -> Inspection:
     return Inspection(manifest)
 
 
-def _draw(summary: dict[str, Any], folder: Path) -> tuple[Path, ...]:
+def _draw(summary: Summary, folder: Path) -> tuple[Path, ...]:
     optional_import("matplotlib", "plots")
     from hadskip_export.report.plots import write_plots
 

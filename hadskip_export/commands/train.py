@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from hadskip_export.data.runs import Summary
 from hadskip_export.data.tables import Columns
 from hadskip_export.data.tasks import load_task
-from hadskip_export.modeling.checkpoint import read_config, resolve_model
+from hadskip_export.modeling.checkpoint import own_labels, read_config, resolve_model
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.routes import Route
 from hadskip_export.support.errors import DataError, RecipeError, first_line
@@ -45,7 +45,7 @@ def train(
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Runs HadSkip's three stages, or trains a rival, and writes the run folder.
 
     Args:
@@ -55,7 +55,8 @@ def train(
         task, data_dir: a GLUE task and its folder, from the hub if left out; or
         train, eval: labelled CSV, TSV or JSONL files, with `text_column`, `pair_column`, `label_column` where the
             names do not say.
-        fine_tuned: `model` already is the classifier: stage I is skipped and it is the teacher.
+        fine_tuned: `model` already is the classifier: stage I is skipped and it is the teacher. Neither file needs
+            labels then: figures of an `eval` without any are the agreement with the teacher.
         method: one of `trainers.methods.METHODS`, or `hadskip`, which is the one that the recipe's `routing` names:
             `joint` or `nested`. The rivals run one route for all and are distilled alike from as many samples:
             `budgeted`, the first `budget` layers, and `static`, the best ones, whose search has an epoch of its own.
@@ -65,7 +66,7 @@ def train(
         max_length: tokens per input; the model's maximum, but at most 128, if left out.
 
     Returns:
-        summary.json as a dictionary.
+        summary.json.
 
     Raises:
         HadskipError: see `load_task`, `load_recipe`, `load_classifier`, `open_run`, `resolve_budget`.
@@ -77,6 +78,11 @@ def train(
     known = read_config(folder).labels if fine_tuned else None
     columns = Columns(text_column, pair_column, label_column)
     data = load_task(task=task, data_dir=data_dir, train=train, evaluation=eval, columns=columns, known_labels=known)
+    if not fine_tuned and _are_the_same(own_labels(folder), data.labels):
+        say(
+            f"{model} is a classifier of {', '.join(data.labels)} already, and its own classifier is replaced by a new"
+            " one; give --fine-tuned to keep it"
+        )
     config = read_config(folder, data.labels)
     layers = resolve_budget(budget, config.num_layers)
     if layers == config.num_layers:
@@ -118,3 +124,8 @@ def train(
                 f" when they are done, else train anew with batch_size below {chosen.batch_size} and accumulate=N to"
                 " make up for it (--set)"
             ) from error
+
+
+def _are_the_same(own: tuple[str, ...] | None, labels: tuple[str, ...]) -> bool:
+    """Whether a model's own classes are those of the task, in any order; numbers are called LABEL_0 in some."""
+    return own is not None and {name.removeprefix("LABEL_") for name in own} == set(labels)

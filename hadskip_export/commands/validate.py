@@ -16,9 +16,17 @@ from hadskip_export.verification.references import OnnxReference
 
 @dataclass(frozen=True)
 class Validation:
-    """What `validate` found. `passed`: golden answers and parity; what labelled data show is not judged."""
+    """What `validate` found.
+
+    Args:
+        passed: golden answers and parity, and no mark of a check that failed before; what labelled data show is not
+            judged.
+        failed_at: where the check failed for which the bundle has the engine marked, so that `Predictor.load` refuses
+            it, see `ParityReport.first_bad_piece`; None if it is not marked.
+    """
 
     passed: bool
+    failed_at: str | None
     golden: GoldenCheck
     parity: ParityReport
     data: DataCheck | None
@@ -43,7 +51,7 @@ def validate(
         data: labelled texts to compare on instead of the golden ones, and to say how well the bundle does on.
 
     Raises:
-        BundleError: see `read_bundle` and `settled`; a failed engine is checked all the same.
+        BundleError: see `read_bundle` and `settled`; an engine that is marked as failed is checked all the same.
         DataError: see `read_examples`; a label the model does not know.
     """
     opened = read_bundle(bundle)
@@ -57,4 +65,7 @@ def validate(
         texts = golden.texts if examples is None else examples.texts
         report = compare(OnnxReference(predictor.bundle), predictor, predictor.tokenizer.encode(texts))
         labelled = None if examples is None else check_data(predictor, examples)
-        return Validation(check.passed and report.parity == "passed", check, report, labelled)
+        info = predictor.engine_info
+        failed_at = (info.first_bad_piece or "an unnamed piece") if info.parity == "failed" else None
+        passed = check.passed and report.parity == "passed" and failed_at is None
+        return Validation(passed, failed_at, check, report, labelled)

@@ -26,4 +26,10 @@ def matthews(predicted: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sum(ours * theirs) / scale) if scale else 0.0
 
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"accuracy": accuracy, "f1": f1, "matthews": matthews}
+AGREEMENT = "agreement"  # accuracy where the teacher's labels stand in for those that the texts lack
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews": matthews,
+    AGREEMENT: accuracy,
+}

@@ -3,13 +3,61 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from hadskip_export.data.text import Text
 from hadskip_export.routing.budgets import budget_name, resolve_budget
 from hadskip_export.routing.routes import Route
 from hadskip_export.support.digests import check_digests
 from hadskip_export.support.errors import BudgetError, BundleError
+
+
+class TeacherFigures(TypedDict):
+    """Full BERT's metric on the evaluation data, and on MNLI's second ones."""
+
+    metric: float
+    mismatched_metric: NotRequired[float]
+
+
+class BudgetFigures(TypedDict):
+    """A budget's row of summary.json, see `trainers.summary.budget_row`. Routes are layers numbered from 1."""
+
+    budget: float
+    mean_layers: float
+    mean_layers_se: float
+    metric: float
+    retained: float | None
+    threshold: float
+    routes: int
+    route_entropy_bits: float
+    top_route: Route
+    top_route_share: float
+    top_route_metric: float
+    static_route: Route
+    static_metric: float
+    divergence: float
+    shuffled_metric: float
+    shuffled_divergence: float
+    commonest_routes: list[tuple[Route, float]]
+    usage: list[float]
+    histogram: list[float]
+    held_out_mean_layers: float
+    mismatched_metric: NotRequired[float]
+
+
+class Summary(TypedDict):
+    """summary.json, the figures of a run: a row for every budget on the way. `metric` is `AGREEMENT`, that with the
+    teacher, where the evaluation texts had no labels."""
+
+    task: str
+    metric: str
+    evaluated_on: NotRequired[str]
+    labels: tuple[str, ...]
+    method: str
+    layers: int
+    max_length: int
+    teacher: TeacherFigures
+    budgets: list[BudgetFigures]
 
 
 @dataclass(frozen=True)
@@ -93,7 +141,7 @@ class Run:
     max_length: int
     budget: float
     checkpoints: tuple[Checkpoint, ...]
-    summary: dict[str, Any]
+    summary: Summary
 
     def checkpoint(self, budget: float | None = None) -> Checkpoint:
         """The checkpoint of a budget, as `resolve_budget` takes it; of the one asked for in training if left out.
@@ -108,7 +156,10 @@ class Run:
                 check_digests(checkpoint.folder)
                 return checkpoint
         have = ", ".join(budget_name(checkpoint.budget) for checkpoint in self.checkpoints)
-        raise BudgetError(f"--budget {wanted:g}: {self.paths.path} has checkpoints for {have}")
+        raise BudgetError(
+            f"--budget {wanted:g}: {self.paths.path} has checkpoints for {have}; give one of these, or train a run with"
+            f" --budget {wanted:g}"
+        )
 
     def texts(self) -> list[Text]:
         """See `RunPaths.texts`."""
@@ -137,7 +188,7 @@ def read_run(path: Path) -> Run:
             max_length=int(summary["max_length"]),
             budget=float(recipe["budget"]),
             checkpoints=tuple(_checkpoint(paths, row, threshold_on) for row in summary["budgets"]),
-            summary=summary,
+            summary=cast(Summary, summary),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path}: damaged run folder ({error}); train again into another folder") from error

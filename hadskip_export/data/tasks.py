@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hadskip_export.data.glue import GLUE_TASKS, HUB_REPOSITORY, read_folder, read_hub
+from hadskip_export.data.metrics import AGREEMENT
 from hadskip_export.data.tables import ANY_COLUMNS, Columns, Examples, check_labels, read_examples
 from hadskip_export.support.errors import DataError
 
@@ -18,12 +19,20 @@ HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 2000
 
 @dataclass(frozen=True)
 class TaskData:
-    """Labelled texts of a task. `labels`: class names, index = class. `mismatched`: MNLI's second evaluation."""
+    """Texts of a task; what a fine-tuned model is its own teacher of may lack labels.
+
+    Args:
+        metric: what is measured on the evaluation texts; `AGREEMENT` where they have no labels.
+        labels: class names, index = class.
+        evaluated_on: the name of the evaluation texts, as a person reads it.
+        mismatched: MNLI's second evaluation.
+    """
 
     name: str
     metric: str
     labels: tuple[str, ...]
     train: Examples
+    evaluated_on: str
     evaluation: Examples
     mismatched: Examples | None = None
 
@@ -54,7 +63,7 @@ def load_task(
 
     Args:
         known_labels: class names of a fine-tuned model; left out, they are the task's, or those of the training file.
-            A fine-tuned model may train on a file without labels.
+            Of a fine-tuned model either file may be without labels.
         repository: where on the hub GLUE is, or a folder laid out like it.
 
     Raises:
@@ -76,14 +85,13 @@ def load_task(
         parts = read_hub(task, repository) if data_dir is None else read_folder(task, Path(data_dir))
     else:
         if evaluation is None:
-            raise DataError("--train needs --eval, the labelled file that the figures are measured on")
+            raise DataError("--train needs --eval, the file that the figures are measured on")
         files = Path(str(train)), Path(evaluation)
         name, metric = files[0].stem, "accuracy"
-        parts = [
-            (file, read_examples(file, columns, unlabelled=index == 0 and known_labels is not None))
-            for index, file in enumerate(files)
-        ]
+        parts = [(file, read_examples(file, columns, unlabelled=known_labels is not None)) for file in files]
     (train_file, training), *evaluated = parts
+    if not evaluated[0][1].labels:
+        metric = AGREEMENT
     named_in, naming = (train_file, training) if training.labels else evaluated[0]
     labels = label_names(naming, known_labels, named_in)
     for file, examples in evaluated:
@@ -91,7 +99,8 @@ def load_task(
     if metric == "f1" and labels[1:2] != ("1",):
         have = ", ".join(labels)
         raise DataError(f"--task {task}: F1 is that of the second class, which must be '1'; the model has {have}")
-    return TaskData(name, metric, labels, training, *(examples for _, examples in evaluated))
+    evaluated_on = f"{name}'s evaluation data" if evaluation is None else Path(evaluation).name
+    return TaskData(name, metric, labels, training, evaluated_on, *(examples for _, examples in evaluated))
 
 
 def _named(columns: Columns) -> dict[str, str | None]:
@@ -109,7 +118,7 @@ def label_names(examples: Examples, known: tuple[str, ...] | None, file: Path) -
     if known is not None:
         numbered = tuple(str(i) for i in range(len(known)))
         generic = tuple(f"LABEL_{i}" for i in range(len(known)))
-        labels = numbered if known == generic and set(found) <= set(numbered) else known
+        labels = numbered if known == generic and found and set(found) <= set(numbered) else known
         check_labels(examples, labels, file)
         return labels
     if len(found) < 2:

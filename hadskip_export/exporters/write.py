@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hadskip_export.data.metrics import AGREEMENT
 from hadskip_export.data.runs import read_run
 from hadskip_export.data.text import TOKENIZER_CONFIG, Text
 from hadskip_export.exporters import engine
@@ -74,14 +75,15 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
     config = fine_tuned.config
     to_serve = Tokenizer(tokenizer, run.max_length, config.vocab_size, config.type_vocab_size)
     check_same_as_original(run.paths.stage1, to_serve, fine_tuned, texts, fine_tuned=True)
+    labelled = run.metric != AGREEMENT  # the bundle's metric is then for whoever has labels later
     point = Point(
         budget=found.budget,
         thresholds=() if model.fixed_route else (settings.threshold,) * len(model.gates),
         data=found.threshold_on,
         mean_layers=found.mean_layers,
         routes=found.routes,
-        metric=found.metric,
-        full_metric=run.teacher_metric,
+        metric=found.metric if labelled else None,
+        full_metric=run.teacher_metric if labelled else None,
     )
     return Source(
         model=model,
@@ -90,7 +92,7 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
         max_length=run.max_length,
         point=point,
         task=run.task,
-        metric=run.metric,
+        metric=run.metric if labelled else "accuracy",
         texts=texts,
     )
 

@@ -100,9 +100,10 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
         config = AutoConfig.from_pretrained(file, trust_remote_code=False)
     except Exception as error:  # transformers and its validators raise whatever they like about a bad file
         raise BundleError(f"{file}: cannot be read ({first_line(error)})") from error
-    refused = _why_refused(config, classifier=labels is None)
-    if refused:
+    if refused := _why_refused(config):
         raise BundleError(f"{folder}: {refused} is not supported; this package takes BERT text classifiers")
+    if labels is None:
+        _check_classifier(config, folder)
     return EncoderConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -131,7 +132,15 @@ def label_names(id2label: dict[int, Any], file: Path) -> tuple[str, ...]:
     return labels
 
 
-def _why_refused(config, classifier: bool) -> str | None:
+def own_labels(folder: Path) -> tuple[str, ...] | None:
+    """The class names of a model that is a classifier already; None of one that is not."""
+    try:
+        return read_config(folder).labels
+    except BundleError:
+        return None
+
+
+def _why_refused(config) -> str | None:
     """What about a Hugging Face configuration is out of scope, in words, or None."""
     if config.model_type != "bert":
         return f"the architecture {config.model_type!r}"
@@ -145,15 +154,28 @@ def _why_refused(config, classifier: bool) -> str | None:
         return "a decoder"
     if getattr(config, "quantization_config", None):
         return "a quantised checkpoint (quantization_config)"
-    if classifier:
-        architecture = (config.architectures or ["?"])[0]
-        if config.problem_type in ("regression", "multi_label_classification"):
-            return f"problem type {config.problem_type!r}"
-        if config.num_labels == 1:
-            return "regression (one label)"
-        if not architecture.endswith("ForSequenceClassification"):
-            return f"{architecture} as a fine-tuned classifier"
     return None
+
+
+def _check_classifier(config, folder: Path) -> None:
+    """
+    Raises:
+        BundleError: no classifier of the kind this package takes.
+    """
+    refused, architecture = None, (config.architectures or ["a model of no named architecture"])[0]
+    if config.problem_type in ("regression", "multi_label_classification"):
+        refused = f"problem type {config.problem_type!r}"
+    elif config.num_labels == 1:
+        refused = "regression (one label)"
+    elif architecture.endswith(("Model", "ForPreTraining", "ForMaskedLM")):
+        raise BundleError(
+            f"{folder}: {architecture} has no classifier of its own; leave out --fine-tuned, and train makes one from"
+            " your labels"
+        )
+    elif not architecture.endswith("ForSequenceClassification"):
+        refused = f"{architecture} as a fine-tuned classifier"
+    if refused:
+        raise BundleError(f"{folder}: {refused} is not supported; this package takes BERT text classifiers")
 
 
 def load_classifier(folder: Path, labels: tuple[str, ...] | None = None, seed: int = 0) -> Classifier:

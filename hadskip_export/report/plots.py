@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import style
@@ -12,15 +12,22 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure  # without pyplot: no window, no global list of figures
 from matplotlib.ticker import MaxNLocator
 
+from hadskip_export.data.metrics import AGREEMENT
+from hadskip_export.data.runs import Summary
 from hadskip_export.support.errors import BundleError
 from hadskip_export.support.files import replaced
 
-Summary = dict[str, Any]
+Metric = Literal["metric", "static_metric", "top_route_metric"]
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's: colour-blind readers can tell them apart
 INK, GREY, PALE = "#262626", "#6B6B6B", "#E4E4E4"
 SHARES = LinearSegmentedColormap.from_list("shares", ["#F2F6FA", "#6FAED6", BLUE, "#00304D"])
-METRIC_NAMES = {"accuracy": "accuracy", "f1": "F1", "matthews": "Matthews correlation"}
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews": "Matthews correlation",
+    AGREEMENT: "agreement with the teacher",
+}
 STYLE: dict[str, Any] = {
     "font.size": 11,
     "text.color": INK,
@@ -99,7 +106,7 @@ def frontier(summary: Summary) -> Figure:
     beside = axes.get_yaxis_transform()  # no series can run through it there
     axes.text(1.01, teacher, f"teacher\n{teacher:.3f}", color=GREY, size=10, va="center", transform=beside)
 
-    def draw(label: str, key: str, layers_run: Sequence[float], marks: str, color: str, **look: Any) -> None:
+    def draw(label: str, key: Metric, layers_run: Sequence[float], marks: str, color: str, **look: Any) -> None:
         axes.plot(layers_run, [row[key] for row in rows], marks, color=color, label=label, **look)
 
     routed = [row["mean_layers"] for row in rows]
@@ -121,7 +128,7 @@ def frontier(summary: Summary) -> Figure:
 PLOTS: dict[str, Callable[[Summary], Figure]] = {"usage": usage, "histogram": histogram, "frontier": frontier}
 
 
-def _map_of_shares(summary: Summary, key: str, first: int) -> tuple[Figure, Axes]:
+def _map_of_shares(summary: Summary, key: Literal["usage", "histogram"], first: int) -> tuple[Figure, Axes]:
     """A row of cells for every budget: `row[key]` is the shares of the columns `first`, `first + 1`, ..."""
     rows = summary["budgets"]
     shares = [row[key] for row in rows]

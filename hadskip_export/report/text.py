@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hadskip_export.data.metrics import AGREEMENT
+from hadskip_export.support.words import counted
 
 if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves has not
     from hadskip_export.benchmark.measure import Figures
@@ -14,6 +17,7 @@ if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves
     from hadskip_export.commands.estimate import Estimate
     from hadskip_export.commands.inspect import Inspection
     from hadskip_export.commands.validate import Validation
+    from hadskip_export.data.runs import BudgetFigures, Summary
     from hadskip_export.routing.points import Point
     from hadskip_export.runtime.bundle import EngineInfo, Manifest
     from hadskip_export.verification.golden import GoldenCheck
@@ -23,32 +27,52 @@ if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves
 Lines = list[str]
 
 MOST_FLIPS = 10  # listed; the others are counted
+EVALUATION = "the evaluation data"  # of runs that do not say its name
+MADE_UP = "made-up texts (the bundle's golden inputs)"
+YOURS_DIFFER = "your texts run more layers or fewer, and are as much slower or faster; give --data FILE to time them"
+OVER_ALL = (
+    "  over 100%: the ideal is made of pieces timed one by one, which each cost a call of their own; take it for 100%"
+)
 
 
 # Training
 
 
-def training(summary: dict[str, Any]) -> Lines:
-    """A run's summary.json: a row per budget."""
+def training(summary: Summary) -> Lines:
+    """A run's summary.json: a row per budget. Of texts without labels, how often the student says what its teacher
+    says, and how far its probabilities are from the teacher's, in place of a metric and of the share of it."""
     metric, teacher = summary["metric"], summary["teacher"]
-    has_mismatched = "mismatched_metric" in teacher
-    other, column = "", ""
-    if has_mismatched:
-        other, column = f" (mismatched {teacher['mismatched_metric']:.4f})", f" {'mismatched':>10}"
-    lines = [
-        f"{summary['task']}: {metric}, teacher {teacher['metric']:.4f}{other} with all {summary['layers']} layers",
-        f"{'budget':>7} {'layers':>7} {metric:>9}{column} {'retained':>9} {'routes':>7} {'entropy':>8}"
-        f" {'top share':>10} {'top alone':>10} {'static':>7}",
+    unlabelled = metric == AGREEMENT
+    measured = "agreement with the teacher" if unlabelled else metric
+    columns = [metric, "divergence" if unlabelled else "retained"]
+    told = "" if unlabelled else f"; teacher {teacher['metric']:.4f}"
+    if "mismatched_metric" in teacher:
+        told += f" (mismatched {teacher['mismatched_metric']:.4f})"
+        columns.insert(1, "mismatched")
+    headings = ["budget", "layers", *columns, "routes", "entropy", "top share", "top alone", "static"]
+    rows = [_trained(row, unlabelled) for row in summary["budgets"]]
+    widths = [max(7, *map(len, column)) for column in zip(headings, *rows, strict=True)]
+    return [
+        f"{summary['task']}: {measured} on {summary.get('evaluated_on', EVALUATION)} by budget{told} with all"
+        f" {counted(summary['layers'], 'layer')}",
+        *(" ".join(map(str.rjust, cells, widths)) for cells in (headings, *rows)),
     ]
-    for row in summary["budgets"]:
-        retained = "" if row["retained"] is None else f"{row['retained']:.1%}"
-        other = f" {row['mismatched_metric']:>10.4f}" if has_mismatched else ""
-        lines.append(
-            f"{row['budget']:>7g} {row['mean_layers']:>7.2f} {row['metric']:>9.4f}{other} {retained:>9}"
-            f" {row['routes']:>7} {row['route_entropy_bits']:>8.2f} {row['top_route_share']:>10.1%}"
-            f" {row['top_route_metric']:>10.4f} {row['static_metric']:>7.4f}"
-        )
-    return lines
+
+
+def _trained(row: BudgetFigures, unlabelled: bool) -> list[str]:
+    kept = "" if row["retained"] is None else f"{row['retained']:.1%}"
+    return [
+        f"{row['budget']:g}",
+        f"{row['mean_layers']:.2f}",
+        f"{row['metric']:.4f}",
+        *([f"{row['mismatched_metric']:.4f}"] if "mismatched_metric" in row else []),
+        f"{row['divergence']:.4f}" if unlabelled else kept,
+        str(row["routes"]),
+        f"{row['route_entropy_bits']:.2f}",
+        f"{row['top_route_share']:.1%}",
+        f"{row['top_route_metric']:.4f}",
+        f"{row['static_metric']:.4f}",
+    ]
 
 
 # Checks
@@ -56,15 +80,17 @@ def training(summary: dict[str, Any]) -> Lines:
 
 def parity(report: ParityReport) -> Lines:
     """An engine beside its reference: a row per piece, then end to end, then the verdict."""
-    lines = [f"{report.engine}-{report.precision}-{report.cut} against {report.reference}, {report.texts} texts"]
+    lines = [
+        f"{report.engine}-{report.precision}-{report.cut} against {report.reference}, {counted(report.texts, 'text')}"
+    ]
     lines += [
         f"  {piece.piece:<17} largest {piece.largest:.1e}  mean {piece.mean:.1e}  tolerance {piece.tolerance:.0e}"
         f"{'' if piece.judged == 'largest' else ' of the mean'}{'' if piece.passed else '  FAILED'}"
         for piece in report.pieces
     ]
     lines.append(
-        f"  end to end: routes agree {report.route_agreement:.2%} ({report.flips} flips that are no near tie), labels"
-        f" agree {report.label_agreement:.2%}, logits differ by at most {report.logits_largest:.1e}"
+        f"  end to end: routes agree {report.route_agreement:.2%} ({counted(report.flips, 'flip')} not in a near tie),"
+        f" labels agree {report.label_agreement:.2%}, logits differ by at most {report.logits_largest:.1e}"
     )
     if report.full_label_agreement is not None and report.precision != "fp32":
         lines.append(f"  full BERT in {report.precision}: labels agree {report.full_label_agreement:.2%} with its fp32")
@@ -75,8 +101,9 @@ def parity(report: ParityReport) -> Lines:
 def golden(check: GoldenCheck) -> str:
     """How far an engine is from the answers recorded at the build."""
     return (
-        f"{check.texts} texts, {check.flips} flips, logits differ by at most {check.logits_largest:.1e}, tolerance"
-        f" {check.logits_tolerance:.0e}{'' if check.labels_agree else ', labels other than when it was built'}"
+        f"{counted(check.texts, 'text')}, {counted(check.flips, 'flip')}, logits differ by at most"
+        f" {check.logits_largest:.1e}, tolerance {check.logits_tolerance:.0e}"
+        f"{'' if check.labels_agree else ', labels other than when it was built'}"
     )
 
 
@@ -84,12 +111,24 @@ def validation(found: Validation) -> Lines:
     """Golden answers, parity and, where there was labelled data, what the bundle does with it."""
     verdict = "passed" if found.golden.passed else "FAILED"
     labelled = [] if found.data is None else labelled_data(found.data)
-    return [f"golden: {golden(found.golden)} ({verdict})", *parity(found.parity), *labelled]
+    return [f"golden: {golden(found.golden)} ({verdict})", *parity(found.parity), *_marked(found), *labelled]
+
+
+def _marked(found: Validation) -> Lines:
+    if found.failed_at is None:
+        return []
+    here = "; the texts compared on here do not show it" if found.parity.parity == "passed" else ""
+    return [
+        f"  FAILED at {found.failed_at} when it was built, and is marked so: predict and Predictor.load refuse it"
+        f"{here}",
+        "  build another precision, or load it all the same with allow_failed=True",
+    ]
 
 
 def labelled_data(check: DataCheck) -> Lines:
     """The metric, a row per label, and the first of the inputs whose label is no longer full BERT's."""
-    lines = [f"data: {check.texts} texts, {check.metric} {check.value:.4f} at {check.routes.mean_layers:.2f} layers"]
+    reached = f"{check.metric} {check.value:.4f} at {check.routes.mean_layers:.2f} layers"
+    lines = [f"data: {counted(check.texts, 'text')}, {reached}"]
     if check.full_value is not None:
         lines.append(f"  full BERT {check.full_value:.4f}; the same label for {check.label_agreement:.2%}")
     lines += _per_label(check)
@@ -130,7 +169,7 @@ def calibration(found: Calibration) -> Lines:
     option = f"budget={last.budget:g}" if found.written else f"gate_threshold={last.threshold:.6g}"
     flag = f"--budget {last.budget:g}" if found.written else f"--gate-threshold {last.threshold:.6g}"
     return [
-        f"{found.texts} texts on {found.engine}",
+        f"layers run by budget on {counted(found.texts, 'text')}, {found.engine}",
         f"{'budget':>8} {'threshold':>10} {'layers':>7} {'commonest':>10}{metric}",
         *map(_calibrated, found.rows),
         f"for {last.budget:g}: Predictor.load({found.bundle!r}, engine={found.engine!r}, {option})",
@@ -159,26 +198,37 @@ def benchmark(result: Benchmark) -> Lines:
 
 
 def bench_row(row: Row) -> Lines:
-    """Full BERT and the gated model beside each other, the speedup, and what to distrust."""
-    quality = ["", "", ""]
+    """Full BERT and the gated model beside each other, the speedup, and what to distrust. Of made-up texts neither the
+    layers that they run nor what follows from them."""
+    quality, layers, name = ["", "", ""], ["", "", ""], f"{row.engine}-{row.precision}-{row.cut}"
     if row.metric is not None:
-        quality = [f"{row.metric_name:>10}", f"{row.full_metric:>10.4f}", f"{row.metric:>10.4f}"]
-    ideal = ""
-    if row.ideal is not None and row.efficiency is not None:
-        ideal = f" ideal {row.ideal:.2f}x at {row.layers_run:.2f} layers run, efficiency {row.efficiency:.0%}"
+        quality = [f" {row.metric_name:>10}", f" {row.full_metric:>10.4f}", f" {row.metric:>10.4f}"]
+    if row.data is not None:
+        layers = [f" {'layers':>7}", f" {row.layers:>7.2f}", f" {row.mean_layers:>7.2f}"]
+    texts = MADE_UP if row.data is None else f"texts of {row.data}"
     return [
-        f"{row.engine}-{row.precision}-{row.cut}, batch {row.batch}, {row.seq:.0f} tokens per input on average",
-        f"{'':<12} {'layers':>7} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {quality[0]}",
-        f"{'full BERT':<12} {row.layers:>7.2f} {row.full_p50_ms:>8.2f} {row.full_p90_ms:>8.2f}"
-        f" {row.full_p99_ms:>8.2f} {quality[1]}",
-        f"{'hadskip':<12} {row.mean_layers:>7.2f} {row.p50:>8.2f} {row.p90:>8.2f} {row.p99:>8.2f} {quality[2]}",
-        f"speedup {row.speedup:.2f}x (95 % interval {row.speedup_low:.2f} to {row.speedup_high:.2f}),{ideal}"
-        f" ({row.full_setting})",
-        "layers run: " + ", ".join(f"{count}: {share:.0%}" for count, share in enumerate(row.histogram) if share),
+        f"{name}, batch {row.batch}, {row.seq:.0f} tokens per input on average, {texts}",
+        f"{'':<12}{layers[0]} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8}{quality[0]}",
+        f"{'full BERT':<12}{layers[1]} {row.full_p50_ms:>8.2f} {row.full_p90_ms:>8.2f} {row.full_p99_ms:>8.2f}"
+        f"{quality[1]}",
+        f"{'hadskip':<12}{layers[2]} {row.p50:>8.2f} {row.p90:>8.2f} {row.p99:>8.2f}{quality[2]}",
+        f"speedup {row.speedup:.2f}x (95 % interval {row.speedup_low:.2f} to {row.speedup_high:.2f}), full BERT's"
+        f" threads {row.full_setting.removeprefix('full, threads ')}",
+        *([YOURS_DIFFER] if row.data is None else _of_their_layers(row)),
         *(f"do not trust this: {warning}" for warning in row.warnings),
         *([] if row.hint is None else [f"to make it faster: {row.hint}"]),
         *([] if row.profile is None else _profile(row.profile)),
     ]
+
+
+def _of_their_layers(row: Row) -> Lines:
+    """What the layers that the user's own texts run make possible, and how they are spread."""
+    ran = ", ".join(f"{count}: {share:.0%}" for count, share in enumerate(row.histogram) if share)
+    lines = [f"layers run by share of inputs: {ran}"]
+    if row.ideal is None or row.efficiency is None:
+        return lines
+    ideal = f"ideal {row.ideal:.2f}x at {row.layers_run:.2f} layers run, efficiency {row.efficiency:.0%}"
+    return [*([f"{ideal}"]), *([OVER_ALL] if row.efficiency > 1 else []), *lines]
 
 
 def _profile(parts: dict[str, float]) -> Lines:
@@ -191,11 +241,12 @@ def estimate(result: Estimate) -> Lines:
     """A row per workload, then what to distrust."""
     first = result.rows[0]
     return [
-        f"{first.engine}-{first.precision}-{first.cut}, random weights, {first.layers_run:g} of {first.layers} layers"
-        f" run, all gates computed; full BERT in {first.full_engine}",
+        f"{first.engine}-{first.precision}-{first.cut}, random weights, {first.layers_run:g} of"
+        f" {counted(first.layers, 'layer')} run, all gates computed; full BERT in {first.full_engine}",
         f"{'tokens':>6} {'batch':>5} {'layers':>6} {'full p50':>10} {'skip p50':>10} {'skip p99':>10}  "
         f"{'speedup':<20} {'ideal':>5} {'efficiency':>10}",
         *map(_estimated, result.rows),
+        *([OVER_ALL] if any((row.efficiency or 0) > 1 for row in result.rows) else []),
         *(f"do not trust {row.seq:.0f} x {row.batch}: {warning}" for row in result.rows for warning in row.warnings),
     ]
 
@@ -222,7 +273,7 @@ def _manifest(manifest: Manifest) -> Lines:
     routing = "gates" if route is None else f"static, layers {' '.join(map(str, route))}"
     size = sum(file.size for file in manifest.files.values())
     return [
-        f"{manifest.task}: {model.family}, {model.layers} layers of {model.hidden_size}",
+        f"{manifest.task}: {model.family}, {counted(model.layers, 'layer')} of {model.hidden_size}",
         f"tokens: {model.max_length} at most, longer inputs are cut",
         f"labels: {', '.join(model.labels)}",
         f"router: {routing}",
@@ -244,7 +295,7 @@ def _point(point: Point, manifest: Manifest) -> Iterator[str]:
     metric = "" if point.metric is None else f", {manifest.metric} {point.metric:.4f}"
     full = "" if point.full_metric is None else f", full BERT's {point.full_metric:.4f}"
     met = f"{point.mean_layers:.2f} on {point.data}{metric}{full}"
-    yield f"  {point.budget:g} of {manifest.model.layers} layers{default}: {met}"
+    yield f"  {point.budget:g} of {counted(manifest.model.layers, 'layer')}{default}: {met}"
     for route, share in point.routes:
         yield f"    {share:>6.1%}  {', '.join(map(str, route)) or 'none'}"
 
@@ -256,7 +307,7 @@ def diagnosis(found: Diagnosis) -> Lines:
         told = ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in found.features.items())
     lacks = {f"engine {name}": lack for name, lack in found.engines.items()} | {"training and build": found.training}
     return [
-        f"chip: {about['chip']}, {about['cpus']} CPUs",
+        f"chip: {about['chip']}, {counted(about['cpus'], 'CPU')}",
         f"features: {told}",
         "versions: " + ", ".join(f"{library} {version}" for library, version in about["versions"].items()),
         *(f"{name}: {'ready' if lack is None else lack}" for name, lack in lacks.items()),

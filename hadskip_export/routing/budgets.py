@@ -1,6 +1,7 @@
 """Budgets: layers per input on average."""
 
 from hadskip_export.support.errors import BudgetError
+from hadskip_export.support.words import counted
 
 
 def resolve_budget(budget: float, num_layers: int) -> float:
@@ -12,7 +13,7 @@ def resolve_budget(budget: float, num_layers: int) -> float:
     layers = round(budget * num_layers, 9) if budget < 1 else budget  # 0.7 of 6 is 4.2, not 4.199999999999999
     if not 0 < layers <= num_layers:  # also refuses NaN
         raise BudgetError(
-            f"--budget {budget:g}: the model has {num_layers} layers; expected 0 < budget <= {num_layers}"
+            f"--budget {budget:g}: the model has {counted(num_layers, 'layer')}; expected 0 < budget <= {num_layers}"
         )
     return layers
 

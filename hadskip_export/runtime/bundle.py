@@ -11,6 +11,7 @@ one's before an engine was added: it guards against damage, not against somebody
 
 import re
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -219,6 +220,8 @@ def read_bundle(path: str | Path) -> Bundle:
         BundleError: not a bundle; a format this version does not know; a missing, truncated or altered file; a path,
             in the manifest or inside an ONNX file, that leaves the bundle; a graph that is not that of its piece.
     """
+    if not isinstance(path, str | PathLike):
+        raise BundleError(f"expected the folder of a bundle, got {path!r}")
     folder = Path(path)
     manifest = _read_manifest(folder)
     check_model(folder, manifest)
@@ -355,8 +358,23 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _what_it_is(folder: Path, error: OSError) -> str:
+    """Instead of a bundle, and what to do with it."""
+    if not folder.exists():
+        return "no such folder; hadskip-export build RUN --out BUNDLE makes one"
     if not folder.is_dir():
-        return "no such folder"
+        return "a file; give the whole folder that hadskip-export build wrote"
+    if isinstance(error, PermissionError):
+        return f"{Path(error.filename).name}: {error.strerror}"
+    if (folder.parent / MANIFEST).is_file():
+        return f"a part of the bundle {folder.parent}; give that"
     if (folder / "recipe.json").is_file():
         return f"a run; hadskip-export build {folder} --out BUNDLE makes one of it"
-    return f"{Path(error.filename).name}: {error.strerror}"
+    if (folder / "config.json").is_file():
+        return (
+            f"a model folder; teach it to skip layers with hadskip-export train --model {folder} --out RUN, then"
+            " hadskip-export build RUN --out BUNDLE"
+        )
+    if not (folder / MANIFEST).exists() and not (folder / DIGEST).exists():
+        what = "a folder of other files" if any(folder.iterdir()) else "an empty folder"
+        return f"{what}, without {MANIFEST}; hadskip-export build RUN --out BUNDLE makes a bundle"
+    return f"{Path(error.filename).name}: {error.strerror}; copy the whole bundle again"

@@ -3,15 +3,14 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NoReturn, TypedDict, Unpack, overload
+from typing import Literal, NoReturn, TypedDict, Unpack, get_args, overload
 
 import numpy as np
 
-from hadskip_export.data.text import Text
 from hadskip_export.routing.points import thresholds_at
 from hadskip_export.routing.routes import Route, as_route
 from hadskip_export.runtime.bundle import FULL, Bundle, read_bundle
@@ -22,9 +21,11 @@ from hadskip_export.runtime.policies import CappedPolicy, ForcedPolicy, Policy
 from hadskip_export.runtime.programs.base import Program
 from hadskip_export.runtime.programs.chain import Chain
 from hadskip_export.runtime.tokenization import Encoded, Ids, Input, Tokenizer, pad, share_batches
+from hadskip_export.runtime.values import check_flag, real_number, whole_number
 from hadskip_export.support.errors import BudgetError, BundleError, EngineError
 
 RouterName = Literal["gates", "full"]
+ROUTERS = get_args(RouterName)
 CLOSED = "this predictor is closed; load the bundle again"
 ELSEWHERE = (
     "a predictor stays in the process that loaded it; call Predictor.load in this one, after the fork (gunicorn: leave"
@@ -35,7 +36,11 @@ WARM_UP_TOKENS = 16  # as good as any input: one of every size is too many
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a bundle is loaded, see `Predictor.load`."""
+    """How a bundle is loaded, see `Predictor.load`.
+
+    Raises:
+        EngineError: a flag that is neither True nor False.
+    """
 
     engine: str | None = None
     precision: str | None = None
@@ -48,6 +53,10 @@ class LoadOptions:
     max_layers: int | None = None
     allow_failed: bool = False
     warm_up: bool = True
+
+    def __post_init__(self) -> None:
+        check_flag("allow_failed", self.allow_failed)
+        check_flag("warm_up", self.warm_up)
 
 
 class CallOptions(TypedDict, total=False):
@@ -112,10 +121,8 @@ class Predictor:
                 f" {info.engine} --precision {info.precision} --cut {info.cut}"
             )
         files = {piece: bundle.file(file) for piece, file in info.files.items()}
-        engine_type = engine_class(info.engine)
-        self._engine: Engine | None = engine_type(
-            files, info.precision, EngineOptions(options.threads, options.spinning)
-        )
+        engine_type, self._engine_options = engine_class(info.engine), EngineOptions(options.threads, options.spinning)
+        self._engine: Engine | None = engine_type(files, info.precision, self._engine_options)
         self._most_padding = engine_type.most_padding
         self._lock = threading.Lock()
         self._why_closed = CLOSED
@@ -153,7 +160,7 @@ class Predictor:
             path: the bundle's folder.
             engine, precision, cut: which of the bundle's engines, the first that is as asked: `ort`, `int8`, `gates`.
                 `engine` may say all of it: `ort-int8-gates`.
-            threads: the most threads one call computes with; the CPUs this process may use if left out.
+            threads: the most threads one call computes with; the CPUs this process may use if left out, and never more.
             spinning: let idle engine threads wait busily, see `EngineOptions`.
             router: `gates` for the bundle's own, a static route too, or `full` to run the fine-tuned BERT with every
                 layer, whatever other options say (the kill switch: it must work with those a service has).
@@ -167,9 +174,10 @@ class Predictor:
 
         Raises:
             BundleError: see `read_bundle`; also no such engine, a failed parity check, no full model in the bundle.
-            EngineError: the engine's library is missing or refuses a piece.
-            BudgetError: `max_layers` is not between 1 and the number of layers; `budget` is beyond the bundle's
-                operating points or comes with a `gate_threshold`; that is NaN, or the bundle has a static route.
+            EngineError: the engine's library is missing or refuses a piece; no number of `threads`, or no flag.
+            BudgetError: no such `router`; `max_layers` is not between 1 and the number of layers; `budget` is beyond
+                the bundle's operating points or comes with a `gate_threshold`; one of them is no number, or the bundle
+                has a static route.
         """
         started = time.perf_counter()
         bundle = read_bundle(path)
@@ -197,23 +205,22 @@ class Predictor:
         return predictor
 
     @overload
-    def __call__(self, inputs: str | tuple[str, str] | Ids, **options: Unpack[CallOptions]) -> Prediction: ...
+    def __call__(  # type: ignore[overload-overlap]  # a str gives texts one after the other, too
+        self, inputs: str | tuple[str, str] | Ids, **options: Unpack[CallOptions]
+    ) -> Prediction: ...
 
     @overload
-    def __call__(
-        self,
-        inputs: list[str] | list[tuple[str, str]] | list[Text] | list[Ids] | list[Input],
-        **options: Unpack[CallOptions],
-    ) -> list[Prediction]: ...
+    def __call__(self, inputs: Iterable[Input], **options: Unpack[CallOptions]) -> list[Prediction]: ...
 
     def __call__(
-        self, inputs: Input | Sequence[Input], **options: Unpack[CallOptions]
+        self, inputs: Input | Iterable[Input], **options: Unpack[CallOptions]
     ) -> Prediction | list[Prediction]:
         """Classifies a text, a pair of texts (a tuple), an input tokenised before (a mapping with `input_ids`, see
-        `Tokenizer.encode`), or a list of these.
+        `Tokenizer.encode`), or several of these.
 
         Args:
-            inputs: a list gives a list, in the same order.
+            inputs: several are whatever gives them one after the other: a list, a column of pandas, an array of NumPy,
+                a generator. They give a list, in the same order. A tuple is one pair, and a set has no order.
             options: see `CallOptions`.
 
         Raises:
@@ -222,7 +229,7 @@ class Predictor:
             EngineError: logits that are no finite numbers; the engine failed, or is closed.
         """
         single = isinstance(inputs, str | tuple | Mapping)
-        encoded = self.tokenizer.encode([inputs] if single else inputs)  # type: ignore[list-item,arg-type]
+        encoded = self.tokenizer.encode([inputs] if single else inputs)  # type: ignore[list-item]
         logits, routes = self.run(encoded, **options)
         predictions = [
             self._prediction(row, as_route(route), item.truncated)
@@ -252,15 +259,13 @@ class Predictor:
         """The call without its text: tokenised inputs to logits float32 [n, classes] and routes bool [n, L].
 
         Raises:
-            BudgetError: see `load`.
+            BudgetError: see `load`; no number of inputs as `batch_size`.
             EngineError: logits that are no finite numbers, unless loaded with `allow_failed`; or the engine failed.
         """
-        router = router or self._options.router
-        max_layers = self._options.max_layers if max_layers is None else max_layers
+        router = self._options.router if router is None else router
         thresholds = self._thresholds_for(budget, gate_threshold)
-        self._check(router, max_layers)
-        if batch_size < 1:
-            raise BudgetError(f"batch_size={batch_size}: expected at least 1")
+        max_layers = self._check(router, self._options.max_layers if max_layers is None else max_layers)
+        batch_size = whole_number("batch_size", batch_size)
         shape = (len(encoded), self.bundle.manifest.model.layers)
         self._check_routes(routes, shape)
         program = self._load_full() if router == "full" else self._load_gated()
@@ -348,6 +353,15 @@ class Predictor:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        options, bundle = self._options, self.bundle
+        shown: dict[str, object] = {"engine": self.engine_info.name, "threads": self._engine_options.thread_count}
+        shown |= {"router": options.router, "gate_threshold": options.gate_threshold, "max_layers": options.max_layers}
+        if options.gate_threshold is None:
+            shown["budget"] = bundle.manifest.default_budget if options.budget is None else options.budget
+        told = " ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
+        return f"<Predictor {str(bundle.path)!r} {told} {'closed' if self._engine is None else 'open'}>"
+
     def _policy(
         self, thresholds: Sequence[float], max_layers: int | None, routes: np.ndarray | None, rows: Sequence[int]
     ) -> Policy:
@@ -368,20 +382,25 @@ class Predictor:
         if not manifest.router.asks_gates:
             raise _static(self.bundle, *given)
         if gate_threshold is None:
-            assert budget is not None
-            return thresholds_at(manifest.points, budget, manifest.model.layers)
-        if math.isnan(gate_threshold):
+            return thresholds_at(manifest.points, real_number("budget", budget), manifest.model.layers)
+        threshold = real_number("gate_threshold", gate_threshold)
+        if math.isnan(threshold):
             raise BudgetError("gate_threshold=nan: expected a number; every layer would be skipped")
-        return [gate_threshold] * manifest.model.layers
+        return [threshold] * manifest.model.layers
 
-    def _check(self, router: RouterName, max_layers: int | None) -> None:
-        num_layers = self.bundle.manifest.model.layers
-        if router not in ("gates", "full"):
-            raise BundleError(f"router={router!r}: expected 'gates' or 'full'")
+    def _check(self, router: RouterName, max_layers: int | None) -> int | None:
+        """
+        Returns:
+            `max_layers`, as Python's own number.
+
+        Raises:
+            BudgetError, BundleError: see `load`.
+        """
+        if not isinstance(router, str) or router not in ROUTERS:
+            raise BudgetError(f"router={router!r}: expected {' or '.join(map(repr, ROUTERS))}")
         if router == "full" and FULL not in self.engine_info.files:
             raise BundleError(f"{self.bundle.path}: carries no full model (built with --no-full); build it again")
-        if max_layers is not None and not 1 <= max_layers <= num_layers:
-            raise BudgetError(f"max_layers={max_layers}: expected 1 to {num_layers}")
+        return None if max_layers is None else whole_number("max_layers", max_layers, self.bundle.manifest.model.layers)
 
     def _check_routes(self, routes: np.ndarray | None, shape: tuple[int, int]) -> None:
         if routes is None:

@@ -1,7 +1,7 @@
 """Text to padded ids. Training and serving use this same file, so they see the same tokens."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,12 @@ from tokenizers import Tokenizer as BackendTokenizer
 from hadskip_export.data.text import TOKENIZER_CONFIG, Text
 from hadskip_export.support.errors import BundleError, DataError, first_line
 from hadskip_export.support.reading import read_at_most
+from hadskip_export.support.words import counted
 
 MOST_BYTES = 64 << 20  # of a tokenizer file; those of 250,000 tokens have 17 MB
 MOST_SETTINGS = 16 << 20  # of the file beside it
 PROBES = ("", "a \U00013000")  # no word, and one that hardly a vocabulary has: an Egyptian hieroglyph
-Ids = Mapping[str, Sequence[int]]  # what a tokenizer of `transformers` gives for one input
+Ids = Mapping[str, Sequence[int] | np.ndarray]  # what a tokenizer of `transformers` gives for one input
 Input = Text | Ids
 
 
@@ -89,29 +90,28 @@ class Tokenizer:
             return False
         return True
 
-    def encode(self, inputs: Sequence[Input]) -> list[Encoded]:
+    def encode(self, inputs: Iterable[Input]) -> list[Encoded]:
         """One by one on the calling thread: the library's batch call would use a thread pool of its own.
 
         Args:
-            inputs: texts, pairs of texts, or inputs that are tokenised already: mappings with `input_ids` and, where
-                they matter, `token_type_ids` and `attention_mask`, special tokens included.
+            inputs: whatever gives, one after the other, texts, pairs of texts, or inputs that are tokenised already:
+                mappings with `input_ids` and, where they matter, `token_type_ids` and `attention_mask`, special tokens
+                included.
 
         Raises:
             DataError: an input is none of these, is not valid Unicode, or has tokens or segments that the model has no
-                embeddings of.
+                embeddings of; inputs in no order or in a table.
             BundleError: the tokenizer fails on a text.
         """
-        if not isinstance(inputs, Sequence) or isinstance(inputs, str | bytes):
-            raise DataError(f"expected a list of texts, got {type(inputs).__name__}")
         return [
             self._from_ids(index, item) if isinstance(item, Mapping) else self._from_text(index, item)
-            for index, item in enumerate(inputs)
+            for index, item in enumerate(_one_by_one(inputs))
         ]
 
     def _from_text(self, index: int, text: Text) -> Encoded:
         pair = (text,) if isinstance(text, str) else text
-        if not isinstance(pair, tuple | list) or len(pair) not in (1, 2) or not all(isinstance(t, str) for t in pair):
-            raise DataError(f"input {index + 1}: expected a text or a pair of texts, got {type(text).__name__}")
+        if pair is text and not _is_pair(text):
+            raise DataError(f"input {index + 1}: {_why_no_text(text)}")
         most = CHARACTERS_PER_TOKEN * self.max_length  # else five million characters take half a minute
         first, *second = (part[-most:] if self._keeps_end else part[:most] for part in pair)
         with _failures_named(f"{self._file}: this tokenizer fails on input {index + 1}"):
@@ -161,12 +161,44 @@ class Tokenizer:
         real = mask == 1  # padding is made anew, for the batch at hand
         ids, type_ids = ids[real], type_ids[real]
         if not 1 <= len(ids) <= self.max_length:
-            raise DataError(f"input {index + 1}: {len(ids)} tokens; the model takes 1 to {self.max_length}")
+            raise DataError(f"input {index + 1}: {counted(len(ids), 'token')}; the model takes 1 to {self.max_length}")
         if ids.min() < 0 or (self._vocab_size is not None and ids.max() >= self._vocab_size):
             raise DataError(f"input {index + 1}: an id that is not in the vocabulary of {self._vocab_size}")
         if type_ids.min() < 0 or type_ids.max() >= self._type_vocab_size:
             raise DataError(f"input {index + 1}: token_type_ids that cannot be; {self._segments}")
         return Encoded(ids.astype(np.int64), type_ids.astype(np.int64), truncated=False)
+
+
+def _one_by_one(inputs: Iterable[Input]) -> Iterable[Input]:
+    """
+    Raises:
+        DataError: nothing that has inputs in an order.
+    """
+    if isinstance(inputs, list):
+        return inputs
+    kind = type(inputs).__name__
+    if isinstance(inputs, set | frozenset):
+        raise DataError(f"a {kind} of texts has no order, and answers come in that of the inputs; give a list")
+    if getattr(inputs, "ndim", 1) != 1:
+        raise DataError(f"expected texts one after the other, got {kind} of other dimensions; give one column of it")
+    try:
+        if not isinstance(inputs, str | bytes | bytearray | Mapping):
+            return iter(inputs)
+    except TypeError:
+        pass
+    raise DataError(f"expected a text, a pair of texts (a tuple) or a list of these, got {kind}")
+
+
+def _is_pair(text: object) -> bool:
+    return isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(part, str) for part in text)
+
+
+def _why_no_text(text: object) -> str:
+    kind = type(text).__name__
+    if not isinstance(text, tuple):
+        return f"expected a text or a pair of texts, got {kind}"
+    parts = ", ".join(type(part).__name__ for part in text[:3]) + (", ..." if len(text) > 3 else "")
+    return f"a tuple is one pair of texts, (str, str), got ({parts}); give several texts as a list"
 
 
 @contextmanager

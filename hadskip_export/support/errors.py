@@ -25,7 +25,7 @@ class BundleError(HadskipError):
 
 
 class EngineError(HadskipError):
-    """An engine library is missing, or it refused what it was given."""
+    """An engine library is missing, or it refused what it was given; how to load it is no number or no flag."""
 
 
 class DataError(HadskipError):
@@ -33,7 +33,7 @@ class DataError(HadskipError):
 
 
 class BudgetError(HadskipError):
-    """A layer budget, or a cap on layers, that the model cannot have."""
+    """What says how much is computed cannot be had: a budget, threshold, cap on layers, router, route or batch size."""
 
 
 class RecipeError(HadskipError):

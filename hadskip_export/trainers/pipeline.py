@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hadskip_export.data.metrics import METRICS
-from hadskip_export.data.runs import read_json
+from hadskip_export.data.runs import BudgetFigures, Summary, TeacherFigures, read_json
 from hadskip_export.data.tables import Examples
 from hadskip_export.data.tasks import TaskData, hold_out
 from hadskip_export.modeling.checkpoint import (
@@ -30,6 +29,7 @@ from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.budgets import budget_name
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.progress import say
+from hadskip_export.support.words import counted
 from hadskip_export.trainers.batches import Dataset, encode
 from hadskip_export.trainers.evaluation import full_logits, predict_full
 from hadskip_export.trainers.methods.base import Method
@@ -71,7 +71,7 @@ class Plan:
     fine_tuned: bool
 
 
-def run_training(plan: Plan, run: RunFolder) -> dict[str, Any]:
+def run_training(plan: Plan, run: RunFolder) -> Summary:
     """Carries out `plan` in `run`, or what is left of it to do, and returns summary.json."""
     data, device = plan.data, plan.device
     session, inputs, mismatched = _tokenise(plan, run)
@@ -80,16 +80,22 @@ def run_training(plan: Plan, run: RunFolder) -> dict[str, Any]:
         say("the training texts have no labels: the student learns from the teacher alone")
         answers = predict_full(classifier, session.held_out, device)
         session = replace(session, held_out=replace(session.held_out, labels=answers))
-    evaluation = Evaluation(data=inputs, teacher_logits=full_logits(classifier, inputs, device), mismatched=mismatched)
+    logits = full_logits(classifier, inputs, device)
+    if not data.evaluation.labels:
+        say(f"{data.evaluated_on} has no labels: the figures say how often the student agrees with the teacher")
+        inputs = replace(inputs, labels=logits.argmax(-1))
+    evaluation = Evaluation(data=inputs, teacher_logits=logits, mismatched=mismatched)
     figures = _teacher_figures(classifier, evaluation, session)
-    say(f"teacher: {data.metric} {figures['metric']:.4f}")
+    if data.evaluation.labels:
+        say(f"teacher: {data.metric} {figures['metric']:.4f}")
     teacher, num_layers = Teacher(classifier, session.data, device), len(classifier.layers)
     model = _initial_gates(teacher, session, run, stage2=plan.method.initialises_gates).to(device)
     path = plan.method.path(plan.recipe, plan.budget, num_layers)
     stage3 = _Stage3(method=plan.method, teacher=teacher, session=session, evaluation=evaluation, run=run)
-    summary = {
+    summary: Summary = {
         "task": data.name,
         "metric": data.metric,
+        "evaluated_on": data.evaluated_on,
         "labels": data.labels,
         "method": plan.method_name,
         "layers": num_layers,
@@ -119,16 +125,16 @@ def _tokenise(plan: Plan, run: RunFolder) -> tuple[Session, Dataset, Dataset | N
         log=run.log, metric=data.metric,
     )  # fmt: skip
     inputs, mismatched = encoded(data.evaluation), encoded(data.mismatched) if data.mismatched else None
-    say(f"{len(training)} sentences to train on, {len(held_out)} held out, {len(inputs)} to evaluate on")
+    say(f"{counted(len(training), 'text')} to train on, {len(held_out)} held out, {len(inputs)} to evaluate on")
     if data.train.labels:
         counts = Counter(data.train.labels)
         say(f"classes: {', '.join(f'{label} {counts[label]}' for label in data.labels)}")
     return session, inputs, mismatched
 
 
-def _teacher_figures(classifier: Classifier, evaluation: Evaluation, session: Session) -> dict[str, float]:
+def _teacher_figures(classifier: Classifier, evaluation: Evaluation, session: Session) -> TeacherFigures:
     score = METRICS[session.metric]
-    figures = {"metric": score(evaluation.teacher_logits.argmax(-1), evaluation.data.labels)}
+    figures: TeacherFigures = {"metric": score(evaluation.teacher_logits.argmax(-1), evaluation.data.labels)}
     if other := evaluation.mismatched:
         figures["mismatched_metric"] = score(predict_full(classifier, other, session.device), other.labels)
     return figures
@@ -186,7 +192,7 @@ class _Stage3:
     evaluation: Evaluation
     run: RunFolder
 
-    def train(self, model: GatedClassifier, path: Sequence[Leg]) -> list[dict[str, Any]]:
+    def train(self, model: GatedClassifier, path: Sequence[Leg]) -> list[BudgetFigures]:
         """Trains along the path and returns the figures of each budget."""
         rows = []
         for leg in path:
@@ -194,13 +200,13 @@ class _Stage3:
             rows.append(row)
         return rows
 
-    def _train_budget(self, model: GatedClassifier, leg: Leg) -> tuple[GatedClassifier, dict[str, Any]]:
+    def _train_budget(self, model: GatedClassifier, leg: Leg) -> tuple[GatedClassifier, BudgetFigures]:
         """The student of one budget, its threshold and its figures."""
         session, budget, folder = self.session, leg.budget, self.run.budget(leg.budget)
         if is_finished(folder):
             say(f"stage III, budget {budget_name(budget)}: done before")
-            row = read_json(folder / "metrics.json")["evaluation"]
-            return load_gated(folder)[0].to(session.device), row
+            done: BudgetFigures = read_json(folder / "metrics.json")["evaluation"]
+            return load_gated(folder)[0].to(session.device), done
         torch.manual_seed(session.seed + 2 + round(100 * budget))
         model = self.method.learn(model, self.teacher, leg, session)
         settings = GateSettings(session.recipe.gate_width, self._threshold(model, budget), budget)
@@ -211,7 +217,7 @@ class _Stage3:
         self.run.log(phase="evaluation", **row)
         say(
             f"budget {budget_name(budget)}: {session.metric} {row['metric']:.4f} at"
-            f" {row['mean_layers']:.2f} layers, {row['routes']} routes"
+            f" {row['mean_layers']:.2f} layers, {counted(row['routes'], 'route')}"
         )
         return model, row
 

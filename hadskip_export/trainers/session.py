@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hadskip_export.support.errors import HadskipError, first_line
+from hadskip_export.support.errors import RecipeError, first_line
 from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.recipe import Recipe
 
@@ -43,9 +43,12 @@ class Evaluation:
 def check_device(device: str) -> None:
     """
     Raises:
-        HadskipError: torch cannot compute on `device` here.
+        RecipeError: torch cannot compute on `device` here.
     """
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise HadskipError(f"--device {device}: {first_line(error)}") from error
+        raise RecipeError(
+            f"--device {device}: torch cannot compute there ({first_line(error)}); leave --device out to train on the"
+            " CPU, or install a torch for this device"
+        ) from error

@@ -1,10 +1,9 @@
 """The figures of a finished checkpoint and of a run."""
 
-from typing import Any
-
 import numpy as np
 
 from hadskip_export.data.metrics import METRICS
+from hadskip_export.data.runs import BudgetFigures
 from hadskip_export.modeling.checkpoint import GateSettings
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.routes import RouteStatistics, statistics
@@ -24,9 +23,10 @@ DEALS = 5
 
 def budget_row(
     model: GatedClassifier, settings: GateSettings, evaluation: Evaluation, session: Session
-) -> tuple[dict[str, Any], RouteStatistics]:
+) -> tuple[BudgetFigures, RouteStatistics]:
     """One row of summary.json, all of it on the evaluation data with hard gates, and the routes of the held-out slice.
 
+    `metric` and all others that are: of texts without labels the share that has the teacher's label.
     `divergence`: KL divergence from the teacher's predictions, in nats; it says more than a metric on few inputs.
     `shuffled_metric`, `shuffled_divergence`: the same routes dealt out to the inputs at random, mean of some deals:
     what the routes are worth when nobody chooses.
@@ -52,7 +52,7 @@ def budget_row(
     value, teacher_metric = score(predicted, data.labels), score(teacher.argmax(-1), data.labels)
     logits = logits_on_routes(model, data, routes, device)
     dealt = [logits_on_routes(model, data, deal, device) for deal in _deals(routes)] or [logits]
-    row = {
+    row: BudgetFigures = {
         "budget": settings.budget,
         "mean_layers": seen.mean_layers,
         "mean_layers_se": seen.standard_error,

@@ -79,7 +79,7 @@ def test_metric_and_layers_are_the_predictor_s(result: dict, bundle: Path, data:
     layers = np.array([len(prediction.layers) for prediction in predictions])
     for row in result["rows"]:
         assert row["layers"] == 4
-        assert row["metric_name"] == "accuracy"
+        assert (row["data"], row["metric_name"]) == ("data.csv", "accuracy")
         assert row["metric"] == expected.value
         assert row["full_metric"] == expected.full_value
         assert row["mean_layers"] == pytest.approx(layers.mean())
@@ -192,8 +192,7 @@ def test_golden_texts_are_timed_where_no_data_is_given(layers_bundle: Path, monk
     monkeypatch.setattr(benching, "MOST_CALLS", 3)
     before = psutil.Process().children()
     (row,) = bench(layers_bundle, batch=(4,)).rows
-    assert row.metric is None
-    assert row.full_metric is None
+    assert (row.data, row.metric, row.full_metric) == (None, None, None)
     assert np.array(row.samples["skip"]).shape == (3, TURNS)
     assert psutil.Process().children() == before
 

@@ -13,16 +13,20 @@ import pytest
 import torch
 from transformers import pipeline as pipeline_of_transformers
 
+import hadskip_export.commands.train as training
+from hadskip_export import build, inspect, validate
 from hadskip_export.data.runs import read_texts
 from hadskip_export.data.tables import Examples, read_examples
 from hadskip_export.data.tasks import hold_out
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated, save_classifier
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.report import text as report
+from hadskip_export.runtime import read_bundle
 from hadskip_export.runtime.tokenization import Tokenizer
-from hadskip_export.support.errors import BudgetError, BundleError, DataError, HadskipError, RecipeError
+from hadskip_export.support.errors import BudgetError, BundleError, DataError, RecipeError
 from hadskip_export.trainers import pipeline
 from hadskip_export.trainers.batches import Dataset, encode
-from hadskip_export.trainers.evaluation import above, always, predict_fixed_routes, predict_full
+from hadskip_export.trainers.evaluation import above, always, predict_fixed_routes, predict_full, predict_routed
 from tests.conftest import QUICK, sentences, write_csv
 from tests.trainers.datasets import alone
 from tests.trainers.runs import QUICKEST, as_model, assert_bit_equal, read, repeat
@@ -356,8 +360,57 @@ def test_a_fine_tuned_model_with_generic_labels_takes_the_files_numbers(run_fold
     assert load_gated(tmp_path / "run" / "budgets" / "3")[0].classifier.config.labels == ("0", "1")
 
 
+def test_of_texts_without_labels_figures_are_the_agreement_with_the_teacher(run_folder, csv_files, tmp_path, capsys):
+    model = as_model(tmp_path / "model", run_folder, ("negative", "positive"))
+    texts = read_examples(csv_files[1]).texts
+    files = csv_files[0], write_csv(tmp_path / "served.csv", [(text,) for text in texts], ("text",))
+    summary = repeat(model, files, tmp_path / "run", fine_tuned=True, budget=2, settings=QUICKEST)
+    assert (summary["metric"], summary["evaluated_on"], summary["teacher"]) == (
+        "agreement", "served.csv", {"metric": 1.0},
+    )  # fmt: skip
+    assert "served.csv has no labels" in capsys.readouterr().err
+    teacher, student = load_classifier(tmp_path / "run" / "stage1"), load_gated(tmp_path / "run" / "budgets" / "2")[0]
+    row = summary["budgets"][-1]
+    data = encode(Tokenizer(run_folder / "tokenizer" / "tokenizer.json", 32), texts, np.zeros(len(texts), np.int64))
+    says, said = predict_routed(student, data, above(row["threshold"]))[0], predict_full(teacher, data)
+    assert row["metric"] == row["retained"] == np.mean(says == said)
+    assert row["divergence"] > 0
+    # What is made of such a run: no metric is claimed, and whoever has labels later measures accuracy.
+    assert "agreement with the teacher on served.csv" in report.inspection(inspect(tmp_path / "run"))[0]
+    assert len(inspect(tmp_path / "run", plots=tmp_path / "plots").plots) > 3
+    build(tmp_path / "run", out=tmp_path / "bundle", full=False)
+    manifest = read_bundle(tmp_path / "bundle").manifest
+    assert (manifest.metric, manifest.default_point.metric, manifest.default_point.full_metric) == (
+        "accuracy", None, None,
+    )  # fmt: skip
+    assert manifest.default_point.mean_layers == row["mean_layers"]
+    measured = validate(tmp_path / "bundle", data=csv_files[1]).data
+    assert measured.metric == "accuracy" and measured.texts == len(texts)
+
+
+@pytest.mark.parametrize(
+    ("labels", "fine_tuned", "told"),
+    [(("positive", "negative"), False, True), (("negative", "positive"), True, False), (("bad", "good"), False, False)],
+    ids=str,
+)
+def test_a_classifier_that_is_replaced_is_told_of(
+    run_folder, csv_files, tmp_path, capsys, monkeypatch, labels, fine_tuned: bool, told: bool
+):
+    model = as_model(tmp_path / "model", run_folder, labels)
+    monkeypatch.setattr(training, "run_training", lambda plan, run: None)
+    repeat(model, csv_files, tmp_path / "run", fine_tuned=fine_tuned, budget=3)
+    said = capsys.readouterr().err
+    assert ("its own classifier is replaced" in said and "give --fine-tuned to keep it" in said) == told
+
+
+def test_an_encoder_is_no_classifier_to_replace(model_folder, csv_files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "run_training", lambda plan, run: None)
+    repeat(model_folder, csv_files, tmp_path / "run", budget=3)
+    assert "--fine-tuned" not in capsys.readouterr().err
+
+
 def test_an_encoder_is_no_fine_tuned_model(model_folder, csv_files, tmp_path):
-    with pytest.raises(BundleError, match="BertModel as a fine-tuned classifier"):
+    with pytest.raises(BundleError, match="BertModel has no classifier of its own; leave out --fine-tuned"):
         repeat(model_folder, csv_files, tmp_path / "run", fine_tuned=True)
 
 
@@ -413,7 +466,7 @@ def test_a_device_that_is_too_small_is_said(model_folder, csv_files, tmp_path, m
         ({"max_length": 7}, DataError, "--max-length 7"),
         ({"max_length": 0}, DataError, "--max-length 0"),
         ({"max_length": 65}, DataError, "--max-length 65"),
-        ({"device": "abacus"}, HadskipError, "--device abacus"),
+        ({"device": "abacus"}, RecipeError, "leave --device out"),
         ({"settings": ("beta",)}, RecipeError, "key=value"),
         ({"model": "no such model !"}, BundleError, "no such model !"),
         ({"text_column": "body"}, DataError, "'body'"),

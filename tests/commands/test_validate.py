@@ -169,10 +169,14 @@ def test_golden_answers_are_those_of_the_thresholds_they_were_recorded_at(bundle
     assert validate(copy).passed
 
 
-def test_an_engine_marked_failed_is_checked_all_the_same(bundle: Path, tmp_path: Path):
+def test_an_engine_marked_failed_is_checked_all_the_same_and_does_not_pass(bundle: Path, tmp_path: Path):
+    """Whoever loads it is refused, whatever the golden texts say."""
     copy = copy_of(bundle, tmp_path)
-    reseal(copy, lambda plain: plain["engines"][0].update(parity="failed", first_bad_piece="head"))
-    assert validate(copy).passed
+    reseal(copy, lambda plain: plain["engines"][0].update(parity="failed", first_bad_piece="labels"))
+    found = validate(copy)
+    assert (found.passed, found.failed_at) == (False, "labels")
+    assert found.golden.passed and found.parity.parity == "passed"
+    assert validate(bundle).failed_at is None
 
 
 @pytest.fixture

@@ -127,20 +127,20 @@ def test_json_numbers_and_strings_are_one_label(tmp_path):
 @given(st.lists(st.sampled_from(["no", "yes", "maybe"]), min_size=1, max_size=9))
 def test_texts_without_labels_have_no_class_and_others_that_of_their_label(found):
     labels = ("yes", "no", "maybe")
-    data = TaskData("task", "accuracy", labels, examples(*found), examples(*found))
+    data = TaskData("task", "accuracy", labels, examples(*found), "eval.csv", examples(*found))
     assert data.indices(data.train).tolist() == [labels.index(label) for label in found]
     bare = data.indices(Examples(["text"] * len(found), []))
     assert bare.tolist() == [UNLABELLED] * len(found) and bare.dtype == np.int64
 
 
-def test_only_a_fine_tuned_model_can_train_on_texts_without_labels(tmp_path):
+def test_only_a_fine_tuned_model_can_do_without_labels(tmp_path):
     train = write_csv(tmp_path / "train.csv", [("a",), ("b",)], header=("text",))
     evaluation = write_csv(tmp_path / "eval.csv", [("a", "yes"), ("b", "no")])
     data = load_task(train=str(train), evaluation=str(evaluation), known_labels=("yes", "no", "maybe"))
     assert (data.train.labels, data.labels) == ([], ("yes", "no", "maybe"))
     assert data.indices(data.evaluation).tolist() == [0, 1]
     refused("train.csv", "--label-column", train=str(train), evaluation=str(evaluation))
-    refused("train.csv", "--label-column", train=str(evaluation), evaluation=str(train), known_labels=("yes", "no"))
+    refused("train.csv", "--label-column", train=str(evaluation), evaluation=str(train))
     known = ("no", "maybe")
     refused("eval.csv", "line 2", "'yes'", train=str(train), evaluation=str(evaluation), known_labels=known)
 
@@ -177,3 +177,18 @@ def test_the_seed_decides_who_is_held_out():
 def test_too_few_rows_are_refused():
     with pytest.raises(DataError, match="1 training rows"):
         hold_out(1, 0)
+
+
+def test_of_a_fine_tuned_model_neither_file_needs_labels(tmp_path: Path):
+    bare, labelled = tmp_path / "bare.csv", tmp_path / "labelled.csv"
+    write_csv(bare, [("good",), ("bad",)], ("text",))
+    write_csv(labelled, [("good", "yes"), ("bad", "no")])
+    for known in (("yes", "no"), ("LABEL_0", "LABEL_1")):
+        data = load_task(train=str(bare), evaluation=str(bare), known_labels=known)
+        assert (data.metric, data.labels, data.evaluated_on) == ("agreement", known, "bare.csv")
+        assert data.train.labels == data.evaluation.labels == []
+    data = load_task(train=str(labelled), evaluation=str(bare), known_labels=("yes", "no"))
+    assert (data.metric, data.train.labels, data.evaluation.labels) == ("agreement", ["yes", "no"], [])
+    data = load_task(train=str(bare), evaluation=str(labelled), known_labels=("yes", "no"))
+    assert (data.metric, data.evaluation.labels) == ("accuracy", ["yes", "no"])
+    refused("bare.csv", train=str(labelled), evaluation=str(bare))

@@ -31,6 +31,7 @@ ROW = Row(
     full_setting="full, threads asleep",
     warnings=(),
     samples={"skip": [[0.004]], "full": [[0.008]]},
+    data="dev.csv",
     metric_name="accuracy",
     metric=0.75,
     full_metric=0.8,
@@ -46,10 +47,18 @@ BUDGET = {
     "mean_layers": 2.0,
     "metric": 0.75,
     "retained": 0.9375,
+    "divergence": 0.125,
     "routes": 3,
     "route_entropy_bits": 1.5,
     "top_route_share": 0.5,
     "top_route_metric": 0.7,
     "static_metric": 0.7,
 }
-SUMMARY = {"task": "t", "metric": "accuracy", "layers": 4, "teacher": {"metric": 0.8}, "budgets": [BUDGET]}
+SUMMARY = {
+    "task": "t",
+    "metric": "accuracy",
+    "evaluated_on": "dev.csv",
+    "layers": 4,
+    "teacher": {"metric": 0.8},
+    "budgets": [BUDGET],
+}

@@ -1,12 +1,14 @@
 """What a person reads holds the figures that were found, and says what is wrong with them."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
+from hadskip_export.benchmark.measure import Figures
 from hadskip_export.commands.calibrate import Calibrated, Calibration
 from hadskip_export.commands.demo import Demo, Example
+from hadskip_export.commands.estimate import Estimate
 from hadskip_export.commands.validate import Validation
 from hadskip_export.report import text
 from hadskip_export.routing.routes import statistics
@@ -15,7 +17,7 @@ from hadskip_export.runtime.predictor import Prediction
 from hadskip_export.verification.golden import GoldenCheck
 from hadskip_export.verification.labels import ClassScore, DataCheck, Flip
 from hadskip_export.verification.parity import ParityReport, PieceParity
-from tests.report.results import BENCHMARK, ROW, SUMMARY
+from tests.report.results import BENCHMARK, BUDGET, ROW, SUMMARY
 
 PIECES = (PieceParity("embeddings", 1e-6, 1e-7, 1e-4), PieceParity("head", 2e-2, 1e-7, 1e-4))
 REPORT = ParityReport(
@@ -40,9 +42,18 @@ def test_below_fp32_full_bert_s_own_agreement_is_told():
 
 
 def test_a_validation_begins_with_golden_answers():
-    lines = text.validation(Validation(False, GOLDEN, REPORT, None))
+    lines = text.validation(Validation(False, None, GOLDEN, REPORT, None))
     assert lines[0] == "golden: 64 texts, 3 flips, logits differ by at most 2.0e-02, tolerance 1e-04 (FAILED)"
     assert lines[1:] == text.parity(REPORT)
+
+
+def test_the_mark_of_a_check_that_failed_before_is_told_whatever_is_found_now():
+    passed = replace(REPORT, first_bad_piece=None)
+    lines = text.validation(Validation(False, "labels", GOLDEN, passed, None))
+    assert lines[: len(lines) - 2] == [lines[0], *text.parity(passed)]
+    assert lines[-2].startswith("  FAILED at labels when it was built") and "predict" in lines[-2]
+    assert "do not show it" in lines[-2] and "another precision" in lines[-1]
+    assert "do not show it" not in text.validation(Validation(False, "head", GOLDEN, REPORT, None))[-2]
 
 
 def check(flips: int) -> DataCheck:
@@ -119,13 +130,69 @@ def test_a_row_of_a_benchmark_has_its_figures():
         "accuracy",
     ):
         assert part in lines
-    assert "layers run: 2: 50%, 4: 50%" in lines
+    assert "layers run by share of inputs: 2: 50%, 4: 50%" in lines
+    assert "texts of dev.csv" in lines
     assert not any(part in lines for part in ("to make it faster", "do not trust", "where a call's time goes"))
 
 
 def test_what_is_not_known_is_left_out():
     lines = "\n".join(text.bench_row(replace(ROW, ideal=None, efficiency=None, metric=None, full_metric=None)))
     assert not any(part in lines for part in ("ideal", "accuracy"))
+
+
+def test_of_made_up_texts_no_figure_is_told_that_would_be_taken_for_one_of_the_user_s_own():
+    lines = text.bench_row(replace(ROW, data=None, metric=None, full_metric=None))
+    assert "made-up texts (the bundle's golden inputs)" in lines[0]
+    assert not any(part in "\n".join(lines[1:]) for part in ("ideal", "efficiency", "3.00", "50%"))
+    assert lines[1].split() == ["p50", "ms", "p90", "ms", "p99", "ms"]
+    assert lines[3].split() == ["hadskip", "4.00", "4.50", "5.00"]
+    assert "speedup 2.00x" in lines[4] and "--data FILE" in lines[5]
+
+
+@pytest.mark.parametrize(("efficiency", "told"), [(0.97, False), (1.0, False), (1.07, True)])
+def test_an_efficiency_above_all_is_explained_where_it_is_printed(efficiency: float, told: bool):
+    row = replace(ROW, efficiency=efficiency)
+    lines = text.bench_row(row)
+    at = next(number for number, line in enumerate(lines) if f"efficiency {efficiency:.0%}" in line)
+    assert lines[at + 1].startswith("  over 100%: the ideal is made of pieces") == told
+    figures = Figures(**{field.name: getattr(row, field.name) for field in fields(Figures)})
+    assert any("over 100%" in line for line in text.estimate(Estimate({}, (figures,)))) == told
+
+
+# Trainings
+
+
+def test_a_training_is_a_table_that_says_what_was_measured_on_what():
+    heading, columns, row = text.training(SUMMARY)
+    assert heading == "t: accuracy on dev.csv by budget; teacher 0.8000 with all 4 layers"
+    assert len(columns) == len(row)
+    assert columns.split()[:4] == ["budget", "layers", "accuracy", "retained"]
+    assert row.split() == ["2", "2.00", "0.7500", "93.8%", "3", "1.50", "50.0%", "0.7000", "0.7000"]
+    before = {name: value for name, value in SUMMARY.items() if name != "evaluated_on"}  # a run of an older version
+    assert text.training(before)[0].startswith("t: accuracy on the evaluation data by budget")
+
+
+def test_of_texts_without_labels_agreement_and_divergence_are_told():
+    summary = SUMMARY | {"metric": "agreement", "teacher": {"metric": 1.0}}
+    heading, columns, row = text.training(summary)
+    assert heading == "t: agreement with the teacher on dev.csv by budget with all 4 layers"
+    assert columns.split()[2:4] == ["agreement", "divergence"]
+    assert row.split()[2:4] == ["0.7500", "0.1250"]
+
+
+def test_a_second_evaluation_has_a_column():
+    summary = SUMMARY | {"teacher": {"metric": 0.8, "mismatched_metric": 0.7}}
+    summary["budgets"] = [BUDGET | {"mismatched_metric": 0.6}]
+    heading, columns, row = text.training(summary)
+    assert "teacher 0.8000 (mismatched 0.7000)" in heading
+    assert columns.split()[3] == "mismatched" and row.split()[3] == "0.6000"
+
+
+@pytest.mark.parametrize(("number", "told"), [(0, "0 flips"), (1, "1 flip"), (2, "2 flips")])
+def test_one_thing_is_not_several(number: int, told: str):
+    assert f", {told}, " in text.golden(replace(GOLDEN, flips=number))
+    assert f"({told} not" in text.parity(replace(REPORT, flips=number))[-2]
+    assert text.parity(replace(REPORT, texts=1))[0].endswith(" 1 text")
 
 
 def test_hint_warnings_and_profile_are_printed():
@@ -147,7 +214,7 @@ def test_rows_of_a_benchmark_have_an_empty_line_between_them():
 
 
 def test_the_demo_tells_of_every_step_and_where_things_are(tmp_path):
-    validation = Validation(True, GOLDEN, replace(REPORT, first_bad_piece=None), check(3))
+    validation = Validation(True, None, GOLDEN, replace(REPORT, first_bad_piece=None), check(3))
     run, bundle, figures = (tmp_path / name for name in ("run", "bundle", "bench.json"))
     easy = Example("fine", Prediction("yes", {"no": 0.1, "yes": 0.9}, (), False), ("embeddings", "gate_01", "head"))
     hard = Example("not so", Prediction("no", {"no": 0.9, "yes": 0.1}, (1, 2), False), ("embeddings", "layer_01"))

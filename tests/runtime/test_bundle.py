@@ -50,24 +50,38 @@ def test_without_manifest_or_digest_it_is_no_bundle(copy: Path, file: str):
     refused(copy, "not a bundle", file)
 
 
-@pytest.mark.parametrize(
-    ("what", "told"),
-    [
-        ("nothing", "no such folder"),
-        ("empty folder", "manifest.json: No such file"),
-        ("file", "no such folder"),
-        ("run", "a run; hadskip-export build "),
-    ],
-)
-def test_what_is_no_bundle_is_refused_with_what_it_is(tmp_path: Path, what: str, told: str):
+TOLD = {
+    "nothing": "no such folder; hadskip-export build RUN --out BUNDLE",
+    "empty folder": "an empty folder, without manifest.json; hadskip-export build RUN --out BUNDLE",
+    "other files": "a folder of other files, without manifest.json; hadskip-export build RUN --out BUNDLE",
+    "file": "a file; give the whole folder",
+    "run": "a run; hadskip-export build ",
+    "model": "a model folder; teach it to skip layers with hadskip-export train --model ",
+}
+
+
+@pytest.mark.parametrize("what", TOLD)
+def test_what_is_no_bundle_is_refused_with_what_it_is(tmp_path: Path, what: str):
     path = tmp_path / "bundle"
     if what == "file":
         path.write_text("a file")
     elif what != "nothing":
         path.mkdir()
-    if what == "run":
-        (path / "recipe.json").write_text("{}")
-    refused(path, "not a bundle", told)
+    files = {"run": ["recipe.json", "config.json"], "model": ["config.json", "model.safetensors"], "other files": ["a"]}
+    for file in files.get(what, []):
+        (path / file).write_text("{}")
+    refused(path, "not a bundle", TOLD[what])
+
+
+@pytest.mark.parametrize("part", ["model", "model/weights", "golden", "manifest.json"])
+def test_a_part_of_a_bundle_leads_to_the_whole(copy: Path, part: str):
+    refused(copy / part, "not a bundle", "the whole folder" if part == "manifest.json" else str(copy))
+
+
+@pytest.mark.parametrize("path", [None, 5, b"bundle", ["bundle"]], ids=repr)
+def test_what_is_no_path_is_no_bundle(path):
+    with pytest.raises(BundleError, match="expected the folder of a bundle, got "):
+        read_bundle(path)
 
 
 def test_an_edited_manifest_is_refused(copy: Path):

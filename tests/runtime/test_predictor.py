@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from hadskip_export.exporters.write import Source
 from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime import Prediction, Predictor, read_bundle
 from hadskip_export.runtime.engines import engine_class, ort
+from hadskip_export.runtime.engines.base import usable_cpus
 from hadskip_export.runtime.policies import GatePolicy
 from hadskip_export.runtime.programs.chain import Chain
 from hadskip_export.runtime.programs.whole import Whole
@@ -36,7 +39,7 @@ from tests.runtime.pieces import Counting
 
 LONG = " ".join(["a good film with a bad plot"] * 500)
 ODD: list[Text] = [
-    "", " ", LONG, "🙂 great film 🎬", "naïve café — 漢字 \u200f\u0000\u0301", "[SEP] [CLS] [PAD] [MASK]", "x" * 3000,
+    "", " ", LONG, "🙂 great film 🎬", "naïve café — 漢字 \u200f\u0000\u0301", "[SEP] [CLS] [PAD] [MASK]", "x" * 2000,
     ("a good film", "a bad film"), ("", ""), ("", "good"), (LONG, "good"), ("good", LONG), "GOOD film", "\n\t",
 ]  # fmt: skip
 TEXTS: list[Text] = [text for text, _ in sentences(40, 7)] + ODD + [("the plot", text) for text, _ in sentences(6, 8)]
@@ -427,6 +430,20 @@ def one_line(error: pytest.ExceptionInfo) -> str:
         [("a", 5)],
         ("a", None),
         [[]],
+        [["a"]],
+        ("a",),
+        (),
+        [("a",)],
+        {"a", "b"},
+        frozenset("a"),
+        bytearray(b"bytes"),
+        np.array("a"),
+        np.array([["a", "b"]]),
+        np.array([1.0]),
+        pd.DataFrame({"text": ["a"], "pair": ["b"]}),
+        pd.Series(["a", None]),
+        pd.Series([1, 2]),
+        range(3),
     ],
     ids=repr,
 )
@@ -434,6 +451,48 @@ def test_what_is_no_text_is_a_data_error(predictor: Predictor, inputs):
     with pytest.raises(DataError) as error:
         predictor(inputs)
     assert "text" in one_line(error)
+
+
+SEVERAL = {
+    "list": list,
+    "Series": pd.Series,
+    "Series of strings": lambda texts: pd.Series(texts, dtype="string"),
+    "Series with an index": lambda texts: pd.Series(texts, index=range(len(texts), 0, -1)),
+    "Series of categories": lambda texts: pd.Series(texts, dtype="category"),
+    "array": np.array,
+    "array of objects": lambda texts: np.array(texts, object),
+    "generator": iter,
+    "deque": deque,
+    "keys": lambda texts: dict.fromkeys(texts).keys(),
+    "map": lambda texts: map(str, texts),
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_texts_come_in_whatever_gives_them_in_order(predictor: Predictor, kind: str):
+    texts = list(dict.fromkeys(text for text in TEXTS if isinstance(text, str) and "\0" not in text))
+    got = predictor(SEVERAL[kind](texts), batch_size=5)
+    assert type(got) is list and got == predictor(texts, batch_size=5)
+    assert predictor(SEVERAL[kind]([])) == []
+
+
+def test_pairs_come_in_whatever_gives_them_in_order(predictor: Predictor):
+    pairs = [("the plot", "good"), ("good", "the plot"), ("a film", "")]
+    expected = predictor(pairs)
+    for several in (iter(pairs), pd.Series(pairs), zip(*zip(*pairs, strict=True), strict=True), map(list, pairs)):
+        assert predictor(several) == expected
+
+
+def test_a_text_of_numpy_is_a_text(predictor: Predictor):
+    assert predictor(np.array(["a good film"])[0]) == predictor("a good film")
+    assert predictor((np.str_("a"), "b")) == predictor(("a", "b"))
+
+
+def test_a_tuple_is_told_to_be_a_pair(predictor: Predictor):
+    with pytest.raises(DataError, match=r"got \(str, str, str\); give several texts as a list"):
+        predictor(("a", "b", "c"))
+    with pytest.raises(DataError, match=r"input 2: .*got \(str, int\)"):
+        predictor([("a", "b"), ("a", 5)])
 
 
 @pytest.mark.parametrize("inputs", ["\ud800", ["good", "bad \udfff"], ("good", "\ud83d")], ids=ascii)
@@ -448,10 +507,75 @@ def test_a_bad_input_is_named_by_its_place(predictor: Predictor):
         predictor(["a", "b", 7, "c"])
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_of_nothing_is_refused(predictor: Predictor, batch_size: int):
-    with pytest.raises(HadskipError, match="batch_size"):
-        predictor("good", batch_size=batch_size)
+WRONG = {
+    "batch_size": (BudgetError, [0, -1, "8", 2.5, 2.0, True, None, float("nan"), [1]]),
+    "max_layers": (BudgetError, [0, -1, 5, "2", 2.5, 2.0, True, float("nan"), [1]]),
+    "budget": (BudgetError, ["x", "2", True, [2], 2j, float("nan")]),
+    "gate_threshold": (BudgetError, ["a", "0.5", False, [0.5], 1j, float("nan"), 10**400]),
+    "router": (BudgetError, ["dice", "", "GATES", 5, True, ["gates"]]),
+    "threads": (EngineError, [0, -1, "2", 2.0, 1.5, True, [1]]),
+    "spinning": (EngineError, ["no", 1, None]),
+    "warm_up": (EngineError, ["no", 0, None]),
+    "allow_failed": (EngineError, ["no", 0, None]),
+    "engine": (BundleError, ["tpu", "", 5, ["ort"]]),
+    "precision": (BundleError, ["fp8", "", 5]),
+    "cut": (BundleError, ["halves", "", 5]),
+}
+OF_A_CALL = {"batch_size", "max_layers", "budget", "gate_threshold", "router"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [(option, value) for option, (_, values) in WRONG.items() for value in values], ids=repr
+)
+def test_a_value_that_an_option_does_not_take_is_an_error_of_its_kind(
+    bundle: Path, predictor: Predictor, option: str, value
+):
+    """See the table in docs/reliability.md."""
+    asks = [lambda: Predictor.load(bundle, **{option: value})] if option != "batch_size" else []
+    asks += [lambda: predictor("good", **{option: value})] if option in OF_A_CALL else []
+    for ask in asks:
+        with pytest.raises(HadskipError) as error:
+            ask()
+        assert type(error.value) is WRONG[option][0]
+        assert option in one_line(error)
+
+
+def test_numbers_of_numpy_are_numbers(bundle: Path, predictor: Predictor):
+    expected = predictor("good", batch_size=3, max_layers=2, gate_threshold=0.5)
+    options = {"batch_size": np.int16(3), "max_layers": np.uint8(2), "gate_threshold": np.float32(0.5)}
+    assert predictor("good", **options) == expected
+    assert predictor("good", budget=np.float64(2), max_layers=np.int64(4)) == predictor("good", budget=2)
+    with Predictor.load(bundle, threads=np.int64(1), warm_up=np.True_) as other:
+        assert other.labels == predictor.labels
+
+
+def test_more_threads_than_processors_are_not_made(bundle: Path):
+    """A pool of that many would take minutes, or all memory."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_WITH_MANY_THREADS, str(bundle)], timeout=120, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= usable_cpus()
+
+
+LOAD_WITH_MANY_THREADS = """
+import sys
+from hadskip_export.runtime import Predictor
+with Predictor.load(sys.argv[1], threads=10**9) as predictor:
+    predictor("good")
+    print(repr(predictor).partition("threads=")[2].split()[0])
+"""
+
+
+def test_it_says_what_it_is(bundle: Path):
+    with Predictor.load(bundle, threads=1) as predictor:
+        told = f"<Predictor {str(bundle)!r} engine=ort-fp32-gates threads=1 router=gates"
+        assert repr(predictor) == f"{told} budget=2.0 open>"
+    assert repr(predictor) == f"{told} budget=2.0 closed>"
+    with Predictor.load(bundle, threads=1, budget=0.5, max_layers=3) as predictor:
+        assert repr(predictor) == f"{told} max_layers=3 budget=0.5 open>"
+    with Predictor.load(bundle, threads=1, gate_threshold=0.5, router="full") as predictor:
+        assert repr(predictor).endswith("router=full gate_threshold=0.5 open>")
 
 
 @pytest.mark.parametrize("most", [0, -1, 5])

@@ -4,7 +4,7 @@ built from only when one is built."""
 import importlib
 from dataclasses import dataclass
 
-from hadskip_export.runtime.engines.base import Cut, Engine, EngineOptions, Piece, is_reduced
+from hadskip_export.runtime.engines.base import PRECISIONS, Cut, Engine, EngineOptions, Piece, is_reduced
 from hadskip_export.support.errors import EngineError
 
 
@@ -33,6 +33,7 @@ ENGINES = {
 
 __all__ = [
     "ENGINES",
+    "PRECISIONS",
     "Cut",
     "Engine",
     "EngineOptions",

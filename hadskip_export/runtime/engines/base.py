@@ -9,12 +9,14 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
+from hadskip_export.runtime.values import check_flag, whole_number
 from hadskip_export.support.environment import chip
 from hadskip_export.support.errors import EngineError
 
 # How finely the model is cut. `gates`: every layer and every gate is an engine of its own, called in turn. `layers`: a
 # layer's engine, or one engine asked after it, answers for all later gates. `whole`: the gated model is one engine.
 Cut = Literal["gates", "layers", "whole"]
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # what each costs in agreement rises from one to the next
 UNBOUNDED = sys.maxsize  # padding, on a device that computes many tokens in the time of a few
 _REDUCED = ("layer", "full", "whole")
 
@@ -51,21 +53,27 @@ def usable_cpus() -> int:
 class EngineOptions:
     """
     Args:
-        threads: the most threads one piece may compute with; the CPUs this process may use, if left out.
+        threads: the most threads one piece may compute with; the CPUs this process may use, if left out, and never
+            more: a pool of a million threads would be made before the first call.
         spinning: let idle threads of a piece wait busily for as long as the library likes. Faster for one engine alone,
             ruinous for a chain of them: twelve pools then fight over the cores.
+
+    Raises:
+        EngineError: no number of threads, or no flag.
     """
 
     threads: int | None = None
     spinning: bool = False
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise EngineError(f"threads={self.threads}: expected at least 1")
+        if self.threads is not None:
+            whole_number("threads", self.threads, error=EngineError)
+        check_flag("spinning", self.spinning)
 
     @property
     def thread_count(self) -> int:
-        return self.threads or usable_cpus()
+        cpus = usable_cpus()
+        return cpus if self.threads is None else min(int(self.threads), cpus)
 
 
 class Engine(Protocol):
