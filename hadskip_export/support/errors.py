@@ -7,6 +7,8 @@ exits with code 2.
 import importlib
 from types import ModuleType
 
+from hadskip_export.support.telemetry import switched_off
+
 
 class HadskipError(Exception):
     """The request, the files or the machine are at fault. The message is one line, whatever it quotes."""
@@ -41,7 +43,7 @@ def first_line(error: BaseException) -> str:
 
 
 def optional_import(module: str, extra: str) -> ModuleType:
-    """Imports a library that only some installs have.
+    """Imports a library that only some installs have; it reports nothing to its makers, see `telemetry`.
 
     Args:
         module: what to import, `onnxruntime` for instance.
@@ -51,7 +53,8 @@ def optional_import(module: str, extra: str) -> ModuleType:
         EngineError: it is not installed (the message names the extra), or a library of the system that it needs is not.
     """
     try:
-        return importlib.import_module(module)
+        with switched_off():
+            return importlib.import_module(module)
     except OSError as error:
         raise EngineError(f"this needs {module}, which lacks a library ({first_line(error)}); install that") from error
     except ImportError as error:
