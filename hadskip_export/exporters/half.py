@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import Any
 
-from hadskip_export.runtime.engines.ort import import_onnxruntime
 from hadskip_export.support.errors import EngineError, first_line, optional_import
 from hadskip_export.support.silence import silenced
 
@@ -17,7 +16,6 @@ def halved(model: Any) -> Any:
     Raises:
         EngineError: the converter is not installed, or refuses the graph.
     """
-    import_onnxruntime()
     float16: Any = optional_import("onnxruntime.transformers.float16", "ort or ort-gpu")
     onnx_model: Any = optional_import("onnxruntime.transformers.onnx_model", "ort or ort-gpu")
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPERATORS]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.runtime.engines.ort import import_onnxruntime
 from hadskip_export.support.errors import EngineError, first_line, optional_import
 from hadskip_export.support.files import scratch
 from hadskip_export.support.silence import silenced
@@ -29,7 +28,6 @@ def quantise(model: Any) -> Any:
         EngineError: `onnx` is not installed, or the quantiser refuses the graph.
     """
     onnx: Any = optional_import("onnx", "build")
-    import_onnxruntime()
     quantization: Any = optional_import("onnxruntime.quantization", "ort or ort-gpu")
     with silenced(), scratch() as folder, _temporary_files_in(folder):
         out = folder / "int8.onnx"

@@ -7,6 +7,8 @@ exits with code 2.
 import importlib
 from types import ModuleType
 
+from hadskip_export.support.telemetry import switched_off
+
 MOST_CHARACTERS = 2000  # of a message: enough for a path, a reason and a remedy
 
 
@@ -46,7 +48,7 @@ def first_line(error: BaseException) -> str:
 
 
 def optional_import(module: str, extra: str) -> ModuleType:
-    """Imports a library that only some installs have.
+    """Imports a library that only some installs have; it reports nothing to its makers, see `telemetry`.
 
     Args:
         module: what to import, `onnxruntime` for instance.
@@ -56,7 +58,8 @@ def optional_import(module: str, extra: str) -> ModuleType:
         EngineError: it is not installed (the message names the extra), or a library of the system that it needs is not.
     """
     try:
-        return importlib.import_module(module)
+        with switched_off():
+            return importlib.import_module(module)
     except OSError as error:
         raise EngineError(f"this needs {module}, which lacks a library ({first_line(error)}); install that") from error
     except ImportError as error:

@@ -1,6 +1,5 @@
 """What the runtime asks of an engine: load a piece, run it. Nothing else."""
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from hadskip_export.runtime.values import check_flag, whole_number
+from hadskip_export.support.cpus import usable_cpus
 from hadskip_export.support.environment import chip
 from hadskip_export.support.errors import EngineError
 
@@ -44,17 +44,12 @@ class Piece(Protocol):
         ...
 
 
-def usable_cpus() -> int:
-    """CPUs this process may run on: its affinity where the system has such a thing, else all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @dataclass(frozen=True)
 class EngineOptions:
     """
     Args:
-        threads: the most threads one piece may compute with; the CPUs this process may use, if left out, and never
-            more: a pool of a million threads would be made before the first call.
+        threads: the most threads one piece may compute with; `usable_cpus` if left out, and never more: a pool of a
+            million threads would be made before the first call.
         spinning: let idle threads of a piece wait busily for as long as the library likes. Faster for one engine alone,
             ruinous for a chain of them: twelve pools then fight over the cores.
 

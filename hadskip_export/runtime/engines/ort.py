@@ -5,7 +5,6 @@ memory arena that stays at its peak. So a pool spins just long enough to bridge 
 small pieces get no pool, and all sessions share one arena.
 """
 
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,9 +90,6 @@ def open_session(
 
 
 def import_onnxruntime() -> ModuleType:
-    """Without its telemetry, which since 1.29 calls home when it is imported, by threads for which a forked child waits
-    at its end; whoever wants it sets the variable to 0."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     ort = optional_import("onnxruntime", "ort or ort-gpu")
     if not hasattr(ort, "InferenceSession"):
         raise EngineError(

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from hadskip_export.runtime.engines import EngineOptions, ort
-from hadskip_export.runtime.engines.base import usable_cpus
+from hadskip_export.support.cpus import usable_cpus
 from hadskip_export.support.errors import EngineError
 from tests.runtime.editing import piece_files
 
