@@ -241,6 +241,7 @@ def main() -> None:
 @click.option("--recipe", help="paper, adaptive or a TOML file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one recipe setting; repeatable.")
 @click.option("--resume", is_flag=True, help="Go on after the last finished stage of the same command.")
+@click.option("--force", is_flag=True, help="Remove the run that --out is, and begin anew.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="Where torch computes.")
 @click.option("--max-length", type=int, help="Tokens per input; 128 (or the model's maximum) if left out.")
@@ -264,6 +265,7 @@ def train(
 @_cut
 @click.option("--golden", type=click.Path(path_type=Path), help="Texts, one a line, to keep as golden inputs.")
 @click.option("--no-full", is_flag=True, help="Leave the fine-tuned BERT out (no kill switch, no bench).")
+@click.option("--force", is_flag=True, help="Replace a bundle that --out is.")
 @_json
 def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
     """Export the pieces of a run (SOURCE), check them against PyTorch, write a bundle.

@@ -21,6 +21,7 @@ def build(
     budget: float | None = None,
     golden: str | Path | None = None,
     full: bool = True,
+    force: bool = False,
 ) -> ParityReport | None:
     """Builds a bundle from a run folder, or adds an engine to a bundle, which needs no torch.
 
@@ -32,6 +33,7 @@ def build(
         budget: which of the run's budgets; the last if left out.
         golden: a file of texts, one a line, to take as golden inputs instead of random words.
         full: carry the fine-tuned BERT too.
+        force: replace a bundle that `out` is.
 
     Returns:
         The parity report, against PyTorch or, of a bundle, against its ONNX pieces. If it did not pass, the engine is
@@ -44,7 +46,8 @@ def build(
     """
     path = Path(source)
     if (path / MANIFEST).is_file():
-        for option, given in (("--out", out), ("--budget", budget), ("--golden", golden), ("--no-full", not full)):
+        of_runs = {"--out": out, "--budget": budget, "--golden": golden, "--no-full": not full, "--force": force}
+        for option, given in of_runs.items():
             if given:
                 raise BundleError(f"{option}: {path} is a bundle, to which an engine is added; leave it out")
         if engine is None:
@@ -57,4 +60,4 @@ def build(
 
     texts = read_texts(Path(golden)) if golden is not None else None
     plan = EnginePlan.of(engine or "ort", precision, cut)
-    return write_bundle(load_source(path, budget, full), Path(out), plan, texts)
+    return write_bundle(load_source(path, budget, full), Path(out), plan, texts, force=force)

@@ -12,7 +12,7 @@ from hadskip_export.data.tasks import load_task
 from hadskip_export.modeling.checkpoint import own_labels, read_config, resolve_model
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.routes import Route
-from hadskip_export.support.errors import DataError, RecipeError, first_line
+from hadskip_export.support.errors import BundleError, DataError, RecipeError, first_line
 from hadskip_export.support.progress import say
 from hadskip_export.support.seeds import check_seed
 from hadskip_export.trainers.methods import create_method
@@ -39,6 +39,7 @@ def train(
     recipe: str | Path | None = None,
     settings: Sequence[str] = (),
     resume: bool = False,
+    force: bool = False,
     seed: int = 0,
     device: str = "cpu",
     max_length: int | None = None,
@@ -62,7 +63,8 @@ def train(
             `budgeted`, the first `budget` layers, and `static`, the best ones, whose search has an epoch of its own.
         route: of `static`, the layers to run, from 1, instead of a search for the best.
         recipe, settings: a shipped recipe or a TOML file, and `key=value` overrides, see `load_recipe`.
-        resume: go on after the last finished stage or budget of the same command.
+        resume: go on after the last finished stage or budget of the same command; or
+        force: remove the run that `out` is, and begin anew.
         max_length: tokens per input; the model's maximum, but at most 128, if left out.
 
     Returns:
@@ -73,6 +75,8 @@ def train(
         RecipeError: a seed that is none; labels missing and no loss left that could do without; see `create_method`.
     """
     check_seed(seed)
+    if force:
+        _check_force(Path(out), resume, {"--model": model, "--data-dir": data_dir, "--train": train, "--eval": eval})
     chosen = load_recipe(recipe, settings)
     folder = resolve_model(model)
     known = read_config(folder).labels if fine_tuned else None
@@ -115,7 +119,7 @@ def train(
         model=folder, config=config, data=data, recipe=chosen, method=learner, method_name=method, budget=layers,
         seed=seed, device=device, max_length=length, fine_tuned=fine_tuned,
     )  # fmt: skip
-    with open_run(Path(out), identity, resume) as run:
+    with open_run(Path(out), identity, resume, force) as run:
         try:
             return run_training(plan, run)
         except torch.OutOfMemoryError as error:
@@ -124,6 +128,18 @@ def train(
                 f" when they are done, else train anew with batch_size below {chosen.batch_size} and accumulate=N to"
                 " make up for it (--set)"
             ) from error
+
+
+def _check_force(out: Path, resume: bool, inputs: dict[str, str | None]) -> None:
+    """
+    Raises:
+        BundleError: what is to be trained from lies in what `--force` would remove; or there is nothing to decide.
+    """
+    if resume:
+        raise BundleError("--force: removes the run that --resume would go on with; leave one of them out")
+    for option, given in inputs.items():
+        if given is not None and Path(given).resolve().is_relative_to(out.resolve()):
+            raise BundleError(f"{option} {given}: lies in {out}, which --force removes; choose another --out")
 
 
 def _are_the_same(own: tuple[str, ...] | None, labels: tuple[str, ...]) -> bool:

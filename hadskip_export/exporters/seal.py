@@ -148,12 +148,12 @@ def _digest(content: bytes) -> str:
 
 
 @contextmanager
-def new_bundle(path: Path) -> Iterator[Path]:
+def new_bundle(path: Path, force: bool = False) -> Iterator[Path]:
     """A temporary sibling that takes the name `path` when the block ends well; see `support.files.new_folder`.
 
     Raises:
-        BundleError: `path` exists already and is not an empty folder, nothing can take its place, or another process
-            is writing it.
+        BundleError: `path` exists already and is not an empty folder, nor with `force` a bundle; nothing can take its
+            place; or another process is writing it.
     """
     try:
         given, path = path, path.resolve()  # a link stays, and what it leads to is replaced
@@ -162,6 +162,9 @@ def new_bundle(path: Path) -> Iterator[Path]:
     if os.path.ismount(path) or path == Path.cwd():
         raise BundleError(f"{given}: nothing can take the place of a mount or of the current folder; name one in it")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise BundleError(f"{given}: exists already; choose another --out")
-    with new_folder(path) as folder:
+        if not force:
+            raise BundleError(f"{given}: exists already; choose another --out, or replace a bundle with --force")
+        if not (path / MANIFEST).is_file():
+            raise BundleError(f"{given}: is no bundle, and --force replaces nothing else; choose another --out")
+    with new_folder(path, replace=force) as folder:
         yield folder

@@ -98,11 +98,11 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
 
 
 def write_bundle(
-    source: Source, out: Path, plan: EnginePlan | None = None, golden: list[Text] | None = None
+    source: Source, out: Path, plan: EnginePlan | None = None, golden: list[Text] | None = None, *, force: bool = False
 ) -> ParityReport | None:
     """Writes a bundle and checks its engine against PyTorch, where this machine can run it; see `build`."""
     plan = plan or EnginePlan.of()
-    with new_bundle(out) as folder:
+    with new_bundle(out, force) as folder:
         bundle = Bundle(folder, write_model(source, folder))
         reference = TorchReference(source.model, source.full)
         tokenizer = Tokenizer(

@@ -43,11 +43,17 @@ def replaced(file: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """The same for a folder, whose parents are made; there is none yet, or an empty one."""
+def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """The same for a folder, whose parents are made. There is none yet, or an empty one, unless one is to be replaced:
+    by two renames, the first of which makes way."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    old = folder.with_name(f".{folder.name}.old")
     with _part(folder, _create_folder) as part:
+        _remove(old)  # of a process that was killed in the middle of this
         yield part
+        if replace and folder.is_dir():
+            os.replace(folder, old)
+    _remove(old)
 
 
 @contextmanager

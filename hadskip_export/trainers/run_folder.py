@@ -34,25 +34,29 @@ class RunFolder(RunPaths):
 
 
 @contextmanager
-def open_run(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[RunFolder]:
+def open_run(path: Path, settings: dict[str, Any], resume: bool, force: bool = False) -> Iterator[RunFolder]:
     """Opens `path` for training and keeps every other run out of it until done.
 
     The lock is the kernel's and dies with its process.
 
     Args:
         settings: everything the result depends on; kept as recipe.json, and what a resumed run must repeat.
+        force: a run that is there is removed first.
 
     Raises:
-        BundleError: the folder is not empty and this is no resume, it belongs to a run with other settings, or another
-            process is training into it.
+        BundleError: the folder is not empty and this neither resumes nor replaces, it belongs to a run with other
+            settings, or another process is training into it.
     """
     run = RunFolder(path)
     if path.is_file():
         raise BundleError(f"{path}: is a file; --out names a folder")
     begun = path.is_dir() and any(path.iterdir())
     if begun:
-        if not resume:
-            raise BundleError(f"{path}: is not empty; choose another --out, or continue that run with --resume")
+        if not (resume or force):
+            raise BundleError(
+                f"{path}: is not empty; choose another --out, continue that run with --resume, or replace it with"
+                " --force"
+            )
         if not (path / "state").is_dir():
             raise BundleError(f"{path}: is not empty and not a run folder; choose another --out")
     settings = json.loads(json.dumps(settings))
@@ -64,6 +68,9 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Run
         raise BundleError(f"{path}: another process is training into it") from None
     try:
         with named(path):
+            if begun and force:
+                _remove_all_but(path / "state" / "lock", path)
+                begun = False
             if run.recipe.is_file():
                 before = read_json(run.recipe)
                 different = [key for key in settings if settings[key] != before.get(key)]
@@ -78,6 +85,17 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool) -> Iterator[Run
         raise
     finally:
         lock.release()
+
+
+def _remove_all_but(lock: Path, folder: Path) -> None:
+    """The recipe last: without one it is no run."""
+    for place in sorted(folder.iterdir(), key=lambda place: place.name == "recipe.json"):
+        if place == lock.parent:
+            _remove_all_but(lock, place)
+        elif place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        elif place != lock:
+            place.unlink()
 
 
 @contextmanager

@@ -152,3 +152,30 @@ def test_one_that_fails_leaves_nothing(tmp_path: Path, error: type[BaseException
         (folder / "file").write_text("half")
         raise error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt(), None], ids=repr)
+def test_a_bundle_is_replaced_when_told_to_and_stays_if_that_fails(mine: Path, error: BaseException | None):
+    before = files_of(mine)
+
+    def write() -> None:
+        with new_bundle(mine, force=True) as folder:
+            (folder / "manifest.json").write_text("new")
+            assert files_of(mine) == before
+            if error is not None:
+                raise error
+
+    if error is None:
+        write()
+    else:
+        with pytest.raises(type(error)):
+            write()
+    assert files_of(mine) == (before if error else {"manifest.json": b"new"})
+    assert [place.name for place in mine.parent.iterdir()] == [mine.name]
+
+
+def test_what_is_no_bundle_is_not_replaced(tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(BundleError, match="is no bundle"), new_bundle(tmp_path, force=True):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "thesis.txt").read_text() == "mine"

@@ -231,3 +231,22 @@ def test_log_lines_are_json_with_a_time(tmp_path):
     run.log(stage="2")
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first["stage"] == "1" and first["value"] == 0.5 and second["time"] >= first["time"]
+
+
+def test_a_run_is_replaced_when_told_to_and_nothing_else_is(tmp_path: Path):
+    out = tmp_path / "run"
+    with open_run(out, SETTINGS, resume=False) as run:
+        run.stage1.mkdir()
+        run.log(phase="stage1")
+        (run.path / "state" / "texts.jsonl").write_text("old")
+    with open_run(out, SETTINGS | {"seed": 7}, resume=False, force=True) as run:
+        files = {file.relative_to(out).as_posix() for file in out.rglob("*")}
+        assert files == {"recipe.json", "state", "state/lock"}
+        assert json.loads(run.recipe.read_text())["seed"] == 7
+        with pytest.raises(BundleError, match="another process"), open_run(out, SETTINGS, resume=False, force=True):
+            pytest.fail("the block must not run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(BundleError, match="not a run folder"), open_run(tmp_path / "other", {}, False, force=True):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
