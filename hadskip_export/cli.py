@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 done, and the answer is no; 2 the request, the files or th
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,9 @@ from hadskip_export.support.errors import HadskipError
 
 COLUMNS = ("text", "pair", "label")
 STDOUT = Path("-")
+# Of PyTorch's threads, before they sleep: some 40 microseconds. By default it is milliseconds, and on a machine whose
+# cores are busy a thread that waits so for another keeps that one from its core.
+SPIN_COUNT = "1000"
 NEVER_RUN = "Plans of trt-rtx were built and never run; trt was never built by us."
 
 
@@ -112,6 +116,7 @@ def _layers(route: str) -> tuple[int, ...]:
 @click.option("-v", "--verbose", count=True, help="Log what is done; twice for more.")
 def main(verbose: int) -> None:
     """Train a BERT classifier to skip the layers an input does not need, and serve it so that they are not computed."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     if verbose:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
