@@ -928,3 +928,22 @@ def test_a_seed_that_is_none_is_refused_before_anything_is_written(made: Made, t
     )  # fmt: skip
     refused(result, f"--seed {seed}", "expected 0 to")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1000"), ("7", "7")])
+def test_pytorchs_threads_wait_for_each_other_only_briefly(given: str | None, expected: str):
+    """As its OpenMP, where that is GNU's, says when it is loaded; what the user has set stays."""
+    code = """
+import sys
+from hadskip_export.cli import main
+try:
+    main(["predict", "nothing-here", "a text"])
+except SystemExit:
+    import torch
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE"} | ({} if given is None else {"GOMP_SPINCOUNT": given})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("another OpenMP")
+    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
