@@ -1,14 +1,18 @@
 """OpenVINO on the CPU. Compiles the ONNX pieces when they are loaded, a tenth of a second for a layer of BERT-base.
 
-Four facts, all measured (notebook/), shape this file. A compiled piece keeps scratch memory for the largest
+Five facts, all measured (notebook/), shape this file. A compiled piece keeps scratch memory for the largest
 call it has seen: twelve layers would hold twelve times as much as full BERT does, and each would find its own cold. So
 large calls are made in parts, and a layer gives its scratch back, which the next one is given while it is in the cache.
 Where a layer is a branch of one graph it has scratch of its own, too; where it takes no rows instead of being skipped,
 all layers share it: so single inputs and batches have a graph each.
 A piece in bf16 converts what is fp32 on its way in and out: so hidden_states are bfloat16 between the pieces, too. And
 bf16 is a wish: a chip without it computes in fp32 and says so only when asked.
+OpenVINO makes kernels for each shape it meets, and keeps them: 5,000 for each graph and each branch of one, and oneDNN
+below it 1,024 more. Texts of all lengths in batches of all sizes would fill gigabytes. Both keep the latest few here.
 """
 
+import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +27,12 @@ MOST_TOKENS = {"fp32": 1024, "bf16": 1024, "int8": 512}  # computed at once, whi
 MOST_ROUTED = 2048  # the same where layers take the rows that run them, which are fewer, and share the scratch
 GROUP = 128  # channels of a token that share a scale in int8; 32 is a fifth slower and a tenth nearer
 HIDDEN_STATES_RANK = 3
+KERNELS = 32  # that each graph keeps, up to half a MB each; to make all of a new shape costs milliseconds
+ONEDNN_KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 BUSY = "busy state"  # in OpenVINO's message where memory cannot be given back yet
 _SMALL = ("gate_", "head")  # pieces too small to share between threads; all gates in one are not
+_onednn_lock = threading.Lock()
+_onednn_limited = False
 
 
 class OpenVinoEngine(OnThisProcessor):
@@ -35,6 +43,7 @@ class OpenVinoEngine(OnThisProcessor):
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
         self._openvino = optional_import("openvino", "openvino")
         self._core = self._openvino.Core()
+        _keep_few_onednn_kernels(self._openvino, self._core)
         self._files = files
         self._precision = precision
         self._options = options
@@ -46,6 +55,7 @@ class OpenVinoEngine(OnThisProcessor):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": 1 if piece.startswith(_SMALL) else self._options.thread_count,
             "INFERENCE_PRECISION_HINT": wanted,
+            "CPU_RUNTIME_CACHE_CAPACITY": KERNELS,
         }
         if self._precision == "int8" and is_reduced(piece):
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP
@@ -158,6 +168,21 @@ class Port:
 
     def given(self, array: np.ndarray) -> Any:
         return Bfloat16States(array) if self._bf16 else array
+
+
+def _keep_few_onednn_kernels(openvino: Any, core: Any) -> None:
+    """OpenVINO's oneDNN reads from the environment how many it may keep, when it makes the first one of the process:
+    here, of a model that is a softmax. PyTorch has a oneDNN, too, so the environment is left as it was."""
+    global _onednn_limited
+    with _onednn_lock:
+        if not _onednn_limited and ONEDNN_KERNELS not in os.environ:
+            os.environ[ONEDNN_KERNELS] = str(KERNELS)
+            try:
+                data = openvino.opset8.parameter([1, 2], np.float32)
+                core.compile_model(openvino.Model([openvino.opset8.softmax(data, 1)], [data]), "CPU", {})
+            finally:
+                del os.environ[ONEDNN_KERNELS]
+        _onednn_limited = True
 
 
 def _reason(error: Exception) -> str:
