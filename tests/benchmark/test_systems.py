@@ -53,7 +53,7 @@ def test_options_are_those_of_load(bundle: Path):
 
 @pytest.mark.parametrize(
     ("options", "error"),
-    [({"max_layers": 99}, BudgetError), ({"engine": "trt"}, BundleError), ({"router": "x"}, BundleError)],
+    [({"max_layers": 99}, BudgetError), ({"engine": "trt"}, BundleError), ({"router": "x"}, BudgetError)],
 )
 def test_what_a_worker_cannot_load_is_the_error_it_would_be_here(
     bundle: Path, options: dict, error: type[HadskipError]

@@ -133,7 +133,7 @@ def test_what_cannot_be_calibrated_is_refused(bundle: Path, static_bundle: Path,
         calibrate(static_bundle, file)
     with pytest.raises(BudgetError, match="--budget 5: the model has 4 layers"):
         calibrate(bundle, file, [5])
-    with pytest.raises(DataError, match="cannot tell which of 'x' to use; name it with --text-column"):
+    with pytest.raises(DataError, match=r"cannot tell which of 'x' to use; .* name it with --text-column"):
         calibrate(bundle, write_csv(tmp_path / "x.csv", [("good",)], ("x",)))
 
 

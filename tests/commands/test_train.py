@@ -58,12 +58,15 @@ def test_the_run_folder_has_what_the_design_says(run_folder):
         "summary.json",
         "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json",
+        "tokenizer/SHA256SUMS",
         "stage1/tokenizer.json",
         "stage1/tokenizer_config.json",
         "state/texts.jsonl",
         "state/lock",
     }
-    wanted |= {f"{folder}/{file}" for folder in checkpoints for file in ("model.safetensors", "config.json")}
+    wanted |= {
+        f"{folder}/{file}" for folder in checkpoints for file in ("model.safetensors", "config.json", "SHA256SUMS")
+    }
     wanted |= {f"budgets/{budget}/metrics.json" for budget in BUDGETS}
     assert files == wanted
 

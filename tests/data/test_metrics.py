@@ -28,7 +28,12 @@ def arrays(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_their_names():
-    assert list(METRICS.items()) == [("accuracy", accuracy), ("f1", f1), ("matthews", matthews)]
+    assert list(METRICS.items()) == [
+        ("accuracy", accuracy),
+        ("f1", f1),
+        ("matthews", matthews),
+        ("agreement", accuracy),
+    ]
 
 
 @given(label_pairs(3))

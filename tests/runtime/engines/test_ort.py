@@ -33,7 +33,8 @@ def test_a_provider_that_is_not_there_is_not_replaced_in_silence(bundle: Path, m
 
 def test_threads_are_those_asked_for_or_those_of_the_process():
     assert EngineOptions().thread_count == usable_cpus()
-    assert EngineOptions(threads=3).thread_count == 3
+    assert EngineOptions(threads=1).thread_count == 1
+    assert EngineOptions(threads=1_000_000).thread_count == usable_cpus()
 
 
 @pytest.mark.parametrize("cut", ["bundle", "layers_bundle", "whole_bundle"])

@@ -432,10 +432,10 @@ def test_without_labels_and_without_a_teacher_there_is_nothing_to_learn(model_fo
     assert not (tmp_path / "run").exists()
 
 
-def test_figures_need_labels(teacher, csv_files, tmp_path):
+def test_figures_need_labels_or_a_teacher(model_folder, csv_files, tmp_path):
     texts = without_labels(csv_files[1], tmp_path)
     with pytest.raises(DataError, match=r"texts\.csv.*--label-column"):
-        repeat(teacher, (csv_files[0], texts), tmp_path / "run", fine_tuned=True)
+        repeat(model_folder, (csv_files[0], texts), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
