@@ -126,10 +126,10 @@ class Predictor:
         self._most_padding = engine_type.most_padding
         self._lock = threading.Lock()
         self._why_closed = CLOSED
-        watch(self)
         self.gated: Program | None = None  # runs `router="gates"`; None until it is needed
         self._chain: Chain | None = None
         self._full: Program | None = None
+        watch(self)
         program = self._load_full() if options.router == "full" else self._load_gated()
         if options.warm_up:
             ids = np.zeros(min(WARM_UP_TOKENS, model.max_length), np.int64)
