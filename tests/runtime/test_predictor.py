@@ -434,7 +434,7 @@ def one_line(error: pytest.ExceptionInfo) -> str:
         ("a",),
         (),
         [("a",)],
-        {"a", "b"},
+        {"a"},
         frozenset("a"),
         bytearray(b"bytes"),
         np.array("a"),
