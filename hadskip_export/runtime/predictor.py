@@ -28,8 +28,8 @@ RouterName = Literal["gates", "full"]
 ROUTERS = get_args(RouterName)
 CLOSED = "this predictor is closed; load the bundle again"
 ELSEWHERE = (
-    "a predictor stays in the process that loaded it; call Predictor.load in this one, after the fork (gunicorn: leave"
-    " --preload out)"
+    "a predictor stays in the process that loaded it; call Predictor.load after the fork, in each process (gunicorn:"
+    " leave --preload out)"
 )
 WARM_UP_TOKENS = 16  # as good as any input: one of every size is too many
 

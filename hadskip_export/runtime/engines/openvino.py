@@ -33,6 +33,7 @@ BUSY = "busy state"  # in OpenVINO's message where memory cannot be given back y
 _SMALL = ("gate_", "head")  # pieces too small to share between threads; all gates in one are not
 _onednn_lock = threading.Lock()
 _onednn_limited = False
+_used_in: int | None = None  # the process that loaded OpenVINO
 
 
 class OpenVinoEngine(OnThisProcessor):
@@ -41,6 +42,7 @@ class OpenVinoEngine(OnThisProcessor):
     reads = "onnx"
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
+        _check_process()
         self._openvino = optional_import("openvino", "openvino")
         self._core = self._openvino.Core()
         _keep_few_onednn_kernels(self._openvino, self._core)
@@ -168,6 +170,21 @@ class Port:
 
     def given(self, array: np.ndarray) -> Any:
         return Bfloat16States(array) if self._bf16 else array
+
+
+def _check_process() -> None:
+    """
+    Raises:
+        EngineError: this process was forked from one that has used OpenVINO, and might wait forever for threads that
+            stayed there.
+    """
+    global _used_in
+    if _used_in not in (None, os.getpid()):
+        raise EngineError(
+            "OpenVINO was used by the process that this one was forked from, and its threads stayed there; load the"
+            " first predictor after the fork, in each process (gunicorn: leave --preload out)"
+        )
+    _used_in = os.getpid()
 
 
 def _keep_few_onednn_kernels(openvino: Any, core: Any) -> None:
