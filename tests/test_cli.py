@@ -331,6 +331,7 @@ def test_results_go_to_stdout_and_errors_to_stderr(made: Made):
     assert len(stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_code_in_the_current_folder_never_runs(made: Made, tmp_path: Path):
     """Beside files of these names, and with them in the bundle, every command answers as ever."""
     copy = copied(made, tmp_path)

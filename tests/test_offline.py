@@ -88,6 +88,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_no_command_on_local_files_asks_a_host(tmp_path: Path, model_folder: Path, csv_files: tuple[Path, Path]):
     pytest.importorskip("openvino")
     run, bundle, (train, held_out) = tmp_path / "run", tmp_path / "bundle", csv_files

@@ -35,7 +35,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_child_says_where_to_load_and_ends(way: str, engine: str, threads: int, request: pytest.FixtureRequest):

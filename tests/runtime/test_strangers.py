@@ -79,7 +79,14 @@ THINGS = {
 }
 
 
-@pytest.mark.parametrize("name", [MANIFEST, DIGEST, WEIGHTS, PIECE, "golden/outputs.npz", "model/tokenizer.json"])
+@pytest.mark.parametrize(
+    "name",
+    [MANIFEST, WEIGHTS]
+    + [
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in (DIGEST, PIECE, "golden/outputs.npz", "model/tokenizer.json")
+    ],
+)
 @pytest.mark.parametrize("thing", THINGS)
 def test_what_stands_in_the_place_of_a_file_is_not_waited_for(bundle: Path, tmp_path: Path, thing: str, name: str):
     copy = copy_of(bundle, tmp_path)
