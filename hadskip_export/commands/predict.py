@@ -19,6 +19,7 @@ OnError = Literal["stop", "skip"]
 Record = dict[str, Any]
 CHUNK = 1024  # inputs held at a time
 STANDARD_INPUT = "-"
+PROBABILITY = "probability_"  # what a table's columns of the classes begin with
 OURS = ("line", *(field.name for field in fields(Prediction)))  # what a column of the input cannot be called
 
 
@@ -108,8 +109,15 @@ def _of_rows(
 
 
 def _renamed(others: Record) -> Record:
-    """The input's other columns, none of them called like ours."""
-    return {f"input_{name}" if name in OURS else name: value for name, value in others.items()}
+    """The input's other columns, none called like ours or like another: answers may be asked about again."""
+    taken, renamed = set(others), {}
+    for name, value in others.items():
+        new = name
+        while new in OURS or new.startswith(PROBABILITY) or (new != name and new in taken):
+            new = f"input_{new}"
+        taken.add(new)
+        renamed[new] = value
+    return renamed
 
 
 def _those_taken(predictor: Predictor, chunk: list[TextRow], name: str, refuse: Refuse) -> Iterator[TextRow]:
@@ -138,7 +146,7 @@ def _write_table(records: Iterable[Record], file: TextIO) -> None:
     for record in records:
         row = {name: _cell(value) for name, value in record.items() if name not in ("probabilities", "layers")}
         row["layers"] = " ".join(map(str, record["layers"]))
-        row |= {f"probability_{label}": repr(value) for label, value in record["probabilities"].items()}
+        row |= {f"{PROBABILITY}{label}": repr(value) for label, value in record["probabilities"].items()}
         if writer is None:
             writer = csv.DictWriter(file, list(row), lineterminator="\n")
             writer.writeheader()

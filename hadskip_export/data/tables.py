@@ -305,15 +305,15 @@ def read_standard_input(refuse: Refuse = stop) -> Iterator[TextRow]:
 
 
 def _find_text_among(file: Path, rows: Iterator[Row], columns: Columns) -> tuple[list[Row], "_TextColumns"]:
-    """The rows read until one had the columns, and `find_text` of that one."""
+    """The rows read until one had the columns, and `_find_text` of that one."""
     read: list[Row] = []
     for row in itertools.islice(rows, FIRST_OBJECTS if file.suffix.lower() == ".jsonl" else 1):
         read.append(row)
         with contextlib.suppress(DataError):
-            return read, find_text(row, columns)
+            return read, _find_text(row, columns)
     if not read:
         raise DataError(f"{file}: {NO_ROWS}")
-    return read, find_text(read[0], columns)  # raises
+    return read, _find_text(read[0], columns)  # raises
 
 
 def read_examples(
@@ -337,7 +337,7 @@ def read_examples(
     lines: list[int] = []
     for row in read_rows(path):
         if not texts:
-            named = find_text(row, columns)
+            named = _find_text(row, columns)
             has_labels = not unlabelled or columns.label or _like(row, LABEL_COLUMNS)
             label = _find(row, columns.label, LABEL_COLUMNS, "--label-column") if has_labels else None
         texts.append(named.of(row))
@@ -411,7 +411,7 @@ class _TextColumns:
         return {name: value for name, value in row.values.items() if name not in (self.text, self.pair)}
 
 
-def find_text(first: Row, columns: Columns) -> _TextColumns:
+def _find_text(first: Row, columns: Columns) -> _TextColumns:
     """How to get the text, or the pair of texts, from the rows of a file, of which `first` is the first.
 
     Raises:

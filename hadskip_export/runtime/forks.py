@@ -1,7 +1,7 @@
 """What a forked child may do with the engines of its parent: nothing, not even let go of them.
 
 The threads of an engine stay in the parent. A child that destroys the engine, or that ends, would wait for them
-forever. So a child keeps what it inherited until it is gone, and loads its own.
+forever. So a child keeps what it inherited until it is gone, and loads its own, where the engine can (OpenVINO cannot).
 """
 
 import ctypes

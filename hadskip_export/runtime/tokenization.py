@@ -127,7 +127,7 @@ class Tokenizer:
         if self._vocab_size is not None and largest >= self._vocab_size:
             token = encoding.tokens[encoding.ids.index(largest)]
             raise DataError(
-                f"input {index + 1}: the token {token!r} has the id {largest}, and the model embeddings of"
+                f"input {index + 1}: the token {token!r} has the id {largest}, and the model has embeddings of"
                 f" {self._vocab_size} tokens; leave it out, or resize and train the model's embeddings"
             )
         type_ids = encoding.type_ids if self._gives_segments else [0] * len(encoding)

@@ -67,13 +67,23 @@ def scratch() -> Iterator[Path]:
                     shutil.rmtree(left, ignore_errors=True)
             finally:
                 os.close(handle)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as name:
-        handle = os.open(name, os.O_RDONLY)
-        try:
-            _lock(handle)
-            with named(Path(name)):
-                yield Path(name)
-        finally:
+    folder, handle = _locked_folder()
+    try:
+        with named(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _locked_folder() -> tuple[Path, int]:
+    """A new temporary folder, and its descriptor. Until it is locked, who sweeps may take it for a leftover."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH))
+        with suppress(FileNotFoundError):
+            handle = os.open(folder, os.O_RDONLY)
+            if _lock(handle) and _leads_to(folder, handle):
+                return folder, handle
             os.close(handle)
 
 

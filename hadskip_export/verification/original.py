@@ -58,15 +58,16 @@ def check_same_as_original(
         inputs = their_tokenizer(*pair, truncation=True, max_length=tokenizer.max_length, return_tensors="pt")
         given = {name: tensor[0].tolist() for name, tensor in inputs.items()}
         for name, ours in {"input_ids": encoded.ids, "token_type_ids": encoded.type_ids}.items():
-            if given.get(name, [0] * len(encoded)) != ours.tolist():
-                raise _difference(folder, f"{name} are {given[name]}, here they are {ours.tolist()}", text)
+            there = given.get(name, [0] * len(encoded))
+            if there != ours.tolist():
+                raise _difference(folder, f"{name} are {there}, here they are {ours.tolist()}", text)
         batch = pad([encoded])
         arrays = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
         with torch.no_grad():
-            there = theirs(**inputs)
+            found = theirs(**inputs)
             here = model(*map(torch.from_numpy, arrays), keep_states=not fine_tuned)
         name = "logits" if fine_tuned else "last_hidden_state"
-        one, other = there[name], here.logits if fine_tuned else here.hidden_states[-1]
+        one, other = found[name], here.logits if fine_tuned else here.hidden_states[-1]
         far = (one - other).abs().max().item()
         if not far <= TOLERANCE * (1 + one.abs().max().item()):
             raise _difference(folder, f"{name} are up to {far:.2g} away from those here", text)

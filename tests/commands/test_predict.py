@@ -234,6 +234,20 @@ def test_a_table_has_a_column_for_each_class(bundle: Path, tmp_path: Path):
     assert [(row["line"], row["id"], row["note"]) for row in rows] == [("2", "7", 'a, "b"\nc'), ("4", "8", "")]
 
 
+def test_answers_may_be_asked_about_again(bundle: Path, tmp_path: Path):
+    first, second, third = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "c.csv"
+    first.write_text("text,note,label,input_label\ngood,1,mine,yours\n")
+    succeeded(run("predict", bundle, "--input", first, "--output", second))
+    succeeded(run("predict", bundle, "--input", second, "--output", third, "--text-column", "note"))
+    with second.open(newline="") as table:
+        (row,) = csv.DictReader(table)
+    assert (row["input_input_label"], row["input_label"]) == ("mine", "yours")
+    with third.open(newline="") as table:
+        (row,) = csv.DictReader(table)
+    values = list(row.values())
+    assert {"mine", "yours"} <= set(values) and "input_probability_yes" in row and row["input_line"] == "2"
+
+
 def test_a_table_does_not_lose_what_its_first_row_has_not(bundle: Path, tmp_path: Path):
     file = tmp_path / "data.jsonl"
     file.write_text('{"text": "good"}\n{"text": "bad", "id": 1}\n')

@@ -109,6 +109,13 @@ def test_a_difference_is_an_error_that_names_it(change, what, classifier_folder,
     assert len(str(error.value)) < 400 + len(str(classifier_folder))
 
 
+def test_segments_that_only_this_package_would_give_are_a_difference(classifier_folder, tmp_path):
+    names = ["input_ids", "attention_mask"]
+    folder = edited(classifier_folder, tmp_path / "model", "tokenizer_config.json", model_input_names=names)
+    with pytest.raises(BundleError, match=r"in transformers token_type_ids are \[0, 0, 0"):
+        check(folder, tmp_path, other_settings(model_input_names=["input_ids", "token_type_ids"]))
+
+
 def test_a_difference_of_an_encoder_is_an_error(model_folder, tmp_path):
     with pytest.raises(BundleError, match="last_hidden_state"):
         check(model_folder, tmp_path, nudge("layers.2.up.weight"), labels=("a", "b"))

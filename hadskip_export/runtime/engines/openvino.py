@@ -42,8 +42,8 @@ class OpenVinoEngine(OnThisProcessor):
     reads = "onnx"
 
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
-        _check_process()
         self._openvino = optional_import("openvino", "openvino")
+        _check_process()
         self._core = self._openvino.Core()
         _keep_few_onednn_kernels(self._openvino, self._core)
         self._files = files
