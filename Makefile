@@ -23,7 +23,8 @@ demo: $(STAMP)
 
 # A file's tests in one worker: what they share is built once for it.
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -m "not gpu and not slow" -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest tests -m "not gpu and not slow" -n logical --maxprocesses 8 --dist loadfile \
+		--max-worker-restart 0
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -44,8 +44,9 @@ def test_files_that_may_not_grow(job: Job, tmp_path: Path):
         folder.mkdir()
         job.prepare(folder)
         limit = int(largest * (number + 0.5) / max(2, SIZES // len(JOBS)))
-        refusals += check_refused(start(*job.arguments(folder), before=LIMIT.format(limit)), folder)
-        if job.name in ("build", "predict") and refusals:
+        refused = check_refused(start(*job.arguments(folder), before=LIMIT.format(limit)), folder)
+        refusals += refused
+        if job.name in ("build", "predict") and refused:
             assert not (folder / job.target).exists()
     assert refusals
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from hadskip_export.runtime.engines.base import EngineOptions, OnThisProcessor, Piece, is_reduced
 from hadskip_export.runtime.engines.bfloat16 import Bfloat16States
+from hadskip_export.runtime.forks import never_destroy
 from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 MOST_TOKENS = {"fp32": 1024, "bf16": 1024, "int8": 512}  # computed at once, which takes 24 kB of scratch a token
@@ -31,8 +32,8 @@ KERNELS = 32  # that each graph keeps, up to half a MB each; to make all of a ne
 ONEDNN_KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 BUSY = "busy state"  # in OpenVINO's message where memory cannot be given back yet
 _SMALL = ("gate_", "head")  # pieces too small to share between threads; all gates in one are not
-_onednn_lock = threading.Lock()
-_onednn_limited = False
+_core_lock = threading.Lock()
+_core: Any = None
 _used_in: int | None = None  # the process that loaded OpenVINO
 
 
@@ -44,8 +45,7 @@ class OpenVinoEngine(OnThisProcessor):
     def __init__(self, files: Mapping[str, Path], precision: str, options: EngineOptions):
         self._openvino = optional_import("openvino", "openvino")
         _check_process()
-        self._core = self._openvino.Core()
-        _keep_few_onednn_kernels(self._openvino, self._core)
+        self._core = _core_of_this_process(self._openvino)
         self._files = files
         self._precision = precision
         self._options = options
@@ -187,19 +187,30 @@ def _check_process() -> None:
     _used_in = os.getpid()
 
 
+def _core_of_this_process(openvino: Any) -> Any:
+    """One for all predictors, and never destroyed. Each gives its thread a stack for signals and, at its end, puts back
+    the one it found: of two whose lives overlap that is freed memory, and the next SIGTERM a segmentation fault."""
+    global _core
+    with _core_lock:
+        if _core is None:
+            core = openvino.Core()
+            never_destroy(core)
+            _keep_few_onednn_kernels(openvino, core)
+            _core = core
+    return _core
+
+
 def _keep_few_onednn_kernels(openvino: Any, core: Any) -> None:
     """OpenVINO's oneDNN reads from the environment how many it may keep, when it makes the first one of the process:
     here, of a model that is a softmax. PyTorch has a oneDNN, too, so the environment is left as it was."""
-    global _onednn_limited
-    with _onednn_lock:
-        if not _onednn_limited and ONEDNN_KERNELS not in os.environ:
-            os.environ[ONEDNN_KERNELS] = str(KERNELS)
-            try:
-                data = openvino.opset8.parameter([1, 2], np.float32)
-                core.compile_model(openvino.Model([openvino.opset8.softmax(data, 1)], [data]), "CPU", {})
-            finally:
-                del os.environ[ONEDNN_KERNELS]
-        _onednn_limited = True
+    if ONEDNN_KERNELS in os.environ:
+        return
+    os.environ[ONEDNN_KERNELS] = str(KERNELS)
+    try:
+        data = openvino.opset8.parameter([1, 2], np.float32)
+        core.compile_model(openvino.Model([openvino.opset8.softmax(data, 1)], [data]), "CPU", {})
+    finally:
+        del os.environ[ONEDNN_KERNELS]
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import textwrap
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -278,3 +279,23 @@ print(sorted({{"onnxruntime", "torch", "onnx", "transformers"}} & set(sys.module
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_signal_is_handled_whichever_predictor_went_first(openvino_bundle: Path):
+    """OpenVINO gives the thread that loads it a stack for signals: once it was freed memory."""
+    code = f"""
+        import faulthandler, signal
+        from hadskip_export.runtime import Predictor
+        faulthandler.enable()
+        signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+        serving = Predictor.load({str(openvino_bundle)!r}, engine="openvino")
+        for _ in range(2):
+            old, serving = serving, Predictor.load({str(openvino_bundle)!r}, engine="openvino")
+            old.close()
+            signal.raise_signal(signal.SIGTERM)
+        serving.close()
+        del old, serving
+        signal.raise_signal(signal.SIGTERM)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n" * 3), done.stderr
