@@ -159,9 +159,10 @@ def _create_file(part: Path) -> int:
 
 def _create_folder(part: Path) -> int:
     while True:
-        part.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkdir(part)
         with suppress(FileNotFoundError):  # who had it has just renamed or removed it
-            return os.open(part, os.O_RDONLY)
+            return os.open(part, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _lock(handle: int) -> bool:
