@@ -9,7 +9,7 @@ import pytest
 
 from hadskip_export.runtime import Predictor
 from hadskip_export.support.errors import EngineError
-from tests.chaos.conftest import MINUTES, TEXTS, answers
+from tests.chaos.conftest import MINUTES, TEXTS
 
 pytestmark = pytest.mark.slow
 
@@ -19,8 +19,8 @@ THREADS = 64
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
 def test_nothing_is_lost_and_memory_stays(engine: str, bundle: Path, openvino_bundle: Path):
     place = bundle if engine == "ort" else openvino_bundle
-    expected = answers(place, engine)
     serving = [Predictor.load(place, engine=engine, threads=1)]
+    expected = [serving[0](text) for text in TEXTS]  # one by one, for in a batch the last bits are others
     until, wrong, counts = time.monotonic() + MINUTES * 30, [], [0] * THREADS  # half of the time for each engine
 
     def ask(number: int) -> None:
