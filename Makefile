@@ -58,7 +58,7 @@ optimum: $(STAMP)
 # engines, cuts and faults.
 slow: $(STAMP)
 	$(BIN)/python -m pytest tests/commands tests/exporters tests/runtime tests/verification tests/test_cli.py \
-		tests/test_offline.py -m slow
+		tests/test_offline.py tests/test_families.py -m slow
 
 # Files changed by chance, each read in a process with little memory and ten seconds: CASES=1000000 for a night. A
 # finding is kept in build/fuzz and is made again by its number: make fuzz FIRST=number CASES=1.

@@ -40,9 +40,9 @@ def write_random_bundle(out: Path, config: EncoderConfig, plan: EnginePlan) -> P
     out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = out.parent / "tokenizer.json"
     write_tokenizer(tokenizer)
-    texts: list[Text] = [text_of(length) for length in (8, 16, min(64, config.max_positions))]
+    texts: list[Text] = [text_of(length) for length in (8, 16, min(64, config.most_tokens))]
     point = Point(config.num_layers, (0.0,) * config.num_layers, "random weights", config.num_layers)
-    source = Source(model, full, tokenizer, config.max_positions, point, "random", "accuracy", texts)
+    source = Source(model, full, tokenizer, config.most_tokens, point, "random", "accuracy", texts)
     report = write_bundle(source, out, plan, golden=texts)
     assert report is not None
     return report

@@ -1,7 +1,7 @@
 """`estimate`: the speedup this machine would give, before anyone trains: random weights, forced gates."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,20 +28,25 @@ CALLS, FEWEST_CALLS, TURNS = 20, 5, 6
 LABELS = ("negative", "positive")
 
 
-def _bert(hidden_size: int, num_layers: int, num_heads: int) -> EncoderConfig:
-    return EncoderConfig(
-        vocab_size=30522,
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        intermediate_size=4 * hidden_size,
-        max_positions=512,
-        type_vocab_size=2,
-        labels=LABELS,
-    )
-
-
-SIZES = {"bert-base": _bert(768, 12, 12), "bert-large": _bert(1024, 24, 16), "minilm": _bert(384, 6, 12)}
+BASE = EncoderConfig(
+    vocab_size=30522,
+    hidden_size=768,
+    num_layers=12,
+    num_heads=12,
+    intermediate_size=3072,
+    max_positions=512,
+    type_vocab_size=2,
+    labels=LABELS,
+)
+SIZES = {
+    "bert-base": BASE,
+    "bert-large": replace(BASE, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
+    "minilm": replace(BASE, hidden_size=384, num_layers=6, intermediate_size=1536),
+    "roberta-base": replace(
+        BASE, family="roberta", vocab_size=50265, max_positions=514, type_vocab_size=1, padding_id=1
+    ),
+    "distilbert": replace(BASE, family="distilbert", num_layers=6, type_vocab_size=0, head_activation="relu"),
+}
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,8 @@ def _check_workloads(config: EncoderConfig, seq: Sequence[int], batch: Sequence[
         DataError: a length that the model does not take, a batch below 1, or no such routing.
     """
     for length in seq:
-        if not 3 <= length <= config.max_positions:
-            raise DataError(f"--seq {length}: the model takes 3 to {config.max_positions} tokens")
+        if not 3 <= length <= config.most_tokens:
+            raise DataError(f"--seq {length}: the model takes 3 to {config.most_tokens} tokens")
     if any(size < 1 for size in batch):
         raise DataError("--batch: expected at least 1")
     for kind in routing:

@@ -91,9 +91,9 @@ def train(
     layers = resolve_budget(budget, config.num_layers)
     if layers == config.num_layers:
         say(f"--budget {budget:g} is all layers of the model: nothing will be skipped")
-    length = min(max_length or DEFAULT_MAX_LENGTH, config.max_positions)
-    if max_length is not None and not 8 <= max_length <= config.max_positions:
-        raise DataError(f"--max-length {max_length}: expected 8 to {config.max_positions}")
+    length = min(max_length or DEFAULT_MAX_LENGTH, config.most_tokens)
+    if max_length is not None and not 8 <= max_length <= config.most_tokens:
+        raise DataError(f"--max-length {max_length}: expected 8 to {config.most_tokens}")
     if not data.train.labels and not chosen.alpha1:
         raise RecipeError("alpha1=0: training texts without labels are learned from the teacher's predictions alone")
     learner = create_method(method, chosen, {"route": route})

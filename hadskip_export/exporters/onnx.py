@@ -9,7 +9,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def template_of(piece: Piece, config: EncoderConfig) -> Template:
         EngineError: torch cannot export it, or has folded a parameter into something else.
     """
     shapes = tuple((name, tuple(weight.shape)) for name, weight in piece.module.named_parameters())
-    about = config.hidden_size, config.num_heads, config.layer_norm_eps, config.activation
+    about = replace(config, num_layers=0, labels=())
     kind = type(piece.module), shapes, about
     if kind not in _traced:
         _traced[kind] = _trace(piece, config.hidden_size)

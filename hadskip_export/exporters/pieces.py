@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hadskip_export.modeling.encoder import Classifier, Layer, attention_bias
 from hadskip_export.modeling.gated import Gate, GatedClassifier, pooled
-from hadskip_export.runtime.bundle import gate_name, layer_name
+from hadskip_export.runtime.bundle import SEGMENTS, gate_name, layer_name
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def cut(model: GatedClassifier, prefix: str = "") -> Iterator[Piece]:
     states, body, route = ("hidden_states", "attention_mask"), model.classifier, model.fixed_route
     last = len(body.layers) if route is None else max(route)
     weights = _of_module(body.embeddings, f"{prefix}embeddings")
-    yield Piece("embeddings", body.embeddings, ("input_ids", "token_type_ids"), "hidden_states", weights)
+    ids = ("input_ids", SEGMENTS) if body.config.has_segments else ("input_ids",)
+    yield Piece("embeddings", body.embeddings, ids, "hidden_states", weights)
     for index, layer in enumerate(body.layers):
         if route is None or index + 1 in route:
             module = LastLayerPiece(layer) if index + 1 == last else LayerPiece(layer)

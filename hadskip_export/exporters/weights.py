@@ -62,9 +62,7 @@ def write_tensors(bundle: Path, name: str, tensors: Mapping[str, np.ndarray], ab
 
 def read_places(bundle: Path, file: str) -> dict[str, Stored]:
     """Where the tensors of a file in the bundle lie, by name (https://github.com/huggingface/safetensors, Format)."""
-    with (bundle / file).open("rb") as handle:
-        size = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(size))
+    size, header = _header(bundle / file)
     header.pop("__metadata__", None)
     location, found = Path(file).relative_to(MODEL).as_posix(), {}
     for name, entry in header.items():
@@ -72,6 +70,18 @@ def read_places(bundle: Path, file: str) -> dict[str, Stored]:
         place = Place(location, 8 + size + start, end - start)
         found[name] = Stored(place, np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]))
     return found
+
+
+def read_about(bundle: Path, file: str) -> dict[str, str]:
+    """What `write_tensors` was told about them."""
+    return json.loads(_header(bundle / file)[1]["__metadata__"][ABOUT])
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Its length in bytes, and what it says."""
+    with file.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        return size, json.loads(handle.read(size))
 
 
 def free_name(folder: Path, stem: str, suffix: str) -> Path:

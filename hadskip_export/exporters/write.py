@@ -19,7 +19,17 @@ from hadskip_export.modeling.checkpoint import hugging_face_config, load_classif
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.points import Point
-from hadskip_export.runtime.bundle import FORMAT, FULL, MODEL, Bundle, Manifest, ModelInfo, RouterInfo
+from hadskip_export.runtime.bundle import (
+    FORMAT,
+    FULL,
+    MODEL,
+    MODEL_INPUTS,
+    SEGMENTS,
+    Bundle,
+    Manifest,
+    ModelInfo,
+    RouterInfo,
+)
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Encoded, Tokenizer
 from hadskip_export.support.digests import check_digests
@@ -73,7 +83,7 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
     model, settings = load_gated(found.folder)
     fine_tuned, texts = load_classifier(run.paths.stage1), run.texts()
     config = fine_tuned.config
-    to_serve = Tokenizer(tokenizer, run.max_length, config.vocab_size, config.type_vocab_size)
+    to_serve = Tokenizer(tokenizer, run.max_length, config.vocab_size, config.segments)
     check_same_as_original(run.paths.stage1, to_serve, fine_tuned, texts, fine_tuned=True)
     labelled = run.metric != AGREEMENT  # the bundle's metric is then for whoever has labels later
     point = Point(
@@ -107,7 +117,7 @@ def write_bundle(
         reference = TorchReference(source.model, source.full)
         tokenizer = Tokenizer(
             bundle.file(bundle.manifest.tokenizer), source.max_length, source.config.vocab_size,
-            source.config.type_vocab_size,
+            source.config.segments,
         )  # fmt: skip
         made_up = golden_files.vocabulary_texts(tokenizer.vocabulary())
         texts = golden or [text for text in made_up if tokenizer.takes(text)]
@@ -129,9 +139,10 @@ def write_model(source: Source, folder: Path) -> Manifest:
     from hadskip_export import __version__
 
     config, route = source.config, source.model.fixed_route
+    inputs = MODEL_INPUTS if config.has_segments else tuple(name for name in MODEL_INPUTS if name != SEGMENTS)
     model = ModelInfo(
-        "bert", config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels,
-        type_vocab_size=config.type_vocab_size,
+        config.family, config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels,
+        inputs, config.segments,
     )  # fmt: skip
     (folder / MODEL).mkdir()
     (folder / MODEL / "config.json").write_text(json.dumps(hugging_face_config(config), indent=2) + "\n")
@@ -186,6 +197,8 @@ def _about(config: EncoderConfig, transposed: set[str]) -> dict[str, str]:
         "num_heads": str(config.num_heads),
         "eps": repr(config.layer_norm_eps),
         "activation": config.activation,
+        "family": config.family,
+        "segments": "yes" if config.has_segments else "no",
         "transposed": " ".join(sorted(transposed)),
     }
 

@@ -5,6 +5,7 @@ ignores the gates.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,39 +16,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hadskip_export.data.text import TOKENIZER_CONFIG
-from hadskip_export.modeling.encoder import ACTIVATIONS, Classifier, EncoderConfig
+from hadskip_export.modeling.encoder import Classifier, EncoderConfig
+from hadskip_export.modeling.families import FAMILIES, REFUSED, Family
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.routes import is_route
 from hadskip_export.support.errors import BundleError, DataError, first_line
 
 HADSKIP_KEY = "hadskip"  # our section of config.json
 GATES = "gates"  # where a checkpoint of ours has theirs
-SPECIAL_TOKENS = ("unk", "sep", "pad", "cls", "mask")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
-# ours -> Hugging Face's, for the parts outside the layers and for one layer. The three attention projections are one
-# matrix in ours, in this order.
-_OUTER_NAMES = {
-    "embeddings.word.weight": "bert.embeddings.word_embeddings.weight",
-    "embeddings.position.weight": "bert.embeddings.position_embeddings.weight",
-    "embeddings.segment.weight": "bert.embeddings.token_type_embeddings.weight",
-    "embeddings.norm": "bert.embeddings.LayerNorm",
-    "head.pooler": "bert.pooler.dense",
-    "head.classifier": "classifier",
-}
-_LAYER_NAMES = {
-    "query_key_value": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "attention_output": ("attention.output.dense",),
-    "attention_norm": ("attention.output.LayerNorm",),
-    "up": ("intermediate.dense",),
-    "down": ("output.dense",),
-    "output_norm": ("output.LayerNorm",),
-}
-
+WHAT_IS_TAKEN = f"this package takes text classifiers of {', '.join(FAMILIES)}"
 READABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # a number of anything else lacks its scale
-# Of a checkpoint, what no classifier computes with: the heads of pretraining, and positions counted up.
-UNUSED = ("cls.", "bert.embeddings.position_ids")
+Names = Mapping[str, tuple[str, ...]]  # parameters of ours -> the tensors that are stacked to make them
 ADAPTERS = ("lora_", "adapter", "ia3_", "prompt_")
 
 
@@ -101,23 +84,11 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
     except Exception as error:  # transformers and its validators raise whatever they like about a bad file
         raise BundleError(f"{file}: cannot be read ({first_line(error)})") from error
     if refused := _why_refused(config):
-        raise BundleError(f"{folder}: {refused} is not supported; this package takes BERT text classifiers")
+        raise BundleError(f"{folder}: {refused} is not supported; {WHAT_IS_TAKEN}")
     if labels is None:
         _check_classifier(config, folder)
-    return EncoderConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_layers=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        max_positions=config.max_position_embeddings,
-        type_vocab_size=config.type_vocab_size,
-        labels=label_names(config.id2label, file) if labels is None else labels,
-        activation=config.hidden_act,
-        layer_norm_eps=config.layer_norm_eps,
-        dropout=config.hidden_dropout_prob,
-        attention_dropout=config.attention_probs_dropout_prob,
-    )
+        labels = label_names(config.id2label, file)
+    return FAMILIES[config.model_type].read(config, labels)
 
 
 def label_names(id2label: dict[int, Any], file: Path) -> tuple[str, ...]:
@@ -142,14 +113,11 @@ def own_labels(folder: Path) -> tuple[str, ...] | None:
 
 def _why_refused(config) -> str | None:
     """What about a Hugging Face configuration is out of scope, in words, or None."""
-    if config.model_type != "bert":
-        return f"the architecture {config.model_type!r}"
-    if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
-        return f"position embedding {config.position_embedding_type!r}"
-    if config.hidden_act not in ACTIVATIONS:
-        return f"the activation {config.hidden_act!r}"
-    if config.num_hidden_layers < 1 or config.hidden_size % config.num_attention_heads:
-        return f"{config.num_hidden_layers} layers of {config.hidden_size} with {config.num_attention_heads} heads"
+    if config.model_type not in FAMILIES:
+        reason = f" ({REFUSED[config.model_type]})" if config.model_type in REFUSED else ""
+        return f"the architecture {config.model_type!r}{reason}"
+    if refused := FAMILIES[config.model_type].refused(config):
+        return refused
     if getattr(config, "is_decoder", False):
         return "a decoder"
     if getattr(config, "quantization_config", None):
@@ -175,11 +143,11 @@ def _check_classifier(config, folder: Path) -> None:
     elif not architecture.endswith("ForSequenceClassification"):
         refused = f"{architecture} as a fine-tuned classifier"
     if refused:
-        raise BundleError(f"{folder}: {refused} is not supported; this package takes BERT text classifiers")
+        raise BundleError(f"{folder}: {refused} is not supported; {WHAT_IS_TAKEN}")
 
 
 def load_classifier(folder: Path, labels: tuple[str, ...] | None = None, seed: int = 0) -> Classifier:
-    """Loads a BERT checkpoint.
+    """Loads a checkpoint of one of the families.
 
     Args:
         folder: a Hugging Face model folder with safetensors weights.
@@ -191,21 +159,23 @@ def load_classifier(folder: Path, labels: tuple[str, ...] | None = None, seed: i
             or need a scale, and tensors that would change the answers if anybody read them.
     """
     config = read_config(folder, labels)
-    theirs = _normalise_names(_read_weights(folder))
+    family = FAMILIES[config.family]
+    theirs = _normalise_names(_read_weights(folder), family)
     fresh = ("head.classifier", "head.pooler") if labels is not None else ()
     if labels is not None:
         theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("classifier.")}
-    _check_all_read(theirs, config.num_layers, folder, fine_tuned=labels is None)
+    names = family.names(config)
+    _check_all_read(theirs, names, family, folder, fine_tuned=labels is None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(config).init_weights()
-    ours = _from_hugging_face(theirs, config.num_layers, folder)
+    ours = _from_hugging_face(theirs, names, folder)
     _load_state(model, ours, folder, fresh)
     return model.eval()
 
 
 def save_classifier(model: Classifier, folder: Path) -> None:
-    """Writes `model` as a Hugging Face `BertForSequenceClassification` checkpoint."""
+    """Writes `model` as a Hugging Face checkpoint, a `...ForSequenceClassification` of its family."""
     _save(model.config, _to_hugging_face(model), {}, folder)
 
 
@@ -315,39 +285,19 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _normalise_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A bare encoder's names get the prefix `bert.` of a classifier's; TensorFlow-era norms get today's names."""
-    bare = any(name.startswith("embeddings.") for name in tensors)
+def _normalise_names(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """A bare encoder's names become those of a classifier's checkpoint, TensorFlow-era norms get today's names."""
+    bare = not any(name.startswith(f"{family.prefix}.") for name in tensors)
     result = {}
     for name, tensor in tensors.items():
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        inside = bare and name.split(".")[0] in ("embeddings", "encoder", "pooler")
-        result[f"bert.{name}" if inside else name] = tensor
+        result[family.as_in_classifier(name) if bare else name] = tensor
     return result
 
 
-def _pairs(num_layers: int) -> dict[str, tuple[str, ...]]:
-    """Our parameter name -> the Hugging Face tensors that are stacked to make it."""
-    pairs: dict[str, tuple[str, ...]] = {}
-
-    def add(ours: str, theirs: tuple[str, ...]) -> None:
-        if ours.endswith(".weight"):
-            pairs[ours] = theirs
-        else:
-            for kind in ("weight", "bias"):
-                pairs[f"{ours}.{kind}"] = tuple(f"{name}.{kind}" for name in theirs)
-
-    for ours, theirs in _OUTER_NAMES.items():
-        add(ours, (theirs,))
-    for index in range(num_layers):
-        for ours, inner in _LAYER_NAMES.items():
-            add(f"layers.{index}.{ours}", tuple(f"bert.encoder.layer.{index}.{name}" for name in inner))
-    return pairs
-
-
-def _from_hugging_face(theirs: dict[str, Tensor], num_layers: int, folder: Path) -> dict[str, Tensor]:
+def _from_hugging_face(theirs: dict[str, Tensor], names: Names, folder: Path) -> dict[str, Tensor]:
     ours = {}
-    for name, sources in _pairs(num_layers).items():
+    for name, sources in names.items():
         tensors = [theirs[source].float() for source in sources if source in theirs]
         if len({tensor.shape for tensor in tensors}) > 1:
             raise BundleError(f"{folder}: weights do not fit together: {', '.join(sources)} differ in shape")
@@ -356,13 +306,13 @@ def _from_hugging_face(theirs: dict[str, Tensor], num_layers: int, folder: Path)
     return ours
 
 
-def _check_all_read(theirs: dict[str, Tensor], num_layers: int, folder: Path, fine_tuned: bool) -> None:
+def _check_all_read(theirs: dict[str, Tensor], names: Names, family: Family, folder: Path, fine_tuned: bool) -> None:
     """Every tensor is read, or known to be of no use to a classifier; under a new head, other heads are, too.
 
     Raises:
         BundleError: one is not, or one that is read holds no numbers.
     """
-    read = {name for sources in _pairs(num_layers).values() for name in sources}
+    read = {name for sources in names.values() for name in sources}
     for name, tensor in theirs.items():
         if name in read:
             if tensor.dtype not in READABLE:
@@ -372,20 +322,22 @@ def _check_all_read(theirs: dict[str, Tensor], num_layers: int, folder: Path, fi
                 )
             if not tensor.isfinite().all():
                 raise BundleError(f"{folder}: {name} has values that are no finite numbers; fetch or train it again")
-        elif not name.startswith((*UNUSED, f"{GATES}.")):
+        elif not name.startswith((*family.unused, f"{GATES}.")):
             if any(part in name for part in ADAPTERS):
                 raise BundleError(
                     f"{folder}: {name} is of an adapter; merge it into the model before (merge_and_unload)"
                 )
-            if fine_tuned or name.startswith("bert."):
-                raise BundleError(f"{folder}: {name} is in the checkpoint, and a BERT classifier does not have it")
+            if fine_tuned or name.startswith(f"{family.prefix}."):
+                raise BundleError(
+                    f"{folder}: {name} is in the checkpoint, and a {family.title} classifier does not have it"
+                )
 
 
 def _to_hugging_face(model: Classifier) -> dict[str, Tensor]:
     state = model.state_dict()
     return {
         source: part.contiguous()
-        for name, sources in _pairs(model.config.num_layers).items()
+        for name, sources in FAMILIES[model.config.family].names(model.config).items()
         for source, part in zip(sources, state[name].chunk(len(sources)), strict=True)
     }
 
@@ -409,27 +361,10 @@ def hugging_face_config(config: EncoderConfig) -> dict[str, Any]:
     Raises:
         DataError: two labels have the same name.
     """
-    from transformers import BertConfig
-
     labels = config.labels
     if len(set(labels)) != len(labels):
         raise DataError(f"label names must differ: {', '.join(labels)}")
-    return BertConfig(
-        architectures=["BertForSequenceClassification"],
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=config.intermediate_size,
-        max_position_embeddings=config.max_positions,
-        type_vocab_size=config.type_vocab_size,
-        hidden_act=config.activation,
-        layer_norm_eps=config.layer_norm_eps,
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=config.attention_dropout,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-    ).to_dict()
+    return FAMILIES[config.family].written(config)
 
 
 def _save(config: EncoderConfig, tensors: dict[str, Tensor], section: dict, folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""A BERT classifier on one page: embeddings, post-norm transformer layers, head.
+"""A BERT-type classifier on one page: embeddings, post-norm transformer layers, head.
 
-Its parts are what the exporter cuts into pieces, so each is a module with plain tensors in and out. Shapes use
-`b` batch, `s` length in tokens, `H` hidden size, `N` heads. Oracle: `transformers` (tests/modeling).
+What one family of encoders has and another has not is a value of `EncoderConfig` (families/ tells which). The parts are
+what the exporter cuts into pieces, so each is a module with plain tensors in and out. Shapes use `b` batch, `s` length
+in tokens, `H` hidden size, `N` heads. Oracle: `transformers` (tests/modeling).
 """
 
 import math
@@ -12,12 +13,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+def _tanh_gelu(inputs: Tensor) -> Tensor:
+    return F.gelu(inputs, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of a BERT-type classifier. `num_layers` is the L of the paper."""
+    """Sizes and variants of a BERT-type classifier. `num_layers` is the L of the paper.
+
+    Args:
+        type_vocab_size: segments that have an embedding; with one or none, the model is not told any.
+        family: a name in `families.FAMILIES`.
+        embedding_size: of the embeddings where they are projected to `hidden_size` afterwards.
+        padding_id: where positions count the tokens that are not this one, and begin after it; elsewhere they count all
+            tokens, from 0.
+        head_activation: between the head's two linear maps.
+        head_dropout: before the last of them; `dropout` if left out.
+        head_drops_input: the head has dropout before the first, too.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -31,6 +55,30 @@ class EncoderConfig:
     layer_norm_eps: float = 1e-12
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    family: str = "bert"
+    embedding_size: int | None = None
+    padding_id: int | None = None
+    head_activation: str = "tanh"
+    head_dropout: float | None = None
+    head_drops_input: bool = False
+
+    @property
+    def segments(self) -> int:
+        """That the model tells apart."""
+        return max(1, self.type_vocab_size)
+
+    @property
+    def has_segments(self) -> bool:
+        return self.segments > 1
+
+    @property
+    def projects_embeddings(self) -> bool:
+        return self.embedding_size not in (None, self.hidden_size)
+
+    @property
+    def most_tokens(self) -> int:
+        """That an input may have."""
+        return self.max_positions - (0 if self.padding_id is None else self.padding_id + 1)
 
 
 @dataclass
@@ -52,17 +100,28 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position = nn.Embedding(config.max_positions, config.hidden_size)
-        self.segment = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        width = config.embedding_size or config.hidden_size
+        self.padding_id, self.has_segments = config.padding_id, config.has_segments
+        self.word = nn.Embedding(config.vocab_size, width)
+        self.position = nn.Embedding(config.max_positions, width)
+        self.segment = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
+        self.projection = nn.Linear(width, config.hidden_size) if config.projects_embeddings else None
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        """int64 [b, s] twice -> float32 [b, s, H]."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        embedded = self.word(input_ids) + self.position(positions) + self.segment(token_type_ids)
-        return self.dropout(self.norm(embedded))
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """int64 [b, s] twice -> float32 [b, s, H]. A model without segments is not asked for them, and ignores them."""
+        embedded = self.word(input_ids) + self.position(self._positions(input_ids))
+        if self.segment is not None:
+            embedded = embedded + (self.segment(token_type_ids) if self.has_segments else self.segment.weight)
+        embedded = self.dropout(self.norm(embedded))
+        return embedded if self.projection is None else self.projection(embedded)
+
+    def _positions(self, input_ids: Tensor) -> Tensor:
+        if self.padding_id is None:
+            return torch.arange(input_ids.shape[1], device=input_ids.device)
+        real = (input_ids != self.padding_id).long()
+        return real.cumsum(dim=1) * real + self.padding_id
 
 
 class Layer(nn.Module):
@@ -127,13 +186,16 @@ class Head(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.activation = ACTIVATIONS[config.head_activation]
+        self.dropout = nn.Dropout(config.dropout if config.head_dropout is None else config.head_dropout)
+        self.drops_input = config.head_drops_input
         self.classifier = nn.Linear(config.hidden_size, len(config.labels))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """float32 [b, s, H] -> logits float32 [b, classes]."""
-        pooled = self.dropout(torch.tanh(self.pooler(hidden_states[:, 0])))
-        return self.classifier(pooled).float()  # for losses, under autocast too
+        first = hidden_states[:, 0]
+        pooled = self.activation(self.pooler(self.dropout(first) if self.drops_input else first))
+        return self.classifier(self.dropout(pooled)).float()  # for losses, under autocast too
 
 
 class Classifier(nn.Module):

@@ -30,7 +30,8 @@ MODEL, WEIGHTS, ENGINES_FOLDER = "model", "model/weights", "engines"
 MOST_MANIFEST, MOST_DIGESTS = 4 << 20, 1024  # bytes; a manifest is some kilobytes, and there are two digests at most
 MOST_SIZE = 2**31 - 1  # of anything that a model has in rows
 GRAPH_SUFFIX = ".onnx"  # engines choose by it how a file is read: another one would be read past our checks
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+SEGMENTS = "token_type_ids"
+MODEL_INPUTS = ("input_ids", "attention_mask", SEGMENTS)
 ABOUT = "hadskip"  # the name under which the files of tensors have JSON of our own
 FULL, WHOLE, WHOLE_ALONE, ALL_GATES = "full", "whole", "whole_alone", "gates"
 

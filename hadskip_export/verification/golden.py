@@ -22,6 +22,7 @@ from hadskip_export.verification.parity import count_flips, largest_difference, 
 from hadskip_export.verification.references import Reference, thresholds_of
 
 COUNT = 64
+WORD_STARTS = "\u0120\u2581"  # what byte-level and sentence-piece vocabularies write before a word
 INPUTS, OUTPUTS = "golden/inputs.jsonl", "golden/outputs.npz"
 MOST_OWN_BYTES = 64 << 20  # of the user's golden inputs
 MOST_BYTES = 4 * MOST_OWN_BYTES  # of either file in a bundle; JSON may take six bytes for two
@@ -44,7 +45,8 @@ class Golden:
 
 def vocabulary_texts(vocabulary: list[str], seed: int = 0) -> list[Text]:
     """Texts of 1 to 100 random words, every eighth one a pair, and one without a word."""
-    words = [word for word in vocabulary if word.isalpha()] or vocabulary
+    plain = {word.lstrip(WORD_STARTS) for word in vocabulary}
+    words = sorted(word for word in plain if word.isalpha()) or vocabulary
     random = np.random.default_rng(seed)
     texts: list[Text] = [""]
     for number in range(1, COUNT):

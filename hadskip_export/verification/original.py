@@ -64,7 +64,12 @@ def check_same_as_original(
         batch = pad([encoded])
         arrays = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
         with torch.no_grad():
-            found = theirs(**inputs)
+            try:
+                found = theirs(**inputs)
+            except Exception as error:  # an input that it does not take, perhaps
+                raise BundleError(
+                    f"{folder}: in transformers its model fails on what its tokenizer gives ({error})"
+                ) from error
             here = model(*map(torch.from_numpy, arrays), keep_states=not fine_tuned)
         name = "logits" if fine_tuned else "last_hidden_state"
         one, other = found[name], here.logits if fine_tuned else here.hidden_states[-1]

@@ -77,12 +77,12 @@ class OnnxReference:
         pieces, model, route = bundle.manifest.pieces, bundle.manifest.model, bundle.manifest.router.route
         sessions = {file: self._session(bundle.file(file)) for file in set(pieces.values())}
         self._pieces = {piece: sessions[file] for piece, file in pieces.items()}
-        self._layers = range(model.layers)
+        self._inputs, self._layers = model.embedding_inputs, range(model.layers)
         self._fixed = None if route is None else np.where(as_row(route, model.layers), FIXED_MARGIN, -FIXED_MARGIN)
 
     def trace(self, batch: Batch, thresholds: np.ndarray) -> Trace:
         mask = batch.attention_mask
-        ids = {"input_ids": batch.input_ids, "token_type_ids": batch.token_type_ids}
+        ids = {name: getattr(batch, name) for name in self._inputs}
         states = [self._run("embeddings", ids)]
         outputs, margins = [], []
         for index in self._layers:

@@ -198,13 +198,13 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Non
 
 
 UNSUPPORTED = [
-    ({"model_type": "roberta"}, "'roberta'"),
+    ({"model_type": "albert"}, "'albert'"),
     ({"model_type": "gpt2"}, "'gpt2'"),
     ({"id2label": {"0": "score"}}, "regression"),
     ({"problem_type": "regression"}, "'regression'"),
     ({"problem_type": "multi_label_classification"}, "'multi_label_classification'"),
     ({"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification"),
-    ({"hidden_act": "silu"}, "'silu'"),
+    ({"hidden_act": "mish"}, "'mish'"),
     ({"position_embedding_type": "relative_key"}, "'relative_key'"),
     ({"is_decoder": True}, "decoder"),
     ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "quantised"),
@@ -314,8 +314,8 @@ def test_a_weight_that_is_no_number_is_refused(value, damaged):
     ("name", "cause"),
     [
         (f"base_model.model.{QUERY}".replace(".weight", ".lora_A.weight"), "adapter"),
-        ("bert.encoder.layer.2.output.dense.weight", "a BERT classifier does not have it"),
-        (QUERY.replace("weight", "weight_scale"), "a BERT classifier does not have it"),
+        ("bert.encoder.layer.2.output.dense.weight", "a Bert classifier does not have it"),
+        (QUERY.replace("weight", "weight_scale"), "a Bert classifier does not have it"),
     ],
 )
 def test_a_tensor_that_nobody_would_read_is_refused(name, cause, labels, damaged):

@@ -20,6 +20,7 @@ from hadskip_export.runtime.engines.torch_cuda.kernels import MOST_COLUMNS, Kern
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane, Sizes
 from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, layer, logits, margins
 from hadskip_export.runtime.engines.torch_cuda.recorder import Program, Recorder
+from hadskip_export.runtime.engines.torch_cuda.takes import why_not
 from hadskip_export.support.errors import EngineError, first_line
 
 Size = tuple[int, int]  # rows, tokens
@@ -85,6 +86,8 @@ class Model:
             said, self._names = json.loads(opened.metadata()[ABOUT]), list(opened.keys())
             self.max_positions, self.hidden_size = opened.get_slice("embeddings.position.weight").get_shape()
             self.num_classes = opened.get_slice("head.classifier.bias").get_shape()[0]
+        if lack := why_not(said):
+            raise EngineError(f"{file}: torch-cuda has no code for {lack}; the other engines run it")
         self._shape = int(said["num_heads"]), float(said["eps"]), said["activation"]
         self._transposed = set(said["transposed"].split())
         self.num_layers = int(said["num_layers"])

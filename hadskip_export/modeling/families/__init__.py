@@ -1,0 +1,16 @@
+"""The families of encoders that this package takes: `model_type` in config.json -> `Family`."""
+
+from hadskip_export.modeling.families.base import Family
+from hadskip_export.modeling.families.bert import BERT
+from hadskip_export.modeling.families.distilbert import DISTILBERT
+from hadskip_export.modeling.families.electra import ELECTRA
+from hadskip_export.modeling.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
+
+FAMILIES = {family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, ELECTRA, DISTILBERT)}
+# Why of some that look alike none is taken.
+REFUSED = {
+    "albert": "all its layers are one, run again and again",
+    "mobilebert": "its layers are bottlenecks of four feed-forward networks",
+}
+
+__all__ = ["FAMILIES", "REFUSED", "Family"]

@@ -1,0 +1,54 @@
+"""A classifier of every family, as `transformers` has it: odd sizes, random weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from tests.modeling.random_models import randomise
+
+VOCABULARY, POSITIONS, CLASSES = 50, 24, 3
+_LIKE_BERT: dict[str, Any] = {
+    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40,
+}  # fmt: skip
+_ROBERTA = _LIKE_BERT | {"type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+# Name of a variant -> its configuration.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "bert": {"model_type": "bert", **_LIKE_BERT, "layer_norm_eps": 1e-2},
+    "bert, relu": {"model_type": "bert", **_LIKE_BERT, "hidden_act": "relu"},
+    "bert, gelu_new": {"model_type": "bert", **_LIKE_BERT, "hidden_act": "gelu_new"},
+    "bert, silu": {"model_type": "bert", **_LIKE_BERT, "hidden_act": "silu"},
+    "bert, one segment": {"model_type": "bert", **_LIKE_BERT, "type_vocab_size": 1},
+    "roberta": {"model_type": "roberta", **_ROBERTA, "hidden_act": "gelu_pytorch_tanh"},
+    "roberta, two segments": {"model_type": "roberta", **_ROBERTA, "type_vocab_size": 2, "pad_token_id": 5},
+    "xlm-roberta": {"model_type": "xlm-roberta", **_ROBERTA},
+    "camembert": {"model_type": "camembert", **_ROBERTA},
+    "electra": {"model_type": "electra", **_LIKE_BERT, "embedding_size": 10},
+    "electra, no projection": {"model_type": "electra", **_LIKE_BERT, "embedding_size": 24, "hidden_act": "relu"},
+    "distilbert": {"model_type": "distilbert", "dim": 24, "n_layers": 3, "n_heads": 3, "hidden_dim": 40},
+    "distilbert, relu": {
+        "model_type": "distilbert", "dim": 24, "n_layers": 1, "n_heads": 4, "hidden_dim": 40, "activation": "relu",
+    },
+}  # fmt: skip
+
+
+def their_config(variant: str, **changes: Any) -> Any:
+    settings = VARIANTS[variant] | {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS} | changes
+    labels = {index: f"label {index}" for index in range(CLASSES)}
+    return AutoConfig.for_model(**settings, id2label=labels, label2id={name: i for i, name in labels.items()})
+
+
+def their_classifier(variant: str, seed: int = 0, **changes: Any) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(
+        their_config(variant, **changes), attn_implementation="eager"
+    )
+    randomise(model, seed + 1)
+    return model.eval()
+
+
+def their_inputs(model: torch.nn.Module, ids: Tensor, mask: Tensor, types: Tensor) -> dict[str, Tensor]:
+    """Of what a batch has, what the model takes."""
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    return inputs | ({"token_type_ids": types} if getattr(model.config, "type_vocab_size", 0) > 1 else {})

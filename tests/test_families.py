@@ -1,0 +1,76 @@
+"""The other families all the way: the user's folder, a run, a bundle in every cut, the answers of `transformers`."""
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from hadskip_export import build, inspect, train
+from hadskip_export.data.text import Text
+from hadskip_export.modeling.families import FAMILIES
+from hadskip_export.runtime import Predictor
+from tests.conftest import QUICK, make_source, sentences, write_cut
+from tests.families import MADE_OF, write_model
+
+TEXTS: list[Text] = [text for text, _ in sentences(12, 3)]
+TEXTS += ["", "  na\u00efve <pad> [PAD] words </s> of it", ("good film", "the plot is dull"), "very good " * 80]
+
+
+def assert_as_transformers(folder: Path, predictor: Predictor, max_length: int) -> None:
+    """Of full BERT, from text to label, one by one and in a batch."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    found = predictor(TEXTS, router="full")
+    for text, prediction in zip(TEXTS, found, strict=True):
+        pair = (text,) if isinstance(text, str) else text
+        with torch.no_grad():
+            inputs = tokenizer(*pair, truncation=True, max_length=max_length, return_tensors="pt")
+            logits = model(**inputs).logits[0]
+        wanted = logits.softmax(dim=-1).numpy()
+        np.testing.assert_allclose(list(prediction.probabilities.values()), wanted, atol=1e-5)
+        assert prediction.label == model.config.id2label[int(logits.argmax())]
+        assert prediction == replace(predictor(text, router="full"), probabilities=prediction.probabilities)
+
+
+def test_all_families_beside_bert_are_here():
+    assert {*MADE_OF, "bert"} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("engine", "cut"), [("ort", "gates"), ("openvino", "whole")])
+@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert"])
+def test_a_bundle_of_every_shape_of_model_passes_its_check(family: str, engine: str, cut: str, tmp_path: Path):
+    source = make_source(write_model(family, tmp_path / "model"), tmp_path, layers=2)
+    bundle = write_cut(source, tmp_path, cut, engine)  # checked against PyTorch, full BERT and gates
+    model = inspect(bundle).content.model
+    assert model.family == family and ("token_type_ids" in model.inputs) == (family == "electra")
+    with Predictor.load(bundle) as predictor:
+        single, many = [predictor(text) for text in TEXTS], predictor(TEXTS)
+    assert [found.layers for found in single] == [found.layers for found in many]
+    assert len({found.layers for found in many}) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["paper", "adaptive"])
+@pytest.mark.parametrize("family", MADE_OF)
+def test_a_family_is_trained_built_for_every_engine_and_answers_as_transformers(
+    family: str, recipe: str, csv_files: tuple[Path, Path], tmp_path: Path
+):
+    train(
+        model=str(write_model(family, tmp_path / "model")), budget=1.5, out=tmp_path / "run", train=str(csv_files[0]),
+        eval=str(csv_files[1]), recipe=recipe, settings=QUICK, max_length=32,
+    )  # fmt: skip
+    bundle = tmp_path / "bundle"
+    assert build(tmp_path / "run", out=bundle).parity == "passed"
+    engines = [("ort", "fp32", "whole"), ("ort", "fp32", "gates"), ("openvino", "fp32", "layers")]
+    if recipe == "paper":
+        engines = list(product(("ort", "openvino"), ("fp32", "int8"), ("gates", "layers", "whole")))
+    for engine, precision, cut in engines:
+        if (engine, precision, cut) != ("ort", "fp32", "whole"):
+            assert build(bundle, engine=engine, precision=precision, cut=cut).parity == "passed"
+    for engine in ("ort-fp32-whole", "ort-fp32-gates", "openvino-fp32-layers"):
+        with Predictor.load(bundle, engine=engine) as predictor:
+            assert_as_transformers(tmp_path / "run" / "stage1", predictor, 32)
