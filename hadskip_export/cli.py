@@ -26,7 +26,7 @@ from hadskip_export.runtime.bundle import MANIFEST
 from hadskip_export.runtime.engines import ENGINES, PRECISIONS, Cut
 from hadskip_export.support.errors import HadskipError
 from hadskip_export.support.files import NO_ROOM, replaced
-from hadskip_export.support.signals import Ended, unwinding
+from hadskip_export.support.signals import Ended, interruption, unwinding
 from hadskip_export.trainers.methods import HADSKIP, METHODS
 
 COLUMNS = ("text", "pair", "label")
@@ -66,6 +66,8 @@ class _Commands(click.Group):
             with unwinding():
                 try:
                     return super().invoke(context)
+                except Exception as error:
+                    raise interruption(error) or error
                 finally:
                     sys.stdout.flush()  # here, where a full disk under it is still an error like others
         except HadskipError as error:

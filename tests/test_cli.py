@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
 import click
 import pytest
@@ -25,8 +25,9 @@ from click.testing import CliRunner, Result
 import hadskip_export
 from hadskip_export.cli import main
 from hadskip_export.data.glue import GLUE_TASKS
-from hadskip_export.runtime import BundleError, Predictor, read_bundle
+from hadskip_export.runtime import BundleError, EngineError, Predictor, read_bundle
 from hadskip_export.runtime.engines import ENGINES, PRECISIONS, Cut
+from hadskip_export.support.signals import Ended
 from hadskip_export.trainers.methods import HADSKIP, METHODS
 from hadskip_export.verification import parity
 from tests.conftest import QUICK, sentences, write_csv
@@ -948,3 +949,17 @@ except SystemExit:
     if "GOMP_SPINCOUNT" not in done.stderr:
         pytest.skip("another OpenMP")
     assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("reason", "said", "code"),
+    [(KeyboardInterrupt(), "interrupted", 130), (Ended(signal.SIGTERM), "terminated", 143)],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_signal_amid_an_import_is_no_missing_library(monkeypatch, reason: BaseException, said: str, code: int):
+    def interrupted(*_: object, **__: object) -> NoReturn:
+        raise EngineError("onnxruntime cannot be imported") from reason
+
+    monkeypatch.setattr(hadskip_export, "inspect", interrupted)
+    result = CliRunner().invoke(main, ["inspect", "somewhere"])
+    assert (result.exit_code, result.stderr) == (code, f"Error: {said}\n")

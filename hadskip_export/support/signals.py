@@ -33,5 +33,14 @@ def unwinding() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def interruption(error: BaseException) -> BaseException | None:
+    """What wanted the process to end and came while `error` was made of it: libraries in C++ turn it into an error of
+    their own, an import that fails perhaps. None of an error that is one."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, KeyboardInterrupt | Ended):
+        behind = behind.__cause__ or behind.__context__
+    return behind
+
+
 def _end(number: int, _frame: FrameType | None) -> None:
     raise Ended(number)

@@ -42,6 +42,7 @@ class Job:
         arguments: it, given a folder to work in.
         target: what it makes there.
         check: looks at the finished target.
+        finished: whether the target is there, so that the next command would begin something new.
         prepare: puts into the folder what the command changes.
     """
 
@@ -49,6 +50,7 @@ class Job:
     arguments: Callable[[Path], list[object]]
     target: str
     check: Callable[[Path], None]
+    finished: Callable[[Path], bool]
     prepare: Callable[[Path], None] = field(default=lambda _: None)
 
 
@@ -77,7 +79,7 @@ class _Jobs:
             weights = "budgets/1.5/model.safetensors"
             assert (target / weights).read_bytes() == (run / weights).read_bytes()
 
-        return Job("train", lambda folder: [*command, "--out", folder / "run"], "run", check)
+        return Job("train", lambda folder: [*command, "--out", folder / "run"], "run", check, lambda _: False)
 
     def build(self) -> Job:
         run = self.bring.getfixturevalue("run_folder")
@@ -87,8 +89,9 @@ class _Jobs:
             only_what_is_named(target)
 
         return Job(
-            "build", lambda folder: ["build", run, "--out", folder / "bundle", "--cut", "gates"], "bundle", check
-        )
+            "build", lambda folder: ["build", run, "--out", folder / "bundle", "--cut", "gates"], "bundle", check,
+            Path.exists,
+        )  # fmt: skip
 
     def openvino(self) -> Job:
         return self._adding("openvino", ["--engine", "openvino"])
@@ -104,10 +107,13 @@ class _Jobs:
             assert len(answers(target, engine)) == len(TEXTS) and answers(target, "ort-fp32") == expected
             only_what_is_named(target)
 
+        def finished(target: Path) -> bool:
+            return len(read_bundle(target).manifest.engines) == 2
+
         def prepare(folder: Path) -> None:
             shutil.copytree(bundle, folder / "bundle")
 
-        return Job(engine, lambda folder: ["build", folder / "bundle", *options], "bundle", check, prepare)
+        return Job(engine, lambda folder: ["build", folder / "bundle", *options], "bundle", check, finished, prepare)
 
     def predict(self) -> Job:
         bundle, copies = self.bring.getfixturevalue("bundle"), 40
@@ -119,7 +125,7 @@ class _Jobs:
 
         return Job(
             "predict", lambda folder: ["predict", bundle, "--input", rows, "--output", folder / "out.jsonl"],
-            "out.jsonl", check,
+            "out.jsonl", check, Path.exists,
         )  # fmt: skip
 
 

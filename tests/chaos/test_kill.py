@@ -32,9 +32,10 @@ def test_whenever_it_is_killed_the_next_one_does_it_all(job: Job, tmp_path: Path
             assert done.returncode in (143, -signal.SIGTERM), done.stderr
             assert done.returncode < 0 or done.stderr.splitlines()[-1] == "Error: terminated"
             assert "Traceback" not in done.stderr and leftovers(folder) == []
-        if (folder / job.target).exists() and job.name in ("build", "predict"):
+        if job.finished(folder / job.target):
             job.check(folder / job.target)  # what has its name is whole
-            (folder / job.target).unlink() if job.name == "predict" else shutil.rmtree(folder / job.target)
+            shutil.rmtree(folder)
+            _prepared(job, folder)
     if job.name != "train" or not (folder / job.target / "summary.json").exists():
         done = start(*job.arguments(folder))
         _, stderr = done.communicate()

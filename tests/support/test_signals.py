@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from hadskip_export.support.signals import Ended, unwinding
+from hadskip_export.support.errors import EngineError
+from hadskip_export.support.signals import Ended, interruption, unwinding
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,16 @@ def test_who_ignores_a_signal_or_handles_it_goes_on_doing_so():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt(), Ended(signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"])
+def test_what_a_library_makes_of_a_signal_is_still_that_signal(reason: BaseException):
+    """An import that was interrupted, as pybind11 tells of it."""
+    failed = ImportError("initialization failed")
+    failed.__cause__ = reason
+    ours = EngineError("cannot be imported")
+    ours.__cause__ = failed
+    assert interruption(ours) is reason and interruption(reason) is reason
+    assert interruption(failed.with_traceback(None)) is reason
+    failed.__cause__ = OSError("no such file")
+    assert interruption(ours) is None
