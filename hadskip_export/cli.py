@@ -67,7 +67,9 @@ class _Commands(click.Group):
                 try:
                     return super().invoke(context)
                 except Exception as error:
-                    raise interruption(error) or error
+                    if reason := interruption(error):
+                        raise reason from None
+                    raise
                 finally:
                     sys.stdout.flush()  # here, where a full disk under it is still an error like others
         except HadskipError as error:

@@ -506,7 +506,7 @@ def other_model(made: Made, folder: Path, **config: object) -> Path:
     [
         ({"model_type": "gpt2"}, "'gpt2' is not supported"),
         ({"model_type": "no-such-architecture"}, "no-such-architecture"),
-        ({"hidden_act": "silu"}, "'silu' is not supported"),
+        ({"hidden_act": "mish"}, "'mish' is not supported"),
         ({"position_embedding_type": "relative_key"}, "'relative_key' is not supported"),
         ({"is_decoder": True}, "decoder"),
     ],

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertConfig, RobertaConfig
+from transformers import AlbertConfig, BertConfig
 
 from hadskip_export import estimate
 from hadskip_export.benchmark.measure import Figures
@@ -205,7 +205,10 @@ def test_a_config_file_and_its_folder_are_the_same_model(config_file: Path, mode
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (RobertaConfig().to_json_string(), "the architecture 'roberta' is not supported"),
+        (
+            AlbertConfig().to_json_string(),
+            "the architecture 'albert' (all its layers are one, run again and again) is not supported",
+        ),
         ("{", "cannot be read"),
         (None, "no config.json there"),
     ],
