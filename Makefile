@@ -68,7 +68,8 @@ fuzz: $(STAMP)
 # Commands that are killed at MOMENTS moments, or find the disk full at SIZES sizes, and threads that call for MINUTES
 # minutes while the bundle is loaded anew: MOMENTS=200 SIZES=50 MINUTES=10 make chaos, before a release.
 chaos: $(STAMP)
-	$(BIN)/python -m pytest tests/chaos -m slow -n logical --maxprocesses 8
+	MOMENTS=$(or $(MOMENTS),24) SIZES=$(or $(SIZES),12) MINUTES=$(or $(MINUTES),0.5) $(BIN)/python -m pytest \
+		tests/chaos -m slow -s -n logical --maxprocesses 8 --max-worker-restart 0
 
 # Engines of TensorRT for RTX, which builds without a GPU; 100 MB of its library.
 trt: $(STAMP)
