@@ -30,6 +30,7 @@ from hadskip_export.support.signals import Ended, interruption, unwinding
 from hadskip_export.trainers.methods import HADSKIP, METHODS
 
 COLUMNS = ("text", "pair", "label")
+FILES = "CSV, TSV or JSONL, also .gz, Parquet, or a folder saved by datasets"
 STDOUT = Path("-")
 ESCAPED = "json-escaped"  # the name of a way to write characters that an encoding lacks
 # Of PyTorch's threads, before they sleep: some 40 microseconds. By default it is milliseconds, and on a machine whose
@@ -230,7 +231,7 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.")
 @click.option("--task", type=click.Choice(list(GLUE_TASKS)), help="A GLUE task.")
 @click.option("--data-dir", help="The task's folder (train.tsv, dev.tsv), or GLUE's root; the hub's if left out.")
-@click.option("--train", "train_file", help="Texts to train on: CSV, TSV or JSONL; labelled, unless --fine-tuned.")
+@click.option("--train", "train_file", help=f"Texts to train on: {FILES}; labelled, unless --fine-tuned.")
 @click.option(
     "--eval",
     "eval_file",
@@ -290,7 +291,7 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option("--pair", help="The second text of a pair; with one TEXT.")
-@click.option("--input", help="Classify the rows of a CSV, TSV or JSONL file, whose other columns are passed on.")
+@click.option("--input", help=f"Classify the rows of a file ({FILES}), whose other columns are passed on.")
 @click.option("--output", help="Write the answers there, to a .jsonl or .csv file, instead of printing them.")
 @click.option("--force", is_flag=True, help="Replace an --output that exists.")
 @click.option(
@@ -328,7 +329,7 @@ def predict(bundle: Path, texts: tuple[str, ...], pair: str | None, **options: A
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", help="Labelled texts (CSV, TSV, JSONL) to compare on and to measure the metric on.")
+@click.option("--data", help=f"Labelled texts ({FILES}) to compare on and to measure the metric on.")
 @_engine
 @_columns(*COLUMNS)
 @_json
@@ -342,7 +343,7 @@ def validate(json_file: Path | None, **options: Any) -> None:
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="Texts like those to be served (CSV, TSV, JSONL); labels are not needed.")
+@click.option("--data", required=True, help=f"Texts like those to be served ({FILES}); labels are not needed.")
 @click.option(
     "--budget", "budgets", type=float, multiple=True, help="Mean layers; repeatable; the bundle's if left out."
 )
@@ -369,7 +370,7 @@ def inspect(json_file: Path | None, **options: Any) -> None:
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--data", help="Labelled texts (CSV, TSV, JSONL) to time and to measure the metric on; made-up ones if left out."
+    "--data", help=f"Labelled texts ({FILES}) to time and to measure the metric on; made-up ones if left out."
 )
 @click.option("--batch", type=int, multiple=True, default=(1,), show_default=True, help="Inputs per call; repeatable.")
 @click.option("--max-layers", type=int, help="The most layers an input may run.")

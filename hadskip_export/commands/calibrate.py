@@ -81,7 +81,7 @@ def calibrate(
     """Finds, for each budget, the threshold at which the texts of a file run so many layers on average.
 
     Args:
-        data: a CSV, TSV or JSONL file like the texts to be served, a few thousand of them; all are run some five times.
+        data: a file like the texts to be served, a few thousand of them; all are run some five times.
         budgets: mean layers, below 1 a share of them; the bundle's default one if left out.
         write: add what was found to the bundle as operating points, each in the place of that of its budget; the
             default one stays the default.

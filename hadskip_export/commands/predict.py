@@ -39,7 +39,7 @@ def predict(
 
     Args:
         texts: what to classify; or
-        input: the rows of a CSV, TSV or JSONL file, read as they are needed; `-` for the lines of standard input. Every
+        input: the rows of a file of texts, read as they are needed; `-` for the lines of standard input. Every
             answer begins with the `line` its row begins on and the row's other columns, which are passed on as they
             are. One that is called as a field of the answers becomes `input_label`.
         output: a .jsonl or .csv file to write to instead, under that name only once all are written.

@@ -54,7 +54,7 @@ def train(
         budget: layers per input on average; below 1 a share of the layers.
         out: the run folder to write.
         task, data_dir: a GLUE task and its folder, from the hub if left out; or
-        train, eval: labelled CSV, TSV or JSONL files, with `text_column`, `pair_column`, `label_column` where the
+        train, eval: labelled files (see `data.tables`), with `text_column`, `pair_column`, `label_column` where the
             names do not say.
         fine_tuned: `model` already is the classifier: stage I is skipped and it is the teacher. Neither file needs
             labels then: figures of an `eval` without any are the agreement with the teacher.

@@ -1,18 +1,22 @@
-"""Labelled files: CSV, TSV and JSONL as rows of named columns, streamed, each with its line number."""
+"""Labelled files: CSV, TSV and JSONL, packed with gzip or not, Parquet, and what `datasets` has saved, as rows of named
+columns, streamed, each with its line number."""
 
 import contextlib
 import csv
+import gzip
 import io
 import itertools
 import json
 import math
 import sys
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
+from hadskip_export.data.columnar import PARQUET, read_parquet, read_saved
 from hadskip_export.data.text import Text
 from hadskip_export.support.errors import DataError
 
@@ -31,11 +35,13 @@ class Columns:
     label: str | None = None
 
 
+PACKED = ".gz"
 NO_ROWS = "no rows that can be used; a header line and at least one good row are needed"
 ANY_COLUMNS = Columns()
 MOST_CHARACTERS = 4_000_000  # in a row: else a quotation mark never closed takes the rest of a file into memory
 MOST_LINES_AGAIN = 16  # of a row among lines read before, which would else be read as often as there are rows
-FIRST_OBJECTS = 100  # of a JSONL file, which has no header: those among which a column must turn up
+BETWEEN = {".csv": "commas", ".tsv": "tabs"}  # the columns of a line
+FIRST_OBJECTS = 100  # of a file without a header, such as JSONL: those among which a column must turn up
 
 QUOTED = "in quotation marks, which may be a text's own or a program's: nobody can tell in .tsv; save it as .csv"
 
@@ -67,7 +73,8 @@ class Examples:
 
 @dataclass(frozen=True)
 class Row:
-    """One row, and the line it begins on: `values` by column, of a JSONL file whatever JSON has."""
+    """One row, and the line it begins on (of Parquet and of a folder, the number of the row): `values` by column, of
+    files that are no CSV or TSV whatever JSON has."""
 
     file: Path
     line: int
@@ -100,7 +107,8 @@ class Row:
 
 
 def read_rows(file: Path, refuse: Refuse = stop) -> Iterator[Row]:
-    """Streams the rows of a file. CSV has RFC 4180 quoting; TSV has none, as GLUE's files have none.
+    """Streams the rows of a file, or of a folder that `datasets` has saved. CSV has RFC 4180 quoting; TSV has none, as
+    GLUE's files have none.
 
     Args:
         refuse: is given the error of a row that does not parse. If it returns, the rows after that one are read.
@@ -108,17 +116,42 @@ def read_rows(file: Path, refuse: Refuse = stop) -> Iterator[Row]:
     Raises:
         DataError: the file is missing or of another type, or its header is unusable.
     """
-    kind = file.suffix.lower()
+    kind = kind_of(file)
+    if kind == PARQUET or file.is_dir():
+        read = read_saved if file.is_dir() else read_parquet
+        yield from _numbered(file, read(file, MOST_CHARACTERS), refuse)
+        return
     if kind not in (".csv", ".tsv", ".jsonl"):
-        raise DataError(f"{file}: expected a .csv, .tsv or .jsonl file")
+        raise DataError(f"{file}: expected a .csv, .tsv or .jsonl file, one of these with .gz, or a .parquet file")
     try:
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        with _opened(file) as opened:
             lines = _bounded(opened)
             yield from _json_rows(file, lines, refuse) if kind == ".jsonl" else _table_rows(file, lines, kind, refuse)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{file}: no gzip file, or a damaged one ({error}); pack it again") from error
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from error
+
+
+def kind_of(file: Path) -> str:
+    """Its suffix; of one that is packed, the suffix before that."""
+    name = file.name.lower().removesuffix(PACKED)
+    return Path(name).suffix
+
+
+def _opened(file: Path) -> TextIO:
+    options: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    return gzip.open(file, "rt", **options) if file.suffix.lower() == PACKED else file.open(**options)
+
+
+def _numbered(file: Path, rows: Iterable[dict[str, object] | str], refuse: Refuse) -> Iterator[Row]:
+    for number, values in enumerate(rows, start=1):
+        if isinstance(values, str):
+            refuse(DataError(f"{file}, line {number}: {values}"))
+        else:
+            yield Row(file, number, values)
 
 
 def _bounded(file: TextIO) -> Iterator[str]:
@@ -307,7 +340,7 @@ def read_standard_input(refuse: Refuse = stop) -> Iterator[TextRow]:
 def _find_text_among(file: Path, rows: Iterator[Row], columns: Columns) -> tuple[list[Row], "_TextColumns"]:
     """The rows read until one had the columns, and `_find_text` of that one."""
     read: list[Row] = []
-    for row in itertools.islice(rows, FIRST_OBJECTS if file.suffix.lower() == ".jsonl" else 1):
+    for row in itertools.islice(rows, 1 if kind_of(file) in BETWEEN else FIRST_OBJECTS):
         read.append(row)
         with contextlib.suppress(DataError):
             return read, _find_text(row, columns)
@@ -438,6 +471,6 @@ def _find(first: Row, named: str | None, known: tuple[str, ...], option: str) ->
     for name in known:
         if name in by_lower:
             return by_lower[name]
-    between = {".csv": "commas", ".tsv": "tabs"}.get(first.file.suffix.lower())
+    between = BETWEEN.get(kind_of(first.file))
     header = f"; its first line must name the columns, with {between} between them" if between else ""
     raise DataError(f"{first.file}: cannot tell which of {have} to use{header}; name it with {option}")

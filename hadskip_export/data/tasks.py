@@ -10,7 +10,7 @@ import numpy as np
 
 from hadskip_export.data.glue import GLUE_TASKS, HUB_REPOSITORY, read_folder, read_hub
 from hadskip_export.data.metrics import AGREEMENT
-from hadskip_export.data.tables import ANY_COLUMNS, Columns, Examples, check_labels, read_examples
+from hadskip_export.data.tables import ANY_COLUMNS, PACKED, Columns, Examples, check_labels, read_examples
 from hadskip_export.support.errors import DataError
 
 UNLABELLED = -100  # in place of a class index; the one that torch's losses leave out
@@ -87,7 +87,7 @@ def load_task(
         if evaluation is None:
             raise DataError("--train needs --eval, the file that the figures are measured on")
         files = Path(str(train)), Path(evaluation)
-        name, metric = files[0].stem, "accuracy"
+        name, metric = Path(files[0].name.removesuffix(PACKED)).stem, "accuracy"
         parts = [(file, read_examples(file, columns, unlabelled=known_labels is not None)) for file in files]
     (train_file, training), *evaluated = parts
     if not evaluated[0][1].labels:

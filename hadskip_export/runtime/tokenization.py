@@ -76,7 +76,8 @@ class Tokenizer:
             self._backend.no_padding()
             self._backend.enable_truncation(max_length, strategy="longest_first", direction=settings["truncation_side"])
             for text in PROBES:
-                self._backend.encode(text)
+                if (length := len(self._backend.encode(text))) > max_length:
+                    raise ValueError(f"it gives {length} to {text!r}")
 
     def vocabulary(self) -> list[str]:
         """Every token, sorted."""
@@ -121,6 +122,11 @@ class Tokenizer:
                 raise DataError(
                     f"input {index + 1}: a text that is not valid Unicode; it holds half of a character"
                 ) from error
+        if len(encoding) > self.max_length:  # what it adds to a pair is more than it leaves room for
+            raise BundleError(
+                f"{self._file}: this tokenizer gives input {index + 1} {len(encoding)} tokens, and the model takes"
+                f" {self.max_length}; make its file anew"
+            )
         if not len(encoding):
             raise DataError(f"input {index + 1}: a text of no tokens; this tokenizer adds none of its own")
         largest = max(encoding.ids)

@@ -1,6 +1,7 @@
 """Files through a bundle: what a bad row costs, what is left behind, and how much is held at a time."""
 
 import csv
+import gzip
 import json
 import os
 import signal
@@ -10,6 +11,9 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import hadskip_export
@@ -289,3 +293,20 @@ def test_the_function_writes_when_it_is_called(bundle: Path, tmp_path: Path):
 def test_the_function_refuses_another_way_of_going_on(bundle: Path):
     with pytest.raises(DataError, match="on_error='ignore': expected 'stop' or 'skip'"):
         hadskip_export.predict(bundle, ["good"], on_error="ignore")
+
+
+@pytest.mark.parametrize("kind", ["data.parquet", "data.csv.gz", "saved"])
+def test_packed_and_columnar_files_are_classified_like_others(bundle: Path, tmp_path: Path, kind: str):
+    table = {"number": [7, 8, 9], "text": ["a good film", "dull", "the plot"]}
+    place, out = tmp_path / kind, tmp_path / "out.jsonl"
+    if kind == "data.parquet":
+        pq.write_table(pa.table(table), place)
+    elif kind == "saved":
+        datasets.Dataset.from_dict(table).save_to_disk(str(place))
+    else:
+        content = "number,text\n" + "".join(f"{number},{text}\n" for number, text in zip(*table.values(), strict=True))
+        place.write_bytes(gzip.compress(content.encode()))
+    succeeded(run("predict", bundle, "--input", place, "--output", out))
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [record["label"] for record in records] == [found["label"] for found in answers(bundle, table["text"])]
+    assert [int(record["number"]) for record in records] == table["number"]

@@ -1,6 +1,7 @@
 """A whole run, small: what it leaves, whether its figures are true, and whether a stopped run ends up the same."""
 
 import copy
+import csv
 import itertools
 import json
 import math
@@ -8,6 +9,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -482,3 +484,20 @@ def test_an_impossible_request_is_refused_and_writes_nothing(changes, error, nam
         repeat(model_folder, csv_files, tmp_path / "run", **changes)
     assert name in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_texts_in_parquet_and_in_a_folder_of_datasets_train_to_the_same_weights(
+    run_folder, model_folder, csv_files, tmp_path
+):
+    paths = [tmp_path / "train.parquet", tmp_path / "eval"]
+    for source, place in zip(csv_files, paths, strict=True):
+        with source.open(newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        data = datasets.Dataset.from_list(rows)
+        data.to_parquet(str(place)) if place.suffix else data.save_to_disk(str(place))
+    training.train(
+        model=str(model_folder), budget=1.5, out=tmp_path / "run", train=str(paths[0]), eval=str(paths[1]),
+        recipe="paper", settings=QUICK, max_length=32,
+    )  # fmt: skip
+    weights = "budgets/1.5/model.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (run_folder / weights).read_bytes()

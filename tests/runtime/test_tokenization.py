@@ -287,6 +287,24 @@ def test_a_tokenizer_that_fails_or_panics_is_refused(tokenizer_file: Path, tmp_p
     assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("token", "at"), [("[SEP]", "loading"), ("[PAIR]", "a pair")])
+def test_a_tokenizer_that_adds_more_than_the_model_takes_is_refused(
+    tokenizer_file: Path, tmp_path: Path, token: str, at: str
+):
+    def change(plain: dict) -> None:
+        wide = {"id": token, "ids": [3] * 30, "tokens": [token]}
+        plain["post_processor"]["special_tokens"][token] = wide
+        plain["post_processor"]["pair"].append({"SpecialToken": {"id": token, "type_id": 1}})
+
+    file = changed(tokenizer_file, tmp_path, change)
+    if at == "loading":
+        with pytest.raises(BundleError, match=r"tokenizer\.json: no tokenizer of up to 16 tokens \(it gives"):
+            Tokenizer(file, 16)
+    else:
+        with pytest.raises(BundleError, match=r"gives input 2 .* tokens, and the model takes 16"):
+            Tokenizer(file, 16).encode(["a", ("a", "b")])
+
+
 def test_a_tokenizer_that_panics_at_some_texts_says_at_which(tokenizer_file: Path, tmp_path: Path):
     """Its rule for `b` alone leads beyond the end of its table."""
     has_value, to_nowhere = 1 << 8, 1 << 30
