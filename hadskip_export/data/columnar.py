@@ -44,7 +44,7 @@ def read_saved(folder: Path, most_characters: int) -> Iterator[Values | str]:
         if state.get("_indices_data_files"):
             raise DataError(f"{folder}: its rows are chosen by a list of indices; save it with flatten_indices()")
         for part in state["_data_files"]:
-            with arrow.memory_map(str(folder / Path(part["filename"]).name)) as source:
+            with arrow.OSFile(str(folder / Path(part["filename"]).name)) as source:
                 opened = arrow.ipc.open_stream(source)
                 yield from _rows(opened, _class_names(folder, opened.schema), most_characters)
 
@@ -54,6 +54,7 @@ def _rows(batches: Iterable[Any], names: dict[str, list[str]], most_characters: 
     for large in batches:
         for start in range(0, large.num_rows, ROWS):
             batch = large.slice(start, ROWS)
+            batch.validate(full=True)  # else Arrow follows whatever places a damaged file names, out of its memory
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             texts = [column for column in columns.values() if str(column.type) in ("string", "large_string")]
             sizes = [compute.binary_length(column).fill_null(0).to_pylist() for column in texts]

@@ -1,7 +1,9 @@
 """What is fuzzed: for each reader how a case is made, in a folder of its own, and how it is read. A reader may give
 what it likes or raise a `HadskipError`; what else must hold is asserted here."""
 
+import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -14,6 +16,8 @@ from random import Random
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hadskip_export.data.glue import GLUE_TASKS, read_folder
 from hadskip_export.data.tables import read_examples, read_rows
@@ -64,6 +68,34 @@ def _table(random: Random, kind: str) -> bytes:
 def _make_table(folder: Path, random: Random, bundle: Path) -> None:
     kind = random.choice([".csv", ".tsv", ".jsonl"])
     (folder / f"table{kind}").write_bytes(changed_bytes(_table(random, kind), random))
+
+
+def _make_packed(folder: Path, random: Random, bundle: Path) -> None:
+    """With gzip, where the damage is before or after it, as Parquet, or in the two files of a folder of `datasets`."""
+    table = pa.table({"text": ["a good film", "Zürich 🙂"] * 3, "label": [0, 1] * 3, "id": range(6)})
+    classes = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(classes)})
+    kind = random.choice(["gz", "parquet", "state.json", "data.arrow"])
+    if kind == "gz":
+        plain = _table(random, ".jsonl")
+        content = random.choice(
+            [changed_bytes(gzip.compress(plain), random), gzip.compress(changed_bytes(plain, random))]
+        )
+        (folder / "table.jsonl.gz").write_bytes(content)
+    elif kind == "parquet":
+        made = io.BytesIO()
+        pq.write_table(table, made, row_group_size=2, compression=random.choice(["snappy", "gzip", "none"]))
+        (folder / "table.parquet").write_bytes(changed_bytes(made.getvalue(), random))
+    else:
+        made = io.BytesIO()
+        with pa.ipc.new_stream(made, table.schema) as writer:
+            writer.write_table(table)
+        state = json.dumps({"_data_files": [{"filename": "data.arrow"}], "_indices_data_files": None}).encode()
+        files = {"state.json": state, "data.arrow": made.getvalue()}
+        files[kind] = changed_json(state, random) if kind == "state.json" else changed_bytes(files[kind], random)
+        (folder / "saved").mkdir()
+        for name, content in files.items():
+            (folder / "saved" / name).write_bytes(content)
 
 
 def _read_table(folder: Path, bundle: Path) -> None:
@@ -303,7 +335,8 @@ def _serve(folder: Path, bundle: Path) -> None:
 
 
 READERS = {
-    "table": Reader(_make_table, _read_table, 30),
+    "table": Reader(_make_table, _read_table, 22),
+    "packed": Reader(_make_packed, _read_table, 8),
     "glue": Reader(_make_glue, _read_glue, 8),
     "recipe": Reader(_make_recipe, _read_recipe, 10),
     "tokenizer": Reader(_make_tokenizer, _read_tokenizer, 22),
