@@ -20,7 +20,9 @@ from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.engines import built_elsewhere, engine_class
 from hadskip_export.runtime.engines.nvidia import why_no_device
 from hadskip_export.support.errors import EngineError
+from tests.conftest import make_source, write_cut
 from tests.exporters.changing import copy_of, files_of, reseal
+from tests.families import write_model
 
 NO_DRIVER = why_no_device()
 
@@ -68,6 +70,14 @@ def test_every_piece_has_an_engine_and_the_bundle_lists_it_unverified(built: Pat
         assert manifest.files[file].size > 1000
     assert set(info.versions) == {"trt-rtx", "system"} and "Turing" in info.chip
     assert not (built / info.folder / "report.json").exists()
+
+
+@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert"])
+def test_every_shape_of_model_can_be_built(trt, family: str, tmp_path: Path):
+    source = make_source(write_model(family, tmp_path / "model"), tmp_path, layers=2)
+    bundle = write_cut(source, tmp_path, "whole")
+    assert build(bundle, engine="trt-rtx", precision="fp16", cut="gates") is None
+    assert [info.parity for info in read_bundle(bundle).manifest.engines] == ["passed", "unverified"]
 
 
 def test_in_fp16_layers_and_full_bert_are_smaller_and_the_rest_is_as_it_is(built: Path):
