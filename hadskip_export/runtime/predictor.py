@@ -22,7 +22,7 @@ from hadskip_export.runtime.programs.base import Program
 from hadskip_export.runtime.programs.chain import Chain
 from hadskip_export.runtime.tokenization import Encoded, Ids, Input, Tokenizer, pad, share_batches
 from hadskip_export.runtime.values import check_flag, real_number, whole_number
-from hadskip_export.support.errors import BudgetError, BundleError, EngineError
+from hadskip_export.support.errors import BudgetError, BundleError, EngineError, first_line
 
 RouterName = Literal["gates", "full"]
 ROUTERS = get_args(RouterName)
@@ -296,7 +296,13 @@ class Predictor:
         """Shares the inputs out to batches, and runs each with the policy of its rows."""
 
         def answer(rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-            logits, ran = program.run(pad([encoded[row] for row in rows]), policy(rows))
+            try:
+                logits, ran = program.run(pad([encoded[row] for row in rows]), policy(rows))
+            except (ValueError, IndexError, TypeError) as error:  # a graph may give other than it says
+                raise EngineError(
+                    f"{self.bundle.path}: {self.engine_info.name} has a piece that gives what no other takes"
+                    f" ({first_line(error)}); build it again"
+                ) from error
             if logits.shape != (len(rows), len(self.labels)):
                 raise BundleError(
                     f"{self.bundle.path}: logits {logits.shape[1:]} for {len(self.labels)} labels; build it again"

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -33,7 +34,7 @@ from hadskip_export.runtime.programs.whole import Whole
 from hadskip_export.runtime.tokenization import Text, pad, share_batches
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError, HadskipError
 from tests.conftest import STATIC_ROUTE, sentences
-from tests.runtime.editing import change_manifest, copy_of, reseal
+from tests.runtime.editing import change_manifest, change_piece, copy_of, reseal
 from tests.runtime.oracle import Answer, Oracle
 from tests.runtime.pieces import Counting
 
@@ -1010,3 +1011,26 @@ def test_an_engine_that_was_never_checked_is_warned_of(bundle: Path, tmp_path: P
     change_manifest(copy, lambda plain: plain["engines"][0].update(parity="unverified"))
     (warning,) = warnings(copy)
     assert "ort-fp32-gates was never checked; run hadskip-export validate" in warning
+
+
+@pytest.mark.parametrize("piece", ["embeddings", "gate_01", "layer_01", "layer_04", "head"])
+def test_a_graph_that_gives_other_than_it_says_is_told_in_a_line(bundle: Path, tmp_path: Path, piece: str):
+    """ONNX Runtime only warns of it."""
+
+    def turn(model: onnx.ModelProto) -> None:
+        (output,) = model.graph.output
+        rank = len(output.type.tensor_type.shape.dim)
+        for node in model.graph.node:
+            node.output[:] = [f"{name}_before" if name == output.name else name for name in node.output]
+        axes = onnx.helper.make_node("Unsqueeze", [f"{output.name}_before", "no_axis"], [output.name])
+        if rank > 1:
+            axes = onnx.helper.make_node("Transpose", [f"{output.name}_before"], [output.name], perm=range(rank)[::-1])
+        else:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "no_axis"))
+        model.graph.node.append(axes)
+
+    copy = copy_of(bundle, tmp_path)
+    change_piece(copy, piece, turn)
+    with pytest.raises(HadskipError) as error:
+        Predictor.load(copy, engine="ort-fp32-gates")(["good", "the film is not very good"])
+    assert "\n" not in str(error.value)
