@@ -4,6 +4,8 @@ run trained by `train`, bundles written by `build`."""
 import csv
 import os
 import shutil
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +149,9 @@ def make_source(
     from hadskip_export.routing.points import Point
 
     config = read_config(model_folder, labels)
-    config = type(config)(**{**config.__dict__, "num_layers": layers})
+    by_layer = {name: getattr(config, name) for name in ("windows", "rotary_bases")}
+    cycled = {name: values and tuple(islice(cycle(values), layers)) for name, values in by_layer.items()}
+    config = replace(config, num_layers=layers, **cycled)
     torch.manual_seed(seed)
     full = Classifier(config).init_weights(std=0.1).eval()
     student = Classifier(config).init_weights(std=0.1)

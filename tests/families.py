@@ -2,6 +2,7 @@
 kind that the family has."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,15 @@ from tests.conftest import sentences
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 _ROBERTA = _SIZES | {"type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+# Its layers see all, two neighbours to either side, all; the head reads the mean.
+_MODERN = _SIZES | {
+    "local_attention": 4, "global_attn_every_n_layers": 2, "classifier_pooling": "mean",
+    "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2,
+}  # fmt: skip
+_MODERN_TOKENIZER = {
+    "model_input_names": ["input_ids", "attention_mask"], "pad_token": "<pad>", "unk_token": "<unk>",
+    "cls_token": "<s>", "sep_token": "</s>",
+}  # fmt: skip
 
 
 def byte_level() -> Tokenizer:
@@ -63,11 +73,12 @@ def _texts() -> list[str]:
 
 
 # family -> its sizes, what makes its tokenizer's file, and the class that reads it
-MADE_OF: dict[str, tuple[dict, Callable[[], Tokenizer], type[PreTrainedTokenizerFast]]] = {
+MADE_OF: dict[str, tuple[dict, Callable[[], Tokenizer], Callable[..., PreTrainedTokenizerFast]]] = {
     "roberta": (_ROBERTA, byte_level, RobertaTokenizerFast),
     "xlm-roberta": (_ROBERTA, unigram, XLMRobertaTokenizerFast),
     "camembert": (_ROBERTA, unigram, CamembertTokenizerFast),
     "electra": (_SIZES | {"embedding_size": 24}, word_piece, ElectraTokenizerFast),
+    "modernbert": (_MODERN, byte_level, partial(PreTrainedTokenizerFast, **_MODERN_TOKENIZER)),
     "distilbert": ({"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64}, word_piece, DistilBertTokenizerFast),
 }
 

@@ -13,7 +13,7 @@ from hadskip_export import build, inspect, train
 from hadskip_export.data.text import Text
 from hadskip_export.modeling.families import FAMILIES
 from hadskip_export.runtime import Predictor
-from tests.conftest import QUICK, make_source, sentences, write_cut
+from tests.conftest import BF16, QUICK, make_source, sentences, write_cut
 from tests.families import MADE_OF, write_model
 
 TEXTS: list[Text] = [text for text, _ in sentences(12, 3)]
@@ -40,7 +40,7 @@ def test_all_families_beside_bert_are_here():
     assert {*MADE_OF, "bert"} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert"])
+@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert", "modernbert"])
 def test_a_bundle_of_every_shape_of_model_passes_its_check(family: str, tmp_path: Path):
     source = make_source(write_model(family, tmp_path / "model"), tmp_path, layers=2)
     bundle = write_cut(source, tmp_path, "whole")  # checked against PyTorch, full BERT and gates
@@ -66,7 +66,9 @@ def test_a_family_is_trained_built_for_every_engine_and_answers_as_transformers(
     assert build(tmp_path / "run", out=bundle).parity == "passed"
     engines = [("ort", "fp32", "whole"), ("ort", "fp32", "gates"), ("openvino", "fp32", "layers")]
     if recipe == "paper":
-        engines = list(product(("ort", "openvino"), ("fp32", "int8"), ("gates", "layers", "whole")))
+        precisions = {"ort": ("fp32", "int8"), "openvino": ("fp32", "int8", *(["bf16"] if BF16 else []))}
+        forms = [(name, precision) for name, several in precisions.items() for precision in several]
+        engines = [(*form, cut) for form, cut in product(forms, ("gates", "layers", "whole"))]
     for engine, precision, cut in engines:
         if (engine, precision, cut) != ("ort", "fp32", "whole"):
             assert build(bundle, engine=engine, precision=precision, cut=cut).parity == "passed"

@@ -66,7 +66,7 @@ class Worker:
                 moments.append(time.perf_counter())
                 hidden = _hidden(last(hidden, batch.attention_mask))
                 moments.append(time.perf_counter())
-                chain.head(hidden)
+                chain.logits(hidden, batch.attention_mask)
                 moments.append(time.perf_counter())
                 samples.append(np.diff(moments))
         embeddings, layers, last_layer, head = np.median(samples, axis=0).tolist()

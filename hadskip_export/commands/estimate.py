@@ -43,9 +43,43 @@ SIZES = {
     "bert-large": replace(BASE, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
     "minilm": replace(BASE, hidden_size=384, num_layers=6, intermediate_size=1536),
     "roberta-base": replace(
-        BASE, family="roberta", vocab_size=50265, max_positions=514, type_vocab_size=1, padding_id=1
+        BASE,
+        family="roberta",
+        vocab_size=50265,
+        max_positions=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        padding_id=1,
+        head_drops_input=True,
     ),
-    "distilbert": replace(BASE, family="distilbert", num_layers=6, type_vocab_size=0, head_activation="relu"),
+    "modernbert-base": replace(
+        BASE,
+        family="modernbert",
+        vocab_size=50368,
+        num_layers=22,
+        intermediate_size=1152,
+        max_positions=8192,
+        type_vocab_size=0,
+        layer_norm_eps=1e-5,
+        dropout=0.0,
+        embedding_dropout=0.0,
+        attention_dropout=0.0,
+        head_dropout=0.0,
+        pre_norm=True,
+        gated=True,
+        attention_bias=False,
+        feed_forward_bias=False,
+        norm_bias=False,
+        pooler_bias=False,
+        rotary_bases=tuple(10_000.0 if index % 3 else 160_000.0 for index in range(22)),
+        windows=tuple(64 if index % 3 else None for index in range(22)),
+        pooling="mean",
+        head_activation="gelu",
+        head_norm=True,
+    ),
+    "distilbert": replace(
+        BASE, family="distilbert", num_layers=6, type_vocab_size=0, head_activation="relu", head_dropout=0.2
+    ),
 }
 
 

@@ -58,7 +58,8 @@ def template_of(piece: Piece, config: EncoderConfig) -> Template:
     """
     shapes = tuple((name, tuple(weight.shape)) for name, weight in piece.module.named_parameters())
     about = replace(config, num_layers=0, labels=())
-    kind = type(piece.module), shapes, about
+    layer = getattr(piece.module, "layer", None)
+    kind = type(piece.module), shapes, about, getattr(layer, "base", None), getattr(layer, "window", None)
     if kind not in _traced:
         _traced[kind] = _trace(piece, config.hidden_size)
     return _traced[kind]

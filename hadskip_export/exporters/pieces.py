@@ -67,16 +67,19 @@ class LastLayerPiece(nn.Module):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         first = hidden_states[:, 0][:, None]
-        query = self.layer.heads(self.query(first), 1)[0]
-        key, value = self.layer.heads(self.key_value(hidden_states), 2)
+        read = self.layer.read(hidden_states)
+        query = self.layer.heads(self.query(read[:, 0][:, None]), 1)[0]
+        key, value = self.layer.heads(self.key_value(read), 2)
         return self.layer.attend(first, query, key, value, attention_bias(attention_mask, hidden_states.dtype))[0]
 
 
 def _rows_of(linear: nn.Linear, rows: slice) -> nn.Linear:
     """Those outputs of a linear map, as one of its own."""
-    weight, bias = linear.weight[rows].detach(), linear.bias[rows].detach()
-    part = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    part.weight, part.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    weight = linear.weight[rows].detach()
+    part = nn.Linear(weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta")
+    part.weight = nn.Parameter(weight.clone())
+    if linear.bias is not None:
+        part.bias = nn.Parameter(linear.bias[rows].detach().clone())
     return part
 
 
@@ -117,13 +120,13 @@ def cut(model: GatedClassifier, prefix: str = "") -> Iterator[Piece]:
         prefix: of the names that its tensors have in the bundle's weights.
     """
     states, body, route = ("hidden_states", "attention_mask"), model.classifier, model.fixed_route
-    last = len(body.layers) if route is None else max(route)
+    last, first_alone = len(body.layers) if route is None else max(route), body.config.pooling == "cls"
     weights = _of_module(body.embeddings, f"{prefix}embeddings")
     ids = ("input_ids", SEGMENTS) if body.config.has_segments else ("input_ids",)
     yield Piece("embeddings", body.embeddings, ids, "hidden_states", weights)
     for index, layer in enumerate(body.layers):
         if route is None or index + 1 in route:
-            module = LastLayerPiece(layer) if index + 1 == last else LayerPiece(layer)
+            module = LastLayerPiece(layer) if index + 1 == last and first_alone else LayerPiece(layer)
             named = _of_module(module, f"{prefix}layers.{index}")
             yield Piece(layer_name(index), module, states, "layer_output", named)
     if route is None:
@@ -131,7 +134,9 @@ def cut(model: GatedClassifier, prefix: str = "") -> Iterator[Piece]:
             yield Piece(gate_name(index), GatePiece(gate), states, "margin", _of_gate(index, model.gates, prefix))
         every = {name: Part(tensor) for name, tensor in _gate_tensors(prefix).items()}
         yield Piece("gates", GatesPiece(list(model.gates)), states, "margins", every)
-    yield Piece("head", body.head, ("hidden_states",), "logits", _of_module(body.head, f"{prefix}head"))
+    yield Piece(
+        "head", body.head, states[:1] if first_alone else states, "logits", _of_module(body.head, f"{prefix}head")
+    )
 
 
 def cut_full(model: Classifier) -> Iterator[Piece]:

@@ -142,7 +142,7 @@ def write_model(source: Source, folder: Path) -> Manifest:
     inputs = MODEL_INPUTS if config.has_segments else tuple(name for name in MODEL_INPUTS if name != SEGMENTS)
     model = ModelInfo(
         config.family, config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels,
-        inputs, config.segments,
+        inputs, config.segments, config.pooling,
     )  # fmt: skip
     (folder / MODEL).mkdir()
     (folder / MODEL / "config.json").write_text(json.dumps(hugging_face_config(config), indent=2) + "\n")

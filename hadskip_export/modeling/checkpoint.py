@@ -161,7 +161,7 @@ def load_classifier(folder: Path, labels: tuple[str, ...] | None = None, seed: i
     config = read_config(folder, labels)
     family = FAMILIES[config.family]
     theirs = _normalise_names(_read_weights(folder), family)
-    fresh = ("head.classifier", "head.pooler") if labels is not None else ()
+    fresh = ("head.classifier", "head.pooler", "head.pooled_norm") if labels is not None else ()
     if labels is not None:
         theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("classifier.")}
     names = family.names(config)

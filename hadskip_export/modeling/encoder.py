@@ -1,4 +1,4 @@
-"""A BERT-type classifier on one page: embeddings, post-norm transformer layers, head.
+"""A BERT-type classifier: embeddings, transformer layers, head.
 
 What one family of encoders has and another has not is a value of `EncoderConfig` (families/ tells which). The parts are
 what the exporter cuts into pieces, so each is a module with plain tensors in and out. Shapes use `b` batch, `s` length
@@ -8,6 +8,8 @@ in tokens, `H` hidden size, `N` heads. Oracle: `transformers` (tests/modeling).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +30,30 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+Pooling = Literal["cls", "mean"]
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Sizes and variants of a BERT-type classifier. `num_layers` is the L of the paper.
 
     Args:
+        max_positions: tokens that have a position, as an embedding or by rotation.
         type_vocab_size: segments that have an embedding; with one or none, the model is not told any.
+        dropout: after what attention and the feed-forward give; of a gated one before its last map.
         family: a name in `families.FAMILIES`.
         embedding_size: of the embeddings where they are projected to `hidden_size` afterwards.
         padding_id: where positions count the tokens that are not this one, and begin after it; elsewhere they count all
             tokens, from 0.
+        embedding_dropout: `dropout` if left out.
+        pre_norm: attention and the feed-forward read normalised states and add to states that are not (the first
+            attention to those of the embeddings, which are); the head normalises what the last layer gives.
+        gated: the feed-forward has twice the units, and half of them, activated, weigh the other half (GeGLU).
+        attention_bias, feed_forward_bias, norm_bias, pooler_bias: whether these have any.
+        rotary_bases: of each layer, in place of embeddings of positions (Su et al., 2021).
+        windows: of each layer, how far to either side a token sees; None: all of them.
+        pooling: what the head reads, the first token (`cls`) or the mean of all.
+        head_norm: the head normalises between its two linear maps.
         head_activation: between the head's two linear maps.
         head_dropout: before the last of them; `dropout` if left out.
         head_drops_input: the head has dropout before the first, too.
@@ -61,6 +77,17 @@ class EncoderConfig:
     head_activation: str = "tanh"
     head_dropout: float | None = None
     head_drops_input: bool = False
+    embedding_dropout: float | None = None
+    pre_norm: bool = False
+    gated: bool = False
+    attention_bias: bool = True
+    feed_forward_bias: bool = True
+    norm_bias: bool = True
+    pooler_bias: bool = True
+    rotary_bases: tuple[float, ...] | None = None
+    windows: tuple[int | None, ...] | None = None
+    pooling: Pooling = "cls"
+    head_norm: bool = False
 
     @property
     def segments(self) -> int:
@@ -103,15 +130,17 @@ class Embeddings(nn.Module):
         width = config.embedding_size or config.hidden_size
         self.padding_id, self.has_segments = config.padding_id, config.has_segments
         self.word = nn.Embedding(config.vocab_size, width)
-        self.position = nn.Embedding(config.max_positions, width)
+        self.position = None if config.rotary_bases else nn.Embedding(config.max_positions, width)
         self.segment = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=config.norm_bias)
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.projection = nn.Linear(width, config.hidden_size) if config.projects_embeddings else None
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """int64 [b, s] twice -> float32 [b, s, H]. A model without segments is not asked for them, and ignores them."""
-        embedded = self.word(input_ids) + self.position(self._positions(input_ids))
+        embedded = self.word(input_ids)
+        if self.position is not None:
+            embedded = embedded + self.position(self._positions(input_ids))
         if self.segment is not None:
             embedded = embedded + (self.segment(token_type_ids) if self.has_segments else self.segment.weight)
         embedded = self.dropout(self.norm(embedded))
@@ -125,20 +154,26 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer, `f_i` of the paper: attention and feed-forward, each added and then normalised."""
+    """One transformer layer, `f_i` of the paper: attention and feed-forward, each added and normalised."""
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: EncoderConfig, index: int = 0):
         super().__init__()
-        hidden = config.hidden_size
-        self.num_heads = config.num_heads
-        self.query_key_value = nn.Linear(hidden, 3 * hidden)
-        self.attention_output = nn.Linear(hidden, hidden)
-        self.attention_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
-        self.up = nn.Linear(hidden, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, hidden)
-        self.output_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        hidden, inner = config.hidden_size, config.intermediate_size
+        norm = {"eps": config.layer_norm_eps, "bias": config.norm_bias}
+        self.num_heads, self.pre_norm, self.gated = config.num_heads, config.pre_norm, config.gated
+        self.window = config.windows[index] if config.windows else None
+        self.base = config.rotary_bases[index] if config.rotary_bases else None
+        self.rotary = Rotary(self.base, config.max_positions, hidden // config.num_heads) if self.base else None
+        self.query_key_value = nn.Linear(hidden, 3 * hidden, bias=config.attention_bias)
+        self.attention_output = nn.Linear(hidden, hidden, bias=config.attention_bias)
+        reads_normed = config.pre_norm and index == 0
+        self.attention_norm = nn.Identity() if reads_normed else nn.LayerNorm(hidden, **norm)
+        self.up = nn.Linear(hidden, 2 * inner if config.gated else inner, bias=config.feed_forward_bias)
+        self.down = nn.Linear(inner, hidden, bias=config.feed_forward_bias)
+        self.output_norm = nn.LayerNorm(hidden, **norm)  # with `pre_norm` before the feed-forward
         self.activation = ACTIVATIONS[config.activation]
         self.attention_dropout = nn.Dropout(config.attention_dropout)
+        self.attention_output_dropout = nn.Dropout(config.attention_dropout if config.pre_norm else config.dropout)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, hidden_states: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,8 +185,12 @@ class Layer(nn.Module):
         Returns:
             The new hidden states, float32 [b, s, H], and the attention probabilities, float32 [b, N, s, s].
         """
-        query, key, value = self.heads(self.query_key_value(hidden_states), 3)
+        query, key, value = self.heads(self.query_key_value(self.read(hidden_states)), 3)
         return self.attend(hidden_states, query, key, value, bias)
+
+    def read(self, hidden_states: Tensor) -> Tensor:
+        """What the attention reads."""
+        return self.attention_norm(hidden_states) if self.pre_norm else hidden_states
 
     def heads(self, projected: Tensor, parts: int) -> Tensor:
         """Several projections side by side, [b, s, parts H] -> [parts, b, N, s, H / N]."""
@@ -161,7 +200,7 @@ class Layer(nn.Module):
     def attend(
         self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The rest of the layer, for as many tokens as there are queries.
+        """The rest of the layer, for as many tokens, the first ones, as there are queries.
 
         Args:
             hidden_states: of the tokens that ask, float32 [b, t, H].
@@ -171,30 +210,88 @@ class Layer(nn.Module):
         Returns:
             As `forward`: float32 [b, t, H] and [b, N, t, s].
         """
+        if self.rotary is not None:
+            query, key = self.rotary(query), self.rotary(key)
+        if self.window is not None:
+            bias = torch.minimum(bias, window_bias(query.shape[2], key.shape[2], self.window, bias))
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias  # [b, N, t, s]
         probabilities = scores.softmax(dim=-1)
         context = self.attention_dropout(probabilities) @ value  # [b, N, t, H / N]
         context = context.transpose(1, 2).reshape(hidden_states.shape)
-        attended = self.attention_norm(hidden_states + self.dropout(self.attention_output(context)))
-        fed_forward = self.down(self.activation(self.up(attended)))
-        return self.output_norm(attended + self.dropout(fed_forward)), probabilities
+        attended = hidden_states + self.attention_output_dropout(self.attention_output(context))
+        if self.pre_norm:
+            return attended + self.feed_forward(self.output_norm(attended)), probabilities
+        attended = self.attention_norm(attended)
+        return self.output_norm(attended + self.feed_forward(attended)), probabilities
+
+    def feed_forward(self, hidden_states: Tensor) -> Tensor:
+        """float32 [b, t, H], both."""
+        if not self.gated:
+            return self.dropout(self.down(self.activation(self.up(hidden_states))))
+        activated, weight = self.up(hidden_states).chunk(2, dim=-1)
+        return self.down(self.dropout(self.activation(activated) * weight))
+
+
+class Rotary(nn.Module):
+    """Turns each pair of a head's numbers by an angle that grows with the position (Su et al., 2021, RoFormer)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, base: float, max_positions: int, width: int):
+        super().__init__()
+        for name, table in zip(("cos", "sin"), _angles(base, max_positions, width), strict=True):
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """float32 [b, N, s, H / N], both."""
+        positions = torch.arange(states.shape[2], device=states.device)
+        cos, sin = (F.embedding(positions, table).to(states.dtype) for table in (self.cos, self.sin))
+        first, second = states.chunk(2, dim=-1)
+        return states * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+@cache
+def _angles(base: float, max_positions: int, width: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, float32 [max_positions, width], the same tensors for all layers of a model."""
+    frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float, device="cpu") / width)
+    angles = torch.arange(max_positions, dtype=torch.float, device="cpu")[:, None] * frequencies
+    both = torch.cat((angles, angles), dim=-1)
+    return both.cos(), both.sin()
+
+
+def window_bias(queries: int, keys: int, window: int, like: Tensor) -> Tensor:
+    """What hides tokens more than `window` away from each of the first ones, [queries, keys]: 0 or very negative."""
+    places = torch.arange(keys, device=like.device)
+    far = (places[:queries, None] - places[None]).abs() > window
+    # Chosen, not multiplied: an engine that computes in less may make it infinite, and 0 times that is no number.
+    return torch.where(far, torch.finfo(like.dtype).min, 0.0).to(like.dtype)
 
 
 class Head(nn.Module):
-    """Pooler and classifier on the first token: `f_out` of the paper, section 3.1."""
+    """Pooler and classifier: `f_out` of the paper, section 3.1."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        hidden, norm = config.hidden_size, {"eps": config.layer_norm_eps, "bias": config.norm_bias}
+        self.pooling = config.pooling
+        self.states_norm = nn.LayerNorm(hidden, **norm) if config.pre_norm else nn.Identity()
+        self.pooler = nn.Linear(hidden, hidden, bias=config.pooler_bias)
         self.activation = ACTIVATIONS[config.head_activation]
+        self.pooled_norm = nn.LayerNorm(hidden, **norm) if config.head_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout if config.head_dropout is None else config.head_dropout)
         self.drops_input = config.head_drops_input
-        self.classifier = nn.Linear(config.hidden_size, len(config.labels))
+        self.classifier = nn.Linear(hidden, len(config.labels))
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """float32 [b, s, H] -> logits float32 [b, classes]."""
-        first = hidden_states[:, 0]
-        pooled = self.activation(self.pooler(self.dropout(first) if self.drops_input else first))
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """float32 [b, s, H], int64 [b, s], which the mean of all tokens needs -> logits float32 [b, classes]."""
+        if self.pooling == "cls":
+            read = self.states_norm(hidden_states[:, 0])
+        else:
+            assert attention_mask is not None
+            mask = attention_mask.to(hidden_states.dtype)
+            read = (mask[:, None] @ self.states_norm(hidden_states))[:, 0] / mask.sum(dim=1, keepdim=True)
+        pooled = self.pooled_norm(self.activation(self.pooler(self.dropout(read) if self.drops_input else read)))
         return self.classifier(self.dropout(pooled)).float()  # for losses, under autocast too
 
 
@@ -205,7 +302,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
         self.head = Head(config)
 
     def forward(
@@ -220,13 +317,13 @@ class Classifier(nn.Module):
             if keep_states:
                 states.append(hidden)
                 maps.append(probabilities.mean(dim=1))
-        return Output(self.head(hidden), states if keep_states else [], maps)
+        return Output(self.head(hidden, attention_mask), states if keep_states else [], maps)
 
     def init_weights(self, std: float = 0.02) -> "Classifier":
         """BERT's own initialisation: normal weights, zero biases, unit norms."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         return self

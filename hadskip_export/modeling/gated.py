@@ -133,7 +133,7 @@ class GatedClassifier(nn.Module):
             if keep_states:
                 states.append(hidden)
                 maps.append(probabilities)
-        logits = model.head(hidden)
+        logits = model.head(hidden, attention_mask)
         return GatedOutput(
             logits, states if keep_states else [], maps, torch.stack(gates, dim=1), torch.stack(margins, dim=1)
         )
@@ -166,7 +166,7 @@ class GatedClassifier(nn.Module):
                 ran = hidden.new_zeros(hidden.shape[0], hidden.shape[1], hidden.shape[1])
                 maps.append(ran if attention is None else ran.index_copy(0, run, attention.mean(dim=1)))
                 states.append(hidden)
-        return Output(model.head(hidden), states if keep_states else [], maps)
+        return Output(model.head(hidden, attention_mask), states if keep_states else [], maps)
 
     @torch.no_grad()
     def route(
@@ -189,7 +189,9 @@ class GatedClassifier(nn.Module):
                 hidden[rows] = layer(hidden[rows], bias[rows])[0]
             gates.append(rows)
             margins.append(margin)
-        return GatedOutput(model.head(hidden), [], [], torch.stack(gates, dim=1), torch.stack(margins, dim=1))
+        return GatedOutput(
+            model.head(hidden, attention_mask), [], [], torch.stack(gates, dim=1), torch.stack(margins, dim=1)
+        )
 
 
 def squash(margin: Tensor, limit: float) -> Tensor:

@@ -49,7 +49,8 @@ def gate_name(index: int) -> str:
 @dataclass(frozen=True)
 class ModelInfo:
     """Sizes and names of the model. `inputs`: what whole models take, in order; the embeddings take all but the
-    attention_mask. `vocab_size`, `type_vocab_size`: tokens and segments that have an embedding."""
+    attention_mask. `vocab_size`, `type_vocab_size`: tokens and segments that have an embedding. `pooling`: whether the
+    head reads the first token or the mean of all."""
 
     family: str
     layers: int
@@ -59,10 +60,15 @@ class ModelInfo:
     labels: tuple[str, ...]
     inputs: tuple[str, ...] = MODEL_INPUTS
     type_vocab_size: int = 2
+    pooling: Literal["cls", "mean"] = "cls"
 
     @property
     def embedding_inputs(self) -> tuple[str, ...]:
         return tuple(name for name in self.inputs if name != "attention_mask")
+
+    @property
+    def head_inputs(self) -> tuple[str, ...]:
+        return ("hidden_states",) if self.pooling == "cls" else ("hidden_states", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -265,7 +271,7 @@ def _check_graph(file: Path, piece: str, graph: Graph, model: ModelInfo) -> None
         "layer": (states, ((3,), (3, 2))),  # with margins, where it answers for the gates after it
         "gate": (states, ((1,),)),
         ALL_GATES: (states, ((2,),)),
-        "head": (states[:1], ((2,),)),
+        "head": (model.head_inputs, ((2,),)),
         FULL: (model.inputs, ((2,),)),
         WHOLE: whole,
         WHOLE_ALONE: whole,

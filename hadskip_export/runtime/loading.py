@@ -45,6 +45,7 @@ def _chain(engine: Engine, manifest: Manifest, *, gates: Sequence[Piece] = (), a
         head=engine.load("head"),
         embedding_inputs=manifest.model.embedding_inputs,
         num_layers=manifest.model.layers,
+        head_takes_mask=manifest.model.pooling == "mean",
     )
 
 

@@ -99,9 +99,9 @@ def predict_fixed_routes(
         hidden = model.embeddings(input_ids, token_type_ids)
         bias = attention_bias(attention_mask, hidden.dtype)
 
-        def walk(index: int, hidden: Tensor, alike: list[Route], bias: Tensor = bias, rows=batch.rows) -> None:
+        def walk(index: int, hidden: Tensor, alike: list[Route], bias: Tensor = bias, batch=batch) -> None:
             if index > num_layers:
-                predicted[alike[0]][rows] = model.head(hidden).argmax(-1).cpu().numpy()
+                predicted[alike[0]][batch.rows] = model.head(hidden, batch.attention_mask).argmax(-1).cpu().numpy()
                 return
             skipping = [route for route in alike if index not in route]
             running = [route for route in alike if index in route]

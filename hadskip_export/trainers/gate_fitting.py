@@ -72,7 +72,7 @@ def observe(
             hidden = {ran: layer(hidden[ran[:-1]], bias)[0] if number in ran else hidden[ran] for ran in after}
         teacher = teacher_logits[rows.to(teacher_logits.device)].log_softmax(-1)
         for route, state in hidden.items():
-            student = body.head(state).log_softmax(-1)
+            student = body.head(state, attention_mask).log_softmax(-1)
             divergence[route][rows] = (teacher.exp() * (teacher - student)).sum(dim=-1).cpu()
     return Evidence(states, divergence)
 

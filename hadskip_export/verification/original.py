@@ -72,7 +72,7 @@ def check_same_as_original(
                 ) from error
             here = model(*map(torch.from_numpy, arrays), keep_states=not fine_tuned)
         name = "logits" if fine_tuned else "last_hidden_state"
-        one, other = found[name], here.logits if fine_tuned else here.hidden_states[-1]
+        one, other = found[name], here.logits if fine_tuned else model.head.states_norm(here.hidden_states[-1])
         far = (one - other).abs().max().item()
         if not far <= TOLERANCE * (1 + one.abs().max().item()):
             raise _difference(folder, f"{name} are up to {far:.2g} away from those here", text)

@@ -286,7 +286,7 @@ class _Comparison:
             errors[index] = self._compare_gate(index, trace, before, batch.attention_mask)
             before = self._compare_layer(index, trace, batch.attention_mask) or before
         right = trace.logits if not self._rounded else self._reference.logits(_rounded(trace.states[-1]))
-        self._difference("head").add(self._pieces["head"](trace.states[-1]), right)
+        self._difference("head").add(self._logits(trace.states[-1], batch), right)
         self.margin_errors.append(errors)
         self._compare_full(batch, trace)
         for name in (WHOLE, WHOLE_ALONE):
@@ -304,6 +304,11 @@ class _Comparison:
 
     def _embed(self, batch: Batch) -> Any:
         return self._pieces["embeddings"](*(getattr(batch, name) for name in self._manifest.model.embedding_inputs))
+
+    def _logits(self, state: Any, batch: Batch) -> np.ndarray:
+        """The head's, of a batch of one input."""
+        inputs = {"hidden_states": state, "attention_mask": batch.attention_mask}
+        return self._pieces["head"](*(inputs[name] for name in self._manifest.model.head_inputs))
 
     def _compare_gate(self, index: int, trace: Trace, before: tuple[Any, np.ndarray], mask: np.ndarray) -> float:
         """Returns the error of its margin after the engine's own piece `before` it, beside the reference's."""
@@ -354,7 +359,7 @@ class _Comparison:
         for index in np.flatnonzero(ran[0]).tolist():
             output = self._pieces[layer_name(index)](state, batch.attention_mask)
             state = output[0] if isinstance(output, tuple) else output
-        self._difference(name).add(logits, self._pieces["head"](state))
+        self._difference(name).add(logits, self._logits(state, batch))
 
 
 def _rounded(state: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ class Reference(Protocol):
         ...
 
     def logits(self, hidden_states: np.ndarray) -> np.ndarray:
-        """The head's on [1, s, H], or the first token's [1, 1, H]: float32 [1, classes]."""
+        """The head's on [1, s, H], all of them real tokens, or on the first one's [1, 1, H]: float32 [1, classes]."""
         ...
 
 
@@ -77,7 +77,7 @@ class OnnxReference:
         pieces, model, route = bundle.manifest.pieces, bundle.manifest.model, bundle.manifest.router.route
         sessions = {file: self._session(bundle.file(file)) for file in set(pieces.values())}
         self._pieces = {piece: sessions[file] for piece, file in pieces.items()}
-        self._inputs, self._layers = model.embedding_inputs, range(model.layers)
+        self._inputs, self._head_inputs, self._layers = model.embedding_inputs, model.head_inputs, range(model.layers)
         self._fixed = None if route is None else np.where(as_row(route, model.layers), FIXED_MARGIN, -FIXED_MARGIN)
 
     def trace(self, batch: Batch, thresholds: np.ndarray) -> Trace:
@@ -98,7 +98,8 @@ class OnnxReference:
         return self._run(gate_name(index), {"hidden_states": hidden_states, "attention_mask": attention_mask})
 
     def logits(self, hidden_states: np.ndarray) -> np.ndarray:
-        return self._run("head", {"hidden_states": hidden_states})
+        feed = {"hidden_states": hidden_states, "attention_mask": np.ones(hidden_states.shape[:2], np.int64)}
+        return self._run("head", {name: feed[name] for name in self._head_inputs})
 
     def _session(self, file: Path):
         options = self._ort.SessionOptions()

@@ -38,7 +38,7 @@ class TorchReference:
             [output.numpy() for output in outputs],
             margin.numpy(),
             (margin > torch.from_numpy(thresholds)).numpy(),
-            body.head(states[-1]).numpy(),
+            body.head(states[-1], mask).numpy(),
             None if self._full is None else self._full(ids, mask, types).logits.numpy(),
         )
 
@@ -48,4 +48,5 @@ class TorchReference:
 
     @torch.no_grad()
     def logits(self, hidden_states: np.ndarray) -> np.ndarray:
-        return self._model.classifier.head(torch.from_numpy(hidden_states)).numpy()
+        states = torch.from_numpy(hidden_states)
+        return self._model.classifier.head(states, torch.ones(states.shape[:2], dtype=torch.int64)).numpy()

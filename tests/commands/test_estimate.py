@@ -12,14 +12,23 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AlbertConfig, BertConfig
+from transformers import AlbertConfig, BertConfig, DistilBertConfig, ModernBertConfig, RobertaConfig
 
 from hadskip_export import estimate
 from hadskip_export.benchmark.measure import Figures
 from hadskip_export.benchmark.statistics import PieceTimes, ideal_speedup
 from hadskip_export.cli import main
 from hadskip_export.commands import estimate as estimating
-from hadskip_export.commands.estimate import SIZES, TURNS, Estimate, draw_routes, find_config, resolve_layers_run
+from hadskip_export.commands.estimate import (
+    LABELS,
+    SIZES,
+    TURNS,
+    Estimate,
+    draw_routes,
+    find_config,
+    resolve_layers_run,
+)
+from hadskip_export.modeling.families import FAMILIES
 from hadskip_export.report import text
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError, HadskipError
 from tests.runtime.editing import outcome
@@ -184,16 +193,13 @@ def test_names_are_the_sizes_that_were_published():
             hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
         ),
         "minilm": BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
+        "roberta-base": RobertaConfig(type_vocab_size=1, max_position_embeddings=514, layer_norm_eps=1e-5),
+        "distilbert": DistilBertConfig(),
+        "modernbert-base": ModernBertConfig(classifier_pooling="mean"),
     }
     assert set(published) == set(SIZES)
     for name, theirs in published.items():
-        ours = find_config(name)
-        assert (ours.hidden_size, ours.num_layers, ours.num_heads, ours.intermediate_size) == (
-            theirs.hidden_size, theirs.num_hidden_layers, theirs.num_attention_heads, theirs.intermediate_size,
-        )  # fmt: skip
-        assert (ours.vocab_size, ours.max_positions, ours.type_vocab_size) == (
-            theirs.vocab_size, theirs.max_position_embeddings, theirs.type_vocab_size,
-        )  # fmt: skip
+        assert find_config(name) == FAMILIES[theirs.model_type].read(theirs, LABELS)
 
 
 def test_a_config_file_and_its_folder_are_the_same_model(config_file: Path, model_folder: Path):

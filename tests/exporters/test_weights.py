@@ -92,7 +92,8 @@ def test_it_has_exactly_the_model_s_parameters_by_their_names(bundle: Path, sour
     about = assert_is_exactly(bundle, wanted)
     config = source.config
     assert float(about.pop("eps")) == config.layer_norm_eps
-    assert about == {"num_layers": "4", "num_heads": "4", "activation": "gelu"}
+    said = {"num_layers": "4", "num_heads": "4", "activation": "gelu", "family": "bert", "segments": "yes"}
+    assert about == said
 
 
 def test_of_a_fixed_route_it_has_the_layers_on_it_and_no_gates(static_bundle: Path, static_source):

@@ -13,6 +13,10 @@ _LIKE_BERT: dict[str, Any] = {
     "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40,
 }  # fmt: skip
 _ROBERTA = _LIKE_BERT | {"type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+_MODERN = _LIKE_BERT | {
+    "model_type": "modernbert", "num_hidden_layers": 4, "local_attention": 6, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
+}  # fmt: skip
 # Name of a variant -> its configuration.
 VARIANTS: dict[str, dict[str, Any]] = {
     "bert": {"model_type": "bert", **_LIKE_BERT, "layer_norm_eps": 1e-2},
@@ -30,6 +34,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "distilbert, relu": {
         "model_type": "distilbert", "dim": 24, "n_layers": 1, "n_heads": 4, "hidden_dim": 40, "activation": "relu",
     },
+    "modernbert": _MODERN | {"classifier_pooling": "cls"},
+    "modernbert, mean": _MODERN | {"classifier_pooling": "mean", "classifier_activation": "silu"},
+    "modernbert, biases": _MODERN | {
+        "attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True, "local_attention": 2,
+        "hidden_activation": "silu", "norm_eps": 1e-2,
+    },
+    "modernbert, near alone": _MODERN | {"layer_types": ["sliding_attention"] * 4, "local_attention": 12},
+    "modernbert, all": _MODERN | {"layer_types": ["full_attention"] * 4, "classifier_pooling": "mean"},
 }  # fmt: skip
 
 

@@ -98,7 +98,7 @@ class OnnxTarget:
             files |= self._whole(material, files, own)
         return files
 
-    def whole_forms(self, precision: str) -> dict[str, Form]:
+    def whole_forms(self, precision: str, family: str = "bert") -> dict[str, Form]:
         """The graphs of a whole model, by piece."""
         return {WHOLE: Form(portable=True)}
 
@@ -130,7 +130,7 @@ class OnnxTarget:
 
     def _whole(self, material: Material, files: dict[str, str], own: OwnTensors) -> dict[str, str]:
         pieces, made = Pieces(material.bundle, files), {}
-        for piece, form in self.whole_forms(material.precision).items():
+        for piece, form in self.whole_forms(material.precision, material.manifest.model.family).items():
             graph = whole(pieces, material.manifest.model, material.decided, form)
             own.take(graph, piece)
             own.write()

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hadskip_export.modeling.encoder import ACTIVATIONS, EncoderConfig
+import torch
+
+from hadskip_export.modeling.encoder import ACTIVATIONS, Classifier, EncoderConfig
 
 # Ours -> Hugging Face's, in the configurations of most families.
 SIZES = {
@@ -39,13 +41,17 @@ EMBEDDINGS = {
     "embeddings.segment.weight": "embeddings.token_type_embeddings.weight",
     "embeddings.norm": "embeddings.LayerNorm",
 }
-PROJECTION = "embeddings.projection"  # the one part that not every model of a family has
 KINDS = ("weight", "bias")
 
 
 def nothing_refused(_config: Any) -> str | None:
     """For families that have no variants of their own."""
     return None
+
+
+def nothing_more(_config: Any) -> dict[str, Any]:
+    """For families whose layers are all alike."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Family:
         sizes: fields of `EncoderConfig` -> attributes of their configuration.
         values: fields that are the same in all models of the family.
         why_refused: what of a configuration nobody here computes, in words; None of one that is all understood.
+        read_layers, written_layers: fields of `EncoderConfig` that say what differs from layer to layer, from their
+            configuration and back.
     """
 
     model_type: str
@@ -76,11 +84,13 @@ class Family:
     sizes: Mapping[str, str] = field(default_factory=lambda: SIZES)
     values: Mapping[str, Any] = field(default_factory=dict)
     why_refused: Callable[[Any], str | None] = nothing_refused
+    read_layers: Callable[[Any], dict[str, Any]] = nothing_more
+    written_layers: Callable[[EncoderConfig], dict[str, Any]] = nothing_more
 
     def read(self, config: Any, labels: tuple[str, ...]) -> EncoderConfig:
         """Of a configuration of `transformers`."""
         sizes = {ours: getattr(config, theirs) for ours, theirs in self.sizes.items()}
-        return EncoderConfig(family=self.model_type, labels=labels, **sizes, **self.values)
+        return EncoderConfig(family=self.model_type, labels=labels, **sizes, **self.values, **self.read_layers(config))
 
     def written(self, config: EncoderConfig) -> dict[str, Any]:
         """config.json of a classifier, as `transformers` has it."""
@@ -94,6 +104,7 @@ class Family:
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
             **sizes,
+            **self.written_layers(config),
         ).to_dict()
 
     def refused(self, config: Any) -> str | None:
@@ -108,6 +119,8 @@ class Family:
     def names(self, config: EncoderConfig) -> dict[str, tuple[str, ...]]:
         """Parameters of ours -> the tensors of a classifier's checkpoint that are stacked to make them."""
         found: dict[str, tuple[str, ...]] = {}
+        with torch.device("meta"):  # no memory, no numbers: only which parameters a model of these values has
+            has = {name for name, _ in Classifier(config).named_parameters()}
 
         def add(ours: str, theirs: tuple[str, ...]) -> None:
             if ours.endswith(".weight"):
@@ -116,15 +129,14 @@ class Family:
                 found.update({f"{ours}.{kind}": tuple(f"{name}.{kind}" for name in theirs) for kind in KINDS})
 
         for ours, theirs in self.encoder.items():
-            if ours != PROJECTION or config.projects_embeddings:
-                add(ours, (f"{self.prefix}.{theirs}",))
+            add(ours, (f"{self.prefix}.{theirs}",))
         for index in range(config.num_layers):
             for ours, inner in self.layer.items():
                 start = f"{self.prefix}.{self.layers}.{index}"
                 add(f"layers.{index}.{ours}", tuple(f"{start}.{name}" for name in inner))
         for ours, theirs in self.head.items():
             add(ours, (theirs,))
-        return found
+        return {ours: theirs for ours, theirs in found.items() if ours in has}
 
     def as_in_classifier(self, name: str) -> str:
         """The name of a bare encoder's tensor, as a classifier's checkpoint has it."""

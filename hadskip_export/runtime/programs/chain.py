@@ -25,6 +25,7 @@ class Chain:
         all_gates: all gates as one piece, margins [b, L], asked after the embeddings and each layer that gives none
             itself; None where `gates` are asked, or none.
         embedding_inputs: names of the `Batch` arrays that `embeddings` takes.
+        head_takes_mask: beside hidden_states, for the mean of all tokens.
         num_layers: of the model, whether or not some input may run them.
     """
 
@@ -35,6 +36,7 @@ class Chain:
     head: Piece
     embedding_inputs: tuple[str, ...]
     num_layers: int
+    head_takes_mask: bool = False
 
     @property
     def warm_up_rows(self) -> tuple[int, ...]:
@@ -60,7 +62,11 @@ class Chain:
                 hidden[rows, : states.shape[1]] = states
                 for row, new in zip(rows, seen, strict=True):
                     margins[row] = new
-        return self.head(hidden), np.array(routes).T
+        return self.logits(hidden, mask), np.array(routes).T
+
+    def logits(self, hidden: Any, mask: np.ndarray) -> np.ndarray:
+        """float32 [b, classes] of what the last layer gave."""
+        return self.head(hidden, mask) if self.head_takes_mask else self.head(hidden)
 
     def _seen(self, output: Any, mask: np.ndarray, layers_done: int) -> tuple[Any, list[list[float]]]:
         """What a piece gave, and what later gates make of it: hidden_states, margins [b, L]. A skipped layer leaves a

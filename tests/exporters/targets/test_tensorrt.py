@@ -72,7 +72,7 @@ def test_every_piece_has_an_engine_and_the_bundle_lists_it_unverified(built: Pat
     assert not (built / info.folder / "report.json").exists()
 
 
-@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert"])
+@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert", "modernbert"])
 def test_every_shape_of_model_can_be_built(trt, family: str, tmp_path: Path):
     source = make_source(write_model(family, tmp_path / "model"), tmp_path, layers=2)
     bundle = write_cut(source, tmp_path, "whole")
