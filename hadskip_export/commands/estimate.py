@@ -64,6 +64,7 @@ SIZES = {
         dropout=0.0,
         embedding_dropout=0.0,
         attention_dropout=0.0,
+        attention_output_dropout=0.0,
         head_dropout=0.0,
         pre_norm=True,
         gated=True,
@@ -78,7 +79,13 @@ SIZES = {
         head_norm=True,
     ),
     "distilbert": replace(
-        BASE, family="distilbert", num_layers=6, type_vocab_size=0, head_activation="relu", head_dropout=0.2
+        BASE,
+        family="distilbert",
+        num_layers=6,
+        type_vocab_size=0,
+        head_activation="relu",
+        head_dropout=0.2,
+        attention_output_dropout=0.0,
     ),
 }
 

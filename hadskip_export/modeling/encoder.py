@@ -45,7 +45,7 @@ class EncoderConfig:
         embedding_size: of the embeddings where they are projected to `hidden_size` afterwards.
         padding_id: where positions count the tokens that are not this one, and begin after it; elsewhere they count all
             tokens, from 0.
-        embedding_dropout: `dropout` if left out.
+        embedding_dropout, attention_output_dropout: `dropout` if left out.
         pre_norm: attention and the feed-forward read normalised states and add to states that are not (the first
             attention to those of the embeddings, which are); the head normalises what the last layer gives.
         gated: the feed-forward has twice the units, and half of them, activated, weigh the other half (GeGLU).
@@ -78,6 +78,7 @@ class EncoderConfig:
     head_dropout: float | None = None
     head_drops_input: bool = False
     embedding_dropout: float | None = None
+    attention_output_dropout: float | None = None
     pre_norm: bool = False
     gated: bool = False
     attention_bias: bool = True
@@ -117,6 +118,10 @@ class Output:
     attention_maps: list[Tensor] = field(default_factory=list)  # L of float32 [b, s, s], mean over heads
 
 
+def _dropout(config: EncoderConfig, own: float | None) -> nn.Dropout:
+    return nn.Dropout(config.dropout if own is None else own)
+
+
 def attention_bias(attention_mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Mask of real tokens, int64 [b, s], as the term added to attention scores, [b, 1, 1, s]: 0 or very negative."""
     return (1 - attention_mask[:, None, None, :]).to(dtype) * torch.finfo(dtype).min
@@ -133,7 +138,7 @@ class Embeddings(nn.Module):
         self.position = None if config.rotary_bases else nn.Embedding(config.max_positions, width)
         self.segment = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=config.norm_bias)
-        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
+        self.dropout = _dropout(config, config.embedding_dropout)
         self.projection = nn.Linear(width, config.hidden_size) if config.projects_embeddings else None
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
@@ -173,7 +178,7 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(hidden, **norm)  # with `pre_norm` before the feed-forward
         self.activation = ACTIVATIONS[config.activation]
         self.attention_dropout = nn.Dropout(config.attention_dropout)
-        self.attention_output_dropout = nn.Dropout(config.attention_dropout if config.pre_norm else config.dropout)
+        self.attention_output_dropout = _dropout(config, config.attention_output_dropout)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, hidden_states: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,7 +284,7 @@ class Head(nn.Module):
         self.pooler = nn.Linear(hidden, hidden, bias=config.pooler_bias)
         self.activation = ACTIVATIONS[config.head_activation]
         self.pooled_norm = nn.LayerNorm(hidden, **norm) if config.head_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout if config.head_dropout is None else config.head_dropout)
+        self.dropout = _dropout(config, config.head_dropout)
         self.drops_input = config.head_drops_input
         self.classifier = nn.Linear(hidden, len(config.labels))
 

@@ -114,14 +114,15 @@ def test_a_longest_input_fits_and_the_configuration_knows_it(variant: str, tmp_p
 
 @variants
 def test_dropout_is_where_theirs_is(variant: str, tmp_path: Path):
-    """The head's has a rate of its own: half of the logits' inputs vanish, or none do."""
+    """The same numbers vanish, for they are drawn in the same order; every place has a rate of its own."""
     theirs = their_classifier(variant)
     theirs.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
-    family = FAMILIES[config["model_type"]]
-    rates = {"dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.5}
-    file.write_text(json.dumps(config | {family.sizes[ours]: rate for ours, rate in rates.items()}))
+    sizes = FAMILIES[config["model_type"]].sizes
+    rates = {"dropout": 0.1, "attention_dropout": 0.2, "head_dropout": 0.5, "embedding_dropout": 0.3}
+    config |= {sizes[ours]: rate for ours, rate in rates.items() if ours in sizes}
+    file.write_text(json.dumps(config))
     ours = load_classifier(tmp_path).train()
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager").train()
     ids, mask, types = random_inputs()

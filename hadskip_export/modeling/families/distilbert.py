@@ -30,5 +30,5 @@ DISTILBERT = Family(
         "attention_dropout": "attention_dropout",
         "head_dropout": "seq_classif_dropout",
     },
-    values={"type_vocab_size": 0, "head_activation": "relu"},
+    values={"type_vocab_size": 0, "head_activation": "relu", "attention_output_dropout": 0.0},
 )

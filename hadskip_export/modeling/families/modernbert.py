@@ -69,6 +69,7 @@ MODERNBERT = Family(
         "dropout": "mlp_dropout",
         "embedding_dropout": "embedding_dropout",
         "attention_dropout": "attention_dropout",
+        "attention_output_dropout": "attention_dropout",
         "head_dropout": "classifier_dropout",
         "head_activation": "classifier_activation",
         "attention_bias": "attention_bias",
