@@ -72,9 +72,9 @@ def test_a_family_is_trained_built_for_every_engine_and_answers_as_transformers(
     for engine, precision, cut in engines:
         if (engine, precision, cut) != ("ort", "fp32", "whole"):
             report = build(bundle, engine=engine, precision=precision, cut=cut)
-            # Below fp32 a near tie of so small a model may fall on its other side; every piece is in tolerance then.
-            near_tie = precision != "fp32" and (report.first_bad_piece or "").startswith(("labels", "routes"))
-            assert report.parity == "passed" or near_tie, report.first_bad_piece
+            # Below fp32 one label of 64 texts is over the limit, and so small a model has them near their border.
+            label_alone = precision != "fp32" and (report.first_bad_piece or "").startswith("labels")
+            assert report.parity == "passed" or label_alone, report
     for engine in ("ort-fp32-whole", "ort-fp32-gates", "openvino-fp32-layers"):
         with Predictor.load(bundle, engine=engine) as predictor:
             assert_as_transformers(tmp_path / "run" / "stage1", predictor, 32)

@@ -13,6 +13,7 @@ from hadskip_export.exporters.amend import add_engine
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.modeling.checkpoint import read_config, resolve_model
 from hadskip_export.modeling.encoder import EncoderConfig
+from hadskip_export.modeling.families import FAMILIES
 from hadskip_export.runtime.bundle import read_bundle
 from hadskip_export.runtime.engines import Cut
 from hadskip_export.runtime.tokenization import Text
@@ -38,36 +39,31 @@ BASE = EncoderConfig(
     type_vocab_size=2,
     labels=LABELS,
 )
+
+
+def _of_family(name: str, **sizes: Any) -> EncoderConfig:
+    return replace(BASE, family=name, **FAMILIES[name].values, **sizes)
+
+
 SIZES = {
     "bert-base": BASE,
     "bert-large": replace(BASE, hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
     "minilm": replace(BASE, hidden_size=384, num_layers=6, intermediate_size=1536),
-    "roberta-base": replace(
-        BASE,
-        family="roberta",
-        vocab_size=50265,
-        max_positions=514,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-        padding_id=1,
-        head_drops_input=True,
+    "roberta-base": _of_family(
+        "roberta", vocab_size=50265, max_positions=514, type_vocab_size=1, layer_norm_eps=1e-5, padding_id=1
     ),
-    "modernbert-base": replace(
-        BASE,
-        family="modernbert",
+    "modernbert-base": _of_family(
+        "modernbert",
         vocab_size=50368,
         num_layers=22,
         intermediate_size=1152,
         max_positions=8192,
-        type_vocab_size=0,
         layer_norm_eps=1e-5,
         dropout=0.0,
-        embedding_dropout=0.0,
         attention_dropout=0.0,
+        embedding_dropout=0.0,
         attention_output_dropout=0.0,
         head_dropout=0.0,
-        pre_norm=True,
-        gated=True,
         attention_bias=False,
         feed_forward_bias=False,
         norm_bias=False,
@@ -76,17 +72,8 @@ SIZES = {
         windows=tuple(64 if index % 3 else None for index in range(22)),
         pooling="mean",
         head_activation="gelu",
-        head_norm=True,
     ),
-    "distilbert": replace(
-        BASE,
-        family="distilbert",
-        num_layers=6,
-        type_vocab_size=0,
-        head_activation="relu",
-        head_dropout=0.2,
-        attention_output_dropout=0.0,
-    ),
+    "distilbert": _of_family("distilbert", num_layers=6, head_dropout=0.2),
 }
 
 

@@ -296,8 +296,9 @@ class Predictor:
         """Shares the inputs out to batches, and runs each with the policy of its rows."""
 
         def answer(rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+            batch, decided_by = pad([encoded[row] for row in rows]), policy(rows)
             try:
-                logits, ran = program.run(pad([encoded[row] for row in rows]), policy(rows))
+                logits, ran = program.run(batch, decided_by)
             except (ValueError, IndexError, TypeError) as error:  # a graph may give other than it says
                 raise EngineError(
                     f"{self.bundle.path}: {self.engine_info.name} has a piece that gives what no other takes"

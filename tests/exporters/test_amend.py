@@ -142,7 +142,7 @@ def test_a_static_bundle_takes_engines_too(static_bundle: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("engine", "precision"),
-    [("ort", "int8"), ("openvino", "fp32"), pytest.param("openvino", "int8", marks=pytest.mark.slow)],
+    [("ort", "fp32"), ("ort", "int8"), ("openvino", "fp32"), pytest.param("openvino", "int8", marks=pytest.mark.slow)],
 )
 def test_cuts_stand_beside_each_other_and_take_the_same_routes(mine: Path, engine: str, precision: str):
     for cut in CUTS:

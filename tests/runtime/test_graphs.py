@@ -149,7 +149,7 @@ def test_the_last_of_two_values_counts_as_in_protobuf(tmp_path: Path):
     assert read_graph(file).locations == oracle(onnx.load(file, load_external_data=False)) == {"BBBB"}
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(make=st.sampled_from(MODELS), data=st.data())
 def test_a_truncated_file_is_read_as_protobuf_would_or_refused(make, data, tmp_path: Path):
     content = make().SerializeToString()
@@ -163,7 +163,7 @@ def test_a_truncated_file_is_read_as_protobuf_would_or_refused(make, data, tmp_p
         assert found == oracle(onnx.ModelProto.FromString(part))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(make=st.sampled_from(MODELS), data=st.data())
 def test_an_altered_file_never_hides_a_location_from_us_that_onnx_sees(make, data, tmp_path: Path):
     content = bytearray(make().SerializeToString())
@@ -272,7 +272,7 @@ def test_whatever_way_a_writer_chooses_we_find_what_onnx_finds(make, random, tmp
     assert oracle(onnx.load_model_from_string(content)) <= read_graph(file).locations
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(make=st.sampled_from(MODELS), random=st.randoms(use_true_random=False))
 def test_what_no_writer_chooses_is_refused_or_we_find_what_onnx_finds(make, random, tmp_path: Path):
     content = Writer(random, odd=True).message(make())

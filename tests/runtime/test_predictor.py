@@ -707,10 +707,8 @@ def test_nan_as_threshold_is_refused(predictor: Predictor):
         predictor("good", gate_threshold=float("nan"))
 
 
-@pytest.mark.parametrize(
-    ("engine", "cut", "value"),
-    [("ort", "gates", np.nan), ("ort", "gates", np.inf), ("ort", "whole", -np.inf), ("openvino", "whole", np.nan)],
-)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("engine", "cut"), [("ort", "gates"), ("ort", "whole"), ("openvino", "whole")])
 def test_logits_that_are_no_numbers_are_no_answer(bundle: Path, tmp_path: Path, engine: str, cut, value: float):
     """At warm-up and at every call; who looks into what is wrong gets them."""
     copy = copy_of(bundle, tmp_path)

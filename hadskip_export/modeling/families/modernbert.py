@@ -3,7 +3,7 @@ in two layers of three sees the neighbours alone."""
 
 from typing import Any
 
-from hadskip_export.modeling.encoder import EncoderConfig
+from hadskip_export.modeling.encoder import ACTIVATIONS, EncoderConfig
 from hadskip_export.modeling.families.base import Family
 
 # Beyond most vocabularies unless they are said; the tokenizer has them.
@@ -17,7 +17,7 @@ def why_refused(config: Any) -> str | None:
         return f"rotary positions of the kind {sorted(kinds - {'default'})[0]!r}"
     if set(config.layer_types) - {ALL, NEAR} or len(config.layer_types) != config.num_hidden_layers:
         return f"layer_types {config.layer_types} for {config.num_hidden_layers} layers"
-    if config.classifier_activation not in ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"):
+    if config.classifier_activation not in ACTIVATIONS:
         return f"the classifier's activation {config.classifier_activation!r}"
     return None
 
