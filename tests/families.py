@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     CamembertTokenizerFast,
+    DebertaV2TokenizerFast,
     DistilBertTokenizerFast,
     ElectraTokenizerFast,
     PreTrainedTokenizerFast,
@@ -21,12 +22,17 @@ from transformers import (
 from tests.conftest import sentences
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 _ROBERTA = _SIZES | {"type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 # Its layers see all, two neighbours to either side, all; the head reads the mean.
 _MODERN = _SIZES | {
     "local_attention": 4, "global_attn_every_n_layers": 2, "classifier_pooling": "mean",
     "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2,
+}  # fmt: skip
+_DEBERTA = _SIZES | {
+    "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0,
 }  # fmt: skip
 _MODERN_TOKENIZER = {
     "model_input_names": ["input_ids", "attention_mask"], "pad_token": "<pad>", "unk_token": "<unk>",
@@ -58,11 +64,21 @@ def unigram() -> Tokenizer:
     return tokenizer
 
 
+def sentence_piece() -> Tokenizer:
+    """The class has its own ways around the vocabulary."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=BERT_SPECIAL, unk_token="[UNK]", show_progress=False
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return tokenizer
+
+
 def word_piece() -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=BERT_SPECIAL, show_progress=False)
     tokenizer.train_from_iterator(_texts(), trainer)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return tokenizer
@@ -79,6 +95,7 @@ MADE_OF: dict[str, tuple[dict, Callable[[], Tokenizer], Callable[..., PreTrained
     "camembert": (_ROBERTA, unigram, CamembertTokenizerFast),
     "electra": (_SIZES | {"embedding_size": 24}, word_piece, ElectraTokenizerFast),
     "modernbert": (_MODERN, byte_level, partial(PreTrainedTokenizerFast, **_MODERN_TOKENIZER)),
+    "deberta-v2": (_DEBERTA, sentence_piece, DebertaV2TokenizerFast),
     "distilbert": ({"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64}, word_piece, DistilBertTokenizerFast),
 }
 

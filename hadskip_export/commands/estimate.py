@@ -73,6 +73,16 @@ SIZES = {
         pooling="mean",
         head_activation="gelu",
     ),
+    "deberta-v3-base": _of_family(
+        "deberta-v2",
+        vocab_size=128100,
+        type_vocab_size=0,
+        layer_norm_eps=1e-7,
+        absolute_positions=False,
+        distance_buckets=256,
+        most_distance=512,
+        head_activation="gelu",
+    ),
     "distilbert": _of_family("distilbert", num_layers=6, head_dropout=0.2),
 }
 

@@ -46,21 +46,35 @@ class Piece:
 
 
 class LayerPiece(nn.Module):
-    def __init__(self, layer: Layer):
+    """A layer that computes the states of all tokens.
+
+    Args:
+        distances: what the model's `Distances` give; their queries and keys are then parameters of the piece.
+    """
+
+    def __init__(self, layer: Layer, distances: Tensor | None = None):
         super().__init__()
         self.layer = layer
+        if distances is not None:
+            queries, keys = layer.of_distances(distances)
+            self.distance_queries, self.distance_keys = nn.Parameter(queries.detach()), nn.Parameter(keys.detach())
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.layer(hidden_states, attention_bias(attention_mask, hidden_states.dtype))[0]
+        query, key, value = self.layer.heads(self.layer.query_key_value(self.layer.read(hidden_states)), 3)
+        return self.attend(hidden_states, (query, key, value), attention_mask)
+
+    def attend(self, hidden_states: Tensor, query_key_value: tuple[Tensor, ...], attention_mask: Tensor) -> Tensor:
+        of_distances = (self.distance_queries, self.distance_keys) if self.layer.distances is not None else None
+        bias = attention_bias(attention_mask, hidden_states.dtype)
+        return self.layer.attend(hidden_states, query_key_value, bias, of_distances)[0]
 
 
-class LastLayerPiece(nn.Module):
+class LastLayerPiece(LayerPiece):
     """The last layer that an input may run. The head reads the first token alone, and no gate comes after it: so only
     that token's state is computed, [b, 1, H], from the keys and values of all."""
 
-    def __init__(self, layer: Layer):
-        super().__init__()
-        self.layer = layer
+    def __init__(self, layer: Layer, distances: Tensor | None = None):
+        super().__init__(layer, distances)
         hidden_size = layer.query_key_value.in_features
         self.query = _rows_of(layer.query_key_value, slice(hidden_size))
         self.key_value = _rows_of(layer.query_key_value, slice(hidden_size, None))
@@ -70,7 +84,7 @@ class LastLayerPiece(nn.Module):
         read = self.layer.read(hidden_states)
         query = self.layer.heads(self.query(read[:, 0][:, None]), 1)[0]
         key, value = self.layer.heads(self.key_value(read), 2)
-        return self.layer.attend(first, query, key, value, attention_bias(attention_mask, hidden_states.dtype))[0]
+        return self.attend(first, (query, key, value), attention_mask)
 
 
 def _rows_of(linear: nn.Linear, rows: slice) -> nn.Linear:
@@ -121,12 +135,13 @@ def cut(model: GatedClassifier, prefix: str = "") -> Iterator[Piece]:
     """
     states, body, route = ("hidden_states", "attention_mask"), model.classifier, model.fixed_route
     last, first_alone = len(body.layers) if route is None else max(route), body.config.pooling == "cls"
-    weights = _of_module(body.embeddings, f"{prefix}embeddings")
+    weights, distances = _of_module(body.embeddings, f"{prefix}embeddings"), body.distances()
     ids = ("input_ids", SEGMENTS) if body.config.has_segments else ("input_ids",)
     yield Piece("embeddings", body.embeddings, ids, "hidden_states", weights)
     for index, layer in enumerate(body.layers):
         if route is None or index + 1 in route:
-            module = LastLayerPiece(layer) if index + 1 == last and first_alone else LayerPiece(layer)
+            kind = LastLayerPiece if index + 1 == last and first_alone else LayerPiece
+            module = kind(layer, distances)
             named = _of_module(module, f"{prefix}layers.{index}")
             yield Piece(layer_name(index), module, states, "layer_output", named)
     if route is None:

@@ -18,7 +18,7 @@ from hadskip_export.runtime.bundle import ABOUT, MODEL, WEIGHTS
 from hadskip_export.support.errors import EngineError, optional_import
 
 SMALL = 1024  # bytes; a tensor below that which is no parameter stays inside its graph
-DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U8": np.uint8}
+DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U8": np.uint8, "I64": np.int64}
 _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
 

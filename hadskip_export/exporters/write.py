@@ -83,7 +83,7 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
     model, settings = load_gated(found.folder)
     fine_tuned, texts = load_classifier(run.paths.stage1), run.texts()
     config = fine_tuned.config
-    to_serve = Tokenizer(tokenizer, run.max_length, config.vocab_size, config.segments)
+    to_serve = Tokenizer(tokenizer, run.max_length, config.vocab_size, config.type_vocab_size)
     check_same_as_original(run.paths.stage1, to_serve, fine_tuned, texts, fine_tuned=True)
     labelled = run.metric != AGREEMENT  # the bundle's metric is then for whoever has labels later
     point = Point(
@@ -117,7 +117,7 @@ def write_bundle(
         reference = TorchReference(source.model, source.full)
         tokenizer = Tokenizer(
             bundle.file(bundle.manifest.tokenizer), source.max_length, source.config.vocab_size,
-            source.config.segments,
+            source.config.type_vocab_size,
         )  # fmt: skip
         made_up = golden_files.vocabulary_texts(tokenizer.vocabulary())
         texts = golden or [text for text in made_up if tokenizer.takes(text)]
@@ -142,7 +142,7 @@ def write_model(source: Source, folder: Path) -> Manifest:
     inputs = MODEL_INPUTS if config.has_segments else tuple(name for name in MODEL_INPUTS if name != SEGMENTS)
     model = ModelInfo(
         config.family, config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels,
-        inputs, config.segments, config.pooling,
+        inputs, config.type_vocab_size, config.pooling,
     )  # fmt: skip
     (folder / MODEL).mkdir()
     (folder / MODEL / "config.json").write_text(json.dumps(hugging_face_config(config), indent=2) + "\n")

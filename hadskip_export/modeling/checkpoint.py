@@ -25,7 +25,7 @@ from hadskip_export.support.errors import BundleError, DataError, first_line
 HADSKIP_KEY = "hadskip"  # our section of config.json
 GATES = "gates"  # where a checkpoint of ours has theirs
 SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spm.model")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 WHAT_IS_TAKEN = f"this package takes text classifiers of {', '.join(FAMILIES)}"

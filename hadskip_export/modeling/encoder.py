@@ -8,12 +8,13 @@ in tokens, `H` hidden size, `N` heads. Oracle: `transformers` (tests/modeling).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hadskip_export.modeling.positions import Distances, DistanceScores, Rotary, window_bias
 
 
 def _tanh_gelu(inputs: Tensor) -> Tensor:
@@ -50,8 +51,11 @@ class EncoderConfig:
             attention to those of the embeddings, which are); the head normalises what the last layer gives.
         gated: the feed-forward has twice the units, and half of them, activated, weigh the other half (GeGLU).
         attention_bias, feed_forward_bias, norm_bias, pooler_bias: whether these have any.
-        rotary_bases: of each layer, in place of embeddings of positions (Su et al., 2021).
+        absolute_positions: the embeddings have a part for the position.
+        rotary_bases: of each layer, whose queries and keys are turned by their positions.
         windows: of each layer, how far to either side a token sees; None: all of them.
+        distance_buckets: attention knows distances, in so many groups to either side (`DistanceScores`).
+        most_distance: the one from which on all are alike.
         pooling: what the head reads, the first token (`cls`) or the mean of all.
         head_norm: the head normalises between its two linear maps.
         head_activation: between the head's two linear maps.
@@ -85,19 +89,18 @@ class EncoderConfig:
     feed_forward_bias: bool = True
     norm_bias: bool = True
     pooler_bias: bool = True
+    absolute_positions: bool = True
     rotary_bases: tuple[float, ...] | None = None
     windows: tuple[int | None, ...] | None = None
+    distance_buckets: int | None = None
+    most_distance: int = 0
     pooling: Pooling = "cls"
     head_norm: bool = False
 
     @property
-    def segments(self) -> int:
-        """That the model tells apart."""
-        return max(1, self.type_vocab_size)
-
-    @property
     def has_segments(self) -> bool:
-        return self.segments > 1
+        """Whether the model tells any apart."""
+        return self.type_vocab_size > 1
 
     @property
     def projects_embeddings(self) -> bool:
@@ -135,7 +138,7 @@ class Embeddings(nn.Module):
         width = config.embedding_size or config.hidden_size
         self.padding_id, self.has_segments = config.padding_id, config.has_segments
         self.word = nn.Embedding(config.vocab_size, width)
-        self.position = None if config.rotary_bases else nn.Embedding(config.max_positions, width)
+        self.position = nn.Embedding(config.max_positions, width) if config.absolute_positions else None
         self.segment = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=config.norm_bias)
         self.dropout = _dropout(config, config.embedding_dropout)
@@ -169,6 +172,9 @@ class Layer(nn.Module):
         self.window = config.windows[index] if config.windows else None
         self.base = config.rotary_bases[index] if config.rotary_bases else None
         self.rotary = Rotary(self.base, config.max_positions, hidden // config.num_heads) if self.base else None
+        self.distances = None
+        if config.distance_buckets:
+            self.distances = DistanceScores(config.distance_buckets, config.most_distance, config.max_positions)
         self.query_key_value = nn.Linear(hidden, 3 * hidden, bias=config.attention_bias)
         self.attention_output = nn.Linear(hidden, hidden, bias=config.attention_bias)
         reads_normed = config.pre_norm and index == 0
@@ -177,21 +183,24 @@ class Layer(nn.Module):
         self.down = nn.Linear(inner, hidden, bias=config.feed_forward_bias)
         self.output_norm = nn.LayerNorm(hidden, **norm)  # with `pre_norm` before the feed-forward
         self.activation = ACTIVATIONS[config.activation]
+        self.distance_dropout = nn.Dropout(config.dropout)
         self.attention_dropout = nn.Dropout(config.attention_dropout)
         self.attention_output_dropout = _dropout(config, config.attention_output_dropout)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_states: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden_states: Tensor, bias: Tensor, distances: Tensor | None) -> tuple[Tensor, Tensor]:
         """
         Args:
             hidden_states: float32 [b, s, H].
             bias: what `attention_bias` gives, [b, 1, 1, s].
+            distances: what the model's `Distances` give.
 
         Returns:
             The new hidden states, float32 [b, s, H], and the attention probabilities, float32 [b, N, s, s].
         """
         query, key, value = self.heads(self.query_key_value(self.read(hidden_states)), 3)
-        return self.attend(hidden_states, query, key, value, bias)
+        of_distances = None if distances is None else self.of_distances(distances)
+        return self.attend(hidden_states, (query, key, value), bias, of_distances)
 
     def read(self, hidden_states: Tensor) -> Tensor:
         """What the attention reads."""
@@ -202,24 +211,39 @@ class Layer(nn.Module):
         b, s, width = projected.shape
         return projected.view(b, s, parts, self.num_heads, width // parts // self.num_heads).permute(2, 0, 3, 1, 4)
 
+    def of_distances(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """Their queries and their keys in this layer, float32 [2 buckets, H]."""
+        both, projection = 2 * distances.shape[1], self.query_key_value
+        distances = self.distance_dropout(distances)
+        query, key = F.linear(distances, projection.weight[:both], projection.bias[:both]).chunk(2, dim=-1)
+        return query, key
+
     def attend(
-        self, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
+        self,
+        hidden_states: Tensor,
+        query_key_value: tuple[Tensor, Tensor, Tensor],
+        bias: Tensor,
+        of_distances: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """The rest of the layer, for as many tokens, the first ones, as there are queries.
 
         Args:
             hidden_states: of the tokens that ask, float32 [b, t, H].
-            query: float32 [b, N, t, H / N].
-            key, value: float32 [b, N, s, H / N].
+            query_key_value: float32 [b, N, t, H / N], and twice [b, N, s, H / N].
+            of_distances: what the method of that name gives, where the model has distances.
 
         Returns:
             As `forward`: float32 [b, t, H] and [b, N, t, s].
         """
+        query, key, value = query_key_value
         if self.rotary is not None:
             query, key = self.rotary(query), self.rotary(key)
         if self.window is not None:
             bias = torch.minimum(bias, window_bias(query.shape[2], key.shape[2], self.window, bias))
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias  # [b, N, t, s]
+        scores, terms = query @ key.transpose(-1, -2), 1  # [b, N, t, s]
+        if self.distances is not None and of_distances is not None:
+            scores, terms = scores + self.distances(query, key, of_distances), 3
+        scores = scores / math.sqrt(terms * query.shape[-1]) + bias
         probabilities = scores.softmax(dim=-1)
         context = self.attention_dropout(probabilities) @ value  # [b, N, t, H / N]
         context = context.transpose(1, 2).reshape(hidden_states.shape)
@@ -235,42 +259,6 @@ class Layer(nn.Module):
             return self.dropout(self.down(self.activation(self.up(hidden_states))))
         activated, weight = self.up(hidden_states).chunk(2, dim=-1)
         return self.down(self.dropout(self.activation(activated) * weight))
-
-
-class Rotary(nn.Module):
-    """Turns each pair of a head's numbers by an angle that grows with the position (Su et al., 2021, RoFormer)."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, base: float, max_positions: int, width: int):
-        super().__init__()
-        for name, table in zip(("cos", "sin"), _angles(base, max_positions, width), strict=True):
-            self.register_buffer(name, table, persistent=False)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """float32 [b, N, s, H / N], both."""
-        positions = torch.arange(states.shape[2], device=states.device)
-        cos, sin = (F.embedding(positions, table).to(states.dtype) for table in (self.cos, self.sin))
-        first, second = states.chunk(2, dim=-1)
-        return states * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-@cache
-def _angles(base: float, max_positions: int, width: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, float32 [max_positions, width], the same tensors for all layers of a model."""
-    frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float, device="cpu") / width)
-    angles = torch.arange(max_positions, dtype=torch.float, device="cpu")[:, None] * frequencies
-    both = torch.cat((angles, angles), dim=-1)
-    return both.cos(), both.sin()
-
-
-def window_bias(queries: int, keys: int, window: int, like: Tensor) -> Tensor:
-    """What hides tokens more than `window` away from each of the first ones, [queries, keys]: 0 or very negative."""
-    places = torch.arange(keys, device=like.device)
-    far = (places[:queries, None] - places[None]).abs() > window
-    # Chosen, not multiplied: an engine that computes in less may make it infinite, and 0 times that is no number.
-    return torch.where(far, torch.finfo(like.dtype).min, 0.0).to(like.dtype)
 
 
 class Head(nn.Module):
@@ -307,6 +295,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
+        self.distances = Distances(config.distance_buckets, config.hidden_size, config.layer_norm_eps)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
         self.head = Head(config)
 
@@ -315,10 +304,10 @@ class Classifier(nn.Module):
     ) -> Output:
         """int64 [b, s] three times -> `Output`, with hidden states and attention maps where `keep_states`."""
         hidden = self.embeddings(input_ids, token_type_ids)
-        bias = attention_bias(attention_mask, hidden.dtype)
+        bias, distances = attention_bias(attention_mask, hidden.dtype), self.distances()
         states, maps = [hidden], []
         for layer in self.layers:
-            hidden, probabilities = layer(hidden, bias)
+            hidden, probabilities = layer(hidden, bias, distances)
             if keep_states:
                 states.append(hidden)
                 maps.append(probabilities.mean(dim=1))

@@ -119,13 +119,13 @@ class GatedClassifier(nn.Module):
         """
         model = self.classifier
         hidden = model.embeddings(input_ids, token_type_ids)
-        bias = attention_bias(attention_mask, hidden.dtype)
+        bias, distances = attention_bias(attention_mask, hidden.dtype), model.distances()
         states, maps, gates, margins = [hidden], [], [], []
         for layer, gate in zip(model.layers, self.gates, strict=True):
             margin = gate.margin(hidden, attention_mask)
             drawn_from = squash(margin, margin_limit)
             g = estimator(drawn_from, sample(drawn_from, generator))
-            branch, probabilities = _run_open_rows(layer, hidden, bias, g.detach() > 0)
+            branch, probabilities = _run_open_rows(layer, hidden, bias, distances, g.detach() > 0)
             g_wide = g[:, None, None]
             hidden = branch * g_wide + hidden * (1 - g_wide)
             gates.append(g)
@@ -154,13 +154,13 @@ class GatedClassifier(nn.Module):
         """
         model = self.classifier
         hidden = model.embeddings(input_ids, token_type_ids)
-        bias = attention_bias(attention_mask, hidden.dtype)
+        bias, distances = attention_bias(attention_mask, hidden.dtype), model.distances()
         states, maps = [hidden], []
         for layer, rows in zip(model.layers, routes.T, strict=True):
             run = rows.nonzero()[:, 0]
             attention = None
             if len(run):
-                output, attention = layer(hidden[run], bias[run])
+                output, attention = layer(hidden[run], bias[run], distances)
                 hidden = hidden.index_copy(0, run, output)
             if keep_states:
                 ran = hidden.new_zeros(hidden.shape[0], hidden.shape[1], hidden.shape[1])
@@ -179,14 +179,14 @@ class GatedClassifier(nn.Module):
         """
         model = self.classifier
         hidden = model.embeddings(input_ids, token_type_ids)
-        bias = attention_bias(attention_mask, hidden.dtype)
+        bias, distances = attention_bias(attention_mask, hidden.dtype), model.distances()
         gates, margins = [], []
         for index, (layer, gate) in enumerate(zip(model.layers, self.gates, strict=True)):
             margin = gate.margin(hidden, attention_mask)
             rows = decide(index, margin)
             if rows.any():
                 hidden = hidden.clone()
-                hidden[rows] = layer(hidden[rows], bias[rows])[0]
+                hidden[rows] = layer(hidden[rows], bias[rows], distances)[0]
             gates.append(rows)
             margins.append(margin)
         return GatedOutput(
@@ -199,7 +199,9 @@ def squash(margin: Tensor, limit: float) -> Tensor:
     return margin if math.isinf(limit) else limit * torch.tanh(margin / limit)
 
 
-def _run_open_rows(layer: Layer, hidden: Tensor, bias: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _run_open_rows(
+    layer: Layer, hidden: Tensor, bias: Tensor, distances: Tensor | None, rows: Tensor
+) -> tuple[Tensor, Tensor]:
     """`f(h)` for every input, with a gradient only where the gate is open.
 
     The gate's own gradient needs `f(h) - h` of closed inputs too, but a layer that did not run must not learn from
@@ -212,11 +214,11 @@ def _run_open_rows(layer: Layer, hidden: Tensor, bias: Tensor, rows: Tensor) -> 
     branch = torch.zeros_like(hidden)
     maps = hidden.new_zeros(hidden.shape[0], hidden.shape[1], hidden.shape[1])
     if len(run):
-        output, probabilities = layer(hidden[run], bias[run])
+        output, probabilities = layer(hidden[run], bias[run], distances)
         branch = branch.index_copy(0, run, output)
         maps = maps.index_copy(0, run, probabilities.mean(dim=1))
     if len(skipped) and torch.is_grad_enabled():
         with torch.no_grad():
-            output, _ = layer(hidden[skipped], bias[skipped])
+            output, _ = layer(hidden[skipped], bias[skipped], distances)
         branch = branch.index_copy(0, skipped, output)  # outside: it must keep the graph of the rows that run
     return branch, maps

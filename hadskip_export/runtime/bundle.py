@@ -293,9 +293,9 @@ def check_model(folder: Path, manifest: Manifest) -> None:
     model, router, file = manifest.model, manifest.router, folder / MANIFEST
     if model.layers < 1 or model.max_length < 3 or len(set(model.labels)) < 2 or not manifest.engines:
         raise BundleError(f"{file}: needs a layer, room for three tokens, two labels and an engine")
-    sizes = (model.hidden_size, model.vocab_size, model.type_vocab_size, model.max_length)
-    if not all(1 <= size <= MOST_SIZE for size in sizes):
-        raise BundleError(f"{file}: sizes {sizes}, expected 1 to {MOST_SIZE}; build it again")
+    sizes = (model.hidden_size, model.vocab_size, model.max_length)
+    if not all(1 <= size <= MOST_SIZE for size in sizes) or not 0 <= model.type_vocab_size <= MOST_SIZE:
+        raise BundleError(f"{file}: sizes {(*sizes, model.type_vocab_size)}, expected 1 to {MOST_SIZE}; build it again")
     if not {*MODEL_INPUTS[:2]} <= {*model.inputs} <= {*MODEL_INPUTS} or len(set(model.inputs)) < len(model.inputs):
         raise BundleError(f"{file}: inputs {', '.join(model.inputs)}, expected of {', '.join(MODEL_INPUTS)}")
     for engine in manifest.engines:  # first of all that is done for each layer: so many are there

@@ -137,10 +137,14 @@ class Tokenizer:
                 f" {self._vocab_size} tokens; leave it out, or resize and train the model's embeddings"
             )
         type_ids = encoding.type_ids if self._gives_segments else [0] * len(encoding)
-        if max(type_ids) >= self._type_vocab_size:
+        if not self._knows(max(type_ids)):
             raise DataError(f"input {index + 1}: segment {max(type_ids)}; {self._segments}")
         truncated = bool(encoding.overflowing) or any(len(part) > most for part in pair)
         return Encoded(np.array(encoding.ids, np.int64), np.array(type_ids, np.int64), truncated)
+
+    def _knows(self, segment: int) -> bool:
+        """A model that has none is not told any, whatever its tokenizer says."""
+        return segment < self._type_vocab_size or self._type_vocab_size == 0
 
     @property
     def _segments(self) -> str:
@@ -170,7 +174,7 @@ class Tokenizer:
             raise DataError(f"input {index + 1}: {counted(len(ids), 'token')}; the model takes 1 to {self.max_length}")
         if ids.min() < 0 or (self._vocab_size is not None and ids.max() >= self._vocab_size):
             raise DataError(f"input {index + 1}: an id that is not in the vocabulary of {self._vocab_size}")
-        if type_ids.min() < 0 or type_ids.max() >= self._type_vocab_size:
+        if type_ids.min() < 0 or not self._knows(type_ids.max()):
             raise DataError(f"input {index + 1}: token_type_ids that cannot be; {self._segments}")
         return Encoded(ids.astype(np.int64), type_ids.astype(np.int64), truncated=False)
 

@@ -92,7 +92,7 @@ def predict_fixed_routes(
 ) -> dict[Route, np.ndarray]:
     """Class indices of every input under each route. Routes that begin alike share the work."""
     model.eval()
-    num_layers = len(model.layers)
+    num_layers, distances = len(model.layers), model.distances()
     predicted = {route: np.zeros(len(data), np.int64) for route in routes}
     for batch in ordered_batches(data, device=device):
         input_ids, attention_mask, token_type_ids = batch.inputs
@@ -108,7 +108,7 @@ def predict_fixed_routes(
             if skipping:
                 walk(index + 1, hidden, skipping)
             if running:
-                walk(index + 1, model.layers[index - 1](hidden, bias)[0], running)
+                walk(index + 1, model.layers[index - 1](hidden, bias, distances)[0], running)
 
         walk(1, hidden, routes)
     return predicted

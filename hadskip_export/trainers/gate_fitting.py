@@ -62,14 +62,16 @@ def observe(
         rows = torch.from_numpy(batch.rows)
         input_ids, attention_mask, token_type_ids = batch.inputs
         hidden: dict[Route, Tensor] = {(): body.embeddings(input_ids, token_type_ids)}
-        bias = attention_bias(attention_mask, hidden[()].dtype)
+        bias, distances = attention_bias(attention_mask, hidden[()].dtype), body.distances()
         for index, layer in enumerate(body.layers):
             for ran, state in hidden.items():
                 if index == 0 or ran[-1:] == (index,):
                     seen = pooled(state, attention_mask).cpu()
                     states.setdefault(ran, torch.zeros(n, seen.shape[1]))[rows] = seen
             after, number = run_so_far(family, index + 1), index + 1
-            hidden = {ran: layer(hidden[ran[:-1]], bias)[0] if number in ran else hidden[ran] for ran in after}
+            hidden = {
+                ran: layer(hidden[ran[:-1]], bias, distances)[0] if number in ran else hidden[ran] for ran in after
+            }
         teacher = teacher_logits[rows.to(teacher_logits.device)].log_softmax(-1)
         for route, state in hidden.items():
             student = body.head(state, attention_mask).log_softmax(-1)

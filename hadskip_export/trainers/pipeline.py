@@ -162,7 +162,7 @@ def _classifier(plan: Plan, session: Session, run: RunFolder) -> Classifier:
 
 
 def _tokenizer(plan: Plan, run: RunFolder) -> Tokenizer:
-    return Tokenizer(run.tokenizer, plan.max_length, plan.config.vocab_size, plan.config.segments)
+    return Tokenizer(run.tokenizer, plan.max_length, plan.config.vocab_size, plan.config.type_vocab_size)
 
 
 def _initial_gates(teacher: Teacher, session: Session, run: RunFolder, stage2: bool) -> GatedClassifier:

@@ -26,11 +26,11 @@ class TorchReference:
         )
         body = self._model.classifier
         states: list[Tensor] = [body.embeddings(ids, types)]
-        bias = attention_bias(mask)
+        bias, distances = attention_bias(mask), body.distances()
         outputs, margins = [], []
         for layer, gate, threshold in zip(body.layers, self._model.gates, thresholds.tolist(), strict=True):
             margins.append(gate.margin(states[-1], mask))
-            outputs.append(layer(states[-1], bias)[0])
+            outputs.append(layer(states[-1], bias, distances)[0])
             states.append(outputs[-1] if margins[-1] > threshold else states[-1])
         margin = torch.cat(margins)
         return Trace(

@@ -12,7 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AlbertConfig, BertConfig, DistilBertConfig, ModernBertConfig, RobertaConfig
+from transformers import (
+    AlbertConfig,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ModernBertConfig,
+    RobertaConfig,
+)
 
 from hadskip_export import estimate
 from hadskip_export.benchmark.measure import Figures
@@ -196,6 +203,18 @@ def test_names_are_the_sizes_that_were_published():
         "roberta-base": RobertaConfig(type_vocab_size=1, max_position_embeddings=514, layer_norm_eps=1e-5),
         "distilbert": DistilBertConfig(),
         "modernbert-base": ModernBertConfig(classifier_pooling="mean"),
+        "deberta-v3-base": DebertaV2Config(
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            intermediate_size=3072,
+            relative_attention=True,
+            position_buckets=256,
+            norm_rel_ebd="layer_norm",
+            share_att_key=True,
+            pos_att_type="p2c|c2p",
+            position_biased_input=False,
+        ),
     }
     assert set(published) == set(SIZES)
     for name, theirs in published.items():

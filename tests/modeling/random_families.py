@@ -17,6 +17,10 @@ _MODERN = _LIKE_BERT | {
     "model_type": "modernbert", "num_hidden_layers": 4, "local_attention": 6, "pad_token_id": 0,
     "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
 }  # fmt: skip
+_DEBERTA = _LIKE_BERT | {
+    "model_type": "deberta-v2", "relative_attention": True, "position_buckets": 6, "norm_rel_ebd": "layer_norm",
+    "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0,
+}  # fmt: skip
 # Name of a variant -> its configuration.
 VARIANTS: dict[str, dict[str, Any]] = {
     "bert": {"model_type": "bert", **_LIKE_BERT, "layer_norm_eps": 1e-2},
@@ -41,6 +45,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "hidden_activation": "silu", "norm_eps": 1e-2,
     },
     "modernbert, near alone": _MODERN | {"layer_types": ["sliding_attention"] * 4, "local_attention": 12},
+    "deberta-v2": _DEBERTA,
+    "deberta-v2, positions": _DEBERTA | {
+        "position_biased_input": True, "type_vocab_size": 2, "pooler_hidden_act": "tanh", "layer_norm_eps": 1e-2,
+        "pos_att_type": "c2p|p2c", "max_relative_positions": 10, "position_buckets": 5, "cls_dropout": 0.4,
+    },
+    "deberta-v2, every distance its own": _DEBERTA | {"position_buckets": 60, "pooler_hidden_act": "gelu_new"},
     "modernbert, all": _MODERN | {"layer_types": ["full_attention"] * 4, "classifier_pooling": "mean"},
 }  # fmt: skip
 

@@ -13,11 +13,18 @@ from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.families import FAMILIES, Family
 from hadskip_export.modeling.families.base import EMBEDDINGS, SIZES
 from hadskip_export.support.errors import BundleError
-from tests.modeling.random_families import POSITIONS, VARIANTS, VOCABULARY, their_classifier, their_inputs
+from tests.modeling.random_families import (
+    POSITIONS,
+    VARIANTS,
+    VOCABULARY,
+    their_classifier,
+    their_config,
+    their_inputs,
+)
 
 LENGTHS = (1, 7, 18, 12)
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
-OLD = ("bert", "distilbert", "electra", "modernbert")  # whose positions count everything
+OLD = ("bert", "distilbert", "electra", "modernbert", "deberta-v2")  # whose positions count everything
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
@@ -141,6 +148,34 @@ def test_other_architectures_are_refused_by_name(model_type: str, reason: str, t
     with pytest.raises(BundleError, match=model_type) as error:
         read_config(tmp_path, ("no", "yes"))
     assert reason in str(error.value) and "distilbert" in str(error.value)
+
+
+REFUSED = [
+    ("deberta-v2", {"relative_attention": False}, "relative_attention False"),
+    ("deberta-v2", {"share_att_key": False}, "share_att_key False"),
+    ("deberta-v2", {"norm_rel_ebd": "none"}, "norm_rel_ebd 'none'"),
+    ("deberta-v2", {"conv_kernel_size": 3}, "conv_kernel_size 3"),
+    ("deberta-v2", {"pooler_dropout": 0.1}, "pooler_dropout 0.1"),
+    ("deberta-v2", {"pos_att_type": ["c2p"]}, r"pos_att_type \['c2p'\]"),
+    ("deberta-v2", {"position_buckets": -1}, "without position_buckets"),
+    ("deberta-v2", {"embedding_size": 12}, "embedding_size 12"),
+    ("deberta-v2", {"pooler_hidden_act": "gelu_fast"}, "activation 'gelu_fast'"),
+    ("modernbert", {"classifier_activation": "gelu_fast"}, "activation 'gelu_fast'"),
+    ("modernbert", {"layer_types": ["full_attention"]}, "cannot be read"),
+    ("roberta", {"position_embedding_type": "relative_key"}, "position embedding 'relative_key'"),
+    ("distilbert", {"activation": "gelu_fast"}, "activation 'gelu_fast'"),
+]
+
+
+@pytest.mark.parametrize(("variant", "changes", "reason"), REFUSED)
+def test_what_a_family_may_have_and_nobody_here_computes_is_refused(
+    variant: str, changes: dict, reason: str, tmp_path: Path
+):
+    their_config(variant).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(BundleError, match=reason):
+        read_config(tmp_path, ("no", "yes"))
 
 
 @variants

@@ -46,7 +46,7 @@ def slow_forward(model: GatedClassifier, batch: tuple[Tensor, ...], routes: Tens
             )
             margin = two[:, 0] - two[:, 1]
             g = estimator(margin, routes[row, index : index + 1])
-            branch, attention = layer(hidden, attention_bias(mask))
+            branch, attention = layer(hidden, attention_bias(mask), None)
             hidden = branch * g + hidden * (1 - g)
             of_row["gates"].append(g[0])
             of_row["margins"].append(margin[0])
@@ -150,7 +150,7 @@ def test_the_gate_gradient_of_a_skipped_input_is_the_change_its_layer_would_make
 
     hidden = output.hidden_states[3].detach()
     step = torch.zeros(len(LENGTHS), requires_grad=True)
-    change = (model.classifier.layers[3](hidden, attention_bias(batch[1]))[0] - hidden).detach()
+    change = (model.classifier.layers[3](hidden, attention_bias(batch[1]), None)[0] - hidden).detach()
     logits = model.classifier.head(hidden + step[:, None, None] * change)
     (wanted,) = torch.autograd.grad(logits.logsumexp(-1).sum(), step)
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
@@ -328,7 +328,7 @@ def alone(model: Classifier, batch: tuple[Tensor, ...], routes: Tensor) -> tuple
         ids, mask, types = (tensor[row : row + 1, :length] for tensor in batch)
         of_row, of_row_maps = [model.embeddings(ids, types)], []
         for runs, layer in zip(routes[row].tolist(), model.layers, strict=True):
-            after, attention = layer(of_row[-1], attention_bias(mask)) if runs else (of_row[-1], None)
+            after, attention = layer(of_row[-1], attention_bias(mask), None) if runs else (of_row[-1], None)
             of_row.append(after)
             of_row_maps.append(attention[0].mean(dim=0) if runs else None)
         logits.append(model.head(of_row[-1])[0])

@@ -249,6 +249,12 @@ def test_a_model_of_many_segments_takes_them(tokenizer_file: Path):
     assert Tokenizer(tokenizer_file, 16, type_vocab_size=16).encode([given])[0].type_ids.tolist() == [0, 15]
 
 
+def test_a_model_without_segments_is_not_told_any_whatever_the_tokenizer_says(tokenizer_file: Path):
+    tokenizer = Tokenizer(tokenizer_file, 16, type_vocab_size=0)
+    pair, given = tokenizer.encode([("good", "film"), {"input_ids": [2, 3], "token_type_ids": [0, 1]}])
+    assert pair.type_ids.tolist() == [0, 0, 0, 1, 1] and given.type_ids.tolist() == [0, 1]
+
+
 # Files from a stranger
 
 EMPTY_CHARSMAP = "BAAAAAAAAAAAAAAA"  # the library looks beyond its end when a text comes

@@ -37,7 +37,7 @@ def logits_along(model: GatedClassifier, data: Dataset, row: int, route: Route) 
     ids, mask, types = alone(data, row)
     hidden = model.classifier.embeddings(ids, types)
     for layer in route:
-        hidden = model.classifier.layers[layer - 1](hidden, attention_bias(mask))[0]
+        hidden = model.classifier.layers[layer - 1](hidden, attention_bias(mask), None)[0]
     return model.classifier.head(hidden)[0]
 
 

@@ -46,7 +46,7 @@ def assert_true(evidence: Evidence, model: GatedClassifier, teacher: Tensor, dat
         for ran in prefixes:
             hidden = model.classifier.embeddings(ids, types)
             for layer in ran:
-                hidden = model.classifier.layers[layer - 1](hidden, attention_bias(mask))[0]
+                hidden = model.classifier.layers[layer - 1](hidden, attention_bias(mask), None)[0]
             mean = hidden[0].mean(dim=0)
             wanted = (mean - mean.mean()) / (mean.var(unbiased=False) + 1e-5).sqrt()
             torch.testing.assert_close(evidence.states[ran][row], wanted, atol=1e-4, rtol=1e-4)

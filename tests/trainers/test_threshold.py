@@ -35,7 +35,7 @@ class Tree:
                 return
             found[prefix] = model.gates[index].margin(hidden, mask).item()
             walk((*prefix, False), hidden)
-            walk((*prefix, True), model.classifier.layers[index](hidden, attention_bias(mask))[0])
+            walk((*prefix, True), model.classifier.layers[index](hidden, attention_bias(mask), None)[0])
 
         walk((), model.classifier.embeddings(ids, types))
         return found

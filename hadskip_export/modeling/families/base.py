@@ -50,7 +50,7 @@ def nothing_refused(_config: Any) -> str | None:
 
 
 def nothing_more(_config: Any) -> dict[str, Any]:
-    """For families whose layers are all alike."""
+    """For families of which `sizes` and `values` tell all."""
     return {}
 
 
@@ -69,8 +69,8 @@ class Family:
         sizes: fields of `EncoderConfig` -> attributes of their configuration.
         values: fields that are the same in all models of the family.
         why_refused: what of a configuration nobody here computes, in words; None of one that is all understood.
-        read_layers, written_layers: fields of `EncoderConfig` that say what differs from layer to layer, from their
-            configuration and back.
+        read_more, written_more: the other fields of `EncoderConfig`, such as what differs from layer to layer, from
+            their configuration and back.
     """
 
     model_type: str
@@ -84,13 +84,13 @@ class Family:
     sizes: Mapping[str, str] = field(default_factory=lambda: SIZES)
     values: Mapping[str, Any] = field(default_factory=dict)
     why_refused: Callable[[Any], str | None] = nothing_refused
-    read_layers: Callable[[Any], dict[str, Any]] = nothing_more
-    written_layers: Callable[[EncoderConfig], dict[str, Any]] = nothing_more
+    read_more: Callable[[Any], dict[str, Any]] = nothing_more
+    written_more: Callable[[EncoderConfig], dict[str, Any]] = nothing_more
 
     def read(self, config: Any, labels: tuple[str, ...]) -> EncoderConfig:
         """Of a configuration of `transformers`."""
         sizes = {ours: getattr(config, theirs) for ours, theirs in self.sizes.items()}
-        return EncoderConfig(family=self.model_type, labels=labels, **sizes, **self.values, **self.read_layers(config))
+        return EncoderConfig(family=self.model_type, labels=labels, **sizes, **self.values, **self.read_more(config))
 
     def written(self, config: EncoderConfig) -> dict[str, Any]:
         """config.json of a classifier, as `transformers` has it."""
@@ -104,7 +104,7 @@ class Family:
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
             **sizes,
-            **self.written_layers(config),
+            **self.written_more(config),
         ).to_dict()
 
     def refused(self, config: Any) -> str | None:

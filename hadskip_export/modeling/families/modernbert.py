@@ -22,13 +22,13 @@ def why_refused(config: Any) -> str | None:
     return None
 
 
-def read_layers(config: Any) -> dict[str, Any]:
+def read_more(config: Any) -> dict[str, Any]:
     bases = tuple(float(config.rope_parameters[kind]["rope_theta"]) for kind in config.layer_types)
     windows = tuple(config.sliding_window if kind == NEAR else None for kind in config.layer_types)
     return {"rotary_bases": bases, "windows": windows}
 
 
-def written_layers(config: EncoderConfig) -> dict[str, Any]:
+def written_more(config: EncoderConfig) -> dict[str, Any]:
     bases, windows = config.rotary_bases or (), config.windows or ()
     kinds = [ALL if window is None else NEAR for window in windows]
     parameters = {kind: {"rope_type": "default", "rope_theta": base} for kind, base in zip(kinds, bases, strict=True)}
@@ -78,8 +78,8 @@ MODERNBERT = Family(
         "pooler_bias": "classifier_bias",
         "pooling": "classifier_pooling",
     },
-    values={"type_vocab_size": 0, "pre_norm": True, "gated": True, "head_norm": True},
+    values={"type_vocab_size": 0, "absolute_positions": False, "pre_norm": True, "gated": True, "head_norm": True},
     why_refused=why_refused,
-    read_layers=read_layers,
-    written_layers=written_layers,
+    read_more=read_more,
+    written_more=written_more,
 )
