@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -20,6 +20,8 @@ from click.shell_completion import CompletionItem
 
 import hadskip_export
 from hadskip_export.data.glue import GLUE_TASKS
+from hadskip_export.data.metrics import AGREEMENT, METRICS
+from hadskip_export.data.problems import PROBLEM_TYPES
 from hadskip_export.report import text
 from hadskip_export.report.plain import to_json
 from hadskip_export.runtime.bundle import MANIFEST
@@ -217,6 +219,19 @@ def _layers(route: str) -> tuple[int, ...]:
         raise click.UsageError(f"--route {route}: expected layers with commas between them, as 1,2,6") from None
 
 
+def _thresholds(given: Sequence[str]) -> dict[str, float]:
+    found = {}
+    for one in given:
+        label, equals, probability = one.rpartition("=")
+        try:
+            found[label] = float(probability)
+        except ValueError:
+            raise click.UsageError(f"--label-threshold {one}: expected a label and a number, as toxic=0.3") from None
+        if not equals:
+            raise click.UsageError(f"--label-threshold {one}: expected a label and a number, as toxic=0.3")
+    return found
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(hadskip_export.__version__, prog_name="hadskip-export")
 @_verbose
@@ -239,6 +254,19 @@ def main() -> None:
 )
 @click.option("--fine-tuned", is_flag=True, help="MODEL already is the classifier: skip stage I, it is the teacher.")
 @click.option(
+    "--problem-type",
+    type=click.Choice(PROBLEM_TYPES),
+    help="What the labels are; the fine-tuned model's own, else several where rows have lists, one where not.",
+)
+@click.option("--metric", type=click.Choice([name for name in METRICS if name != AGREEMENT]), help="What is reported.")
+@click.option(
+    "--label-threshold",
+    "label_thresholds",
+    multiple=True,
+    metavar="LABEL=P",
+    help="Of several labels at once: give LABEL from this probability on, not from 0.5; repeatable.",
+)
+@click.option(
     "--method",
     type=click.Choice([HADSKIP, *METHODS]),
     default=HADSKIP,
@@ -257,11 +285,19 @@ def main() -> None:
 @_columns(*COLUMNS)
 @_json
 def train(
-    *, train_file: str | None, eval_file: str | None, route: str | None, json_file: Path | None, **options: Any
+    *,
+    train_file: str | None,
+    eval_file: str | None,
+    route: str | None,
+    label_thresholds: Sequence[str],
+    json_file: Path | None,
+    **options: Any,
 ) -> None:
     """Teach a BERT to skip layers, as the recipe has it; write a run folder."""
     layers = None if route is None else _layers(route)
-    summary = hadskip_export.train(train=train_file, eval=eval_file, route=layers, **options)
+    summary = hadskip_export.train(
+        train=train_file, eval=eval_file, route=layers, label_thresholds=_thresholds(label_thresholds), **options
+    )
     _show([*text.training(summary), f"written: {options['out']}"], summary, json_file)
 
 

@@ -134,6 +134,7 @@ def make_source(
     *,
     layers: int = 4,
     labels: tuple[str, ...] = ("no", "yes"),
+    problem_type: str = "single_label_classification",
     seed: int = 0,
     fixed_route: tuple[int, ...] | None = None,
 ):
@@ -142,13 +143,14 @@ def make_source(
     import torch
     from torch import nn
 
+    from hadskip_export.data.metrics import USUAL
     from hadskip_export.exporters.write import Source
     from hadskip_export.modeling.checkpoint import read_config, save_tokenizer
     from hadskip_export.modeling.encoder import Classifier
     from hadskip_export.modeling.gated import GatedClassifier
     from hadskip_export.routing.points import Point
 
-    config = read_config(model_folder, labels)
+    config = read_config(model_folder, labels, problem_type)
     by_layer = {name: getattr(config, name) for name in ("windows", "rotary_bases")}
     cycled = {name: values and tuple(islice(cycle(values), layers)) for name, values in by_layer.items()}
     config = replace(config, num_layers=layers, **cycled)
@@ -163,7 +165,7 @@ def make_source(
     texts = [text for text, _ in sentences(40, 2)]
     thresholds = (0.0,) * layers if fixed_route is None else ()
     point = Point(2.0, thresholds, "evaluation", 2.0)
-    return Source(model, full, tokenizer, 32, point, "test", "accuracy", texts)
+    return Source(model, full, tokenizer, 32, point, "test", USUAL[problem_type], texts)
 
 
 @pytest.fixture(scope="session")

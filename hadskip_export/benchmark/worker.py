@@ -78,10 +78,10 @@ class Worker:
         return {"parts": profile(self._predictor, [[self._texts[row] for row in rows] for rows in calls])}
 
     def answers(self, batch_size: int) -> dict[str, Any]:
-        """Class index and route of every text, untimed."""
+        """Logits and route of every text, untimed."""
         encoded = self._predictor.tokenizer.encode(self._texts)
         logits, routes = self._predictor.run(encoded, batch_size, routes=self._routes)
-        return {"predicted": logits.argmax(axis=1).tolist(), "routes": routes.tolist()}
+        return {"logits": logits.tolist(), "routes": routes.tolist()}
 
 
 def _hidden(output: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from hadskip_export.benchmark.measure import Contest, Figures, Workload
 from hadskip_export.data.metrics import METRICS
+from hadskip_export.data.problems import groups_of
 from hadskip_export.data.tables import Columns, Examples, read_examples
 from hadskip_export.exporters.targets import target_of
 from hadskip_export.runtime.bundle import Bundle, EngineInfo, read_bundle
@@ -59,13 +60,13 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What is timed: texts, tokens of each int [texts], their file, and class numbers int [texts]; both None of golden
-    inputs."""
+    """What is timed: texts, tokens of each int [texts], their file, and what is to be answered, see `Problem.targets`;
+    both None of golden inputs."""
 
     texts: list[Text]
     lengths: np.ndarray
     data: str | None
-    expected: np.ndarray | None
+    targets: np.ndarray | None
 
 
 def bench(
@@ -105,7 +106,7 @@ def bench(
     _check_comparable(opened, info)
     examples = None
     if data is not None:
-        examples = read_examples(data, Columns(text_column, pair_column, label_column), opened.manifest.model.labels)
+        examples = read_examples(data, Columns(text_column, pair_column, label_column), opened.manifest.model.problem)
     inputs = _checked_inputs(opened, info, examples, None if data is None else Path(data).name)
     for size in batch:
         if size > len(inputs.texts):
@@ -151,8 +152,7 @@ def _checked_inputs(bundle: Bundle, info: EngineInfo, examples: Examples | None,
         )
     if examples is None:
         return _Inputs(texts, lengths, None, None)
-    labels = bundle.manifest.model.labels
-    return _Inputs(texts, lengths, data, np.array([labels.index(label) for label in examples.labels]))
+    return _Inputs(texts, lengths, data, bundle.manifest.model.problem.targets(examples.labels))
 
 
 def _row(contest: Contest, bundle: Bundle, info: EngineInfo, inputs: _Inputs, *, size: int, profile: bool) -> Row:
@@ -162,11 +162,14 @@ def _row(contest: Contest, bundle: Bundle, info: EngineInfo, inputs: _Inputs, *,
     routes = np.array(answers["routes"])
     layers_run = routes.sum(axis=1)
     metric = full_metric = None
-    if inputs.expected is not None:
-        measured = METRICS[manifest.metric]
+    if inputs.targets is not None:
         full_answers = next(iter(contest.full.values())).ask("answers", batch_size=size)
-        metric = measured(np.array(answers["predicted"]), inputs.expected)
-        full_metric = measured(np.array(full_answers["predicted"]), inputs.expected)
+        metric, full_metric = (
+            METRICS[manifest.metric](
+                manifest.model.problem, np.array(given["logits"]), inputs.targets, groups_of(inputs.texts)
+            )
+            for given in (answers, full_answers)
+        )
     calls = choose_calls(len(inputs.texts), size)
     figures = contest.measure(Workload(calls, inputs.lengths, routes, "data", f"batch {size}"))
     parts = contest.skip.ask("profile", calls=[call.tolist() for call in calls])["parts"] if profile else None

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from hadskip_export.data.metrics import METRICS
-from hadskip_export.data.tables import Columns, Examples, check_labels, read_examples
+from hadskip_export.data.problems import groups_of
+from hadskip_export.data.tables import Columns, Examples, check_labels, names_in, read_examples
 from hadskip_export.exporters.amend import add_points
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.points import Point
@@ -102,7 +103,8 @@ def calibrate(
             raise BudgetError(f"{bundle}: has a static route and no threshold to set; build a run with gates")
         wanted = [resolve_budget(budget, manifest.model.layers) for budget in budgets] or [manifest.default_budget]
         columns = Columns(text_column, pair_column, label_column)
-        examples = _known(read_examples(data, columns, unlabelled=True), predictor.labels, Path(data), label_column)
+        read = read_examples(data, columns, problem_type=predictor.problem.type, unlabelled=True)
+        examples = _known(read, predictor.labels, Path(data), label_column)
         encoded = predictor.tokenizer.encode(examples.texts)
         score = _scorer(predictor, examples)
         routes = _hard_routes(predictor, encoded)
@@ -135,9 +137,9 @@ def calibrate(
 
 def _scorer(predictor: Predictor, examples: Examples) -> Callable[[np.ndarray], float | None]:
     """What gives the metric of logits; None without labels."""
-    measure = METRICS[predictor.bundle.manifest.metric]
-    expected = np.array([predictor.labels.index(label) for label in examples.labels])
-    return lambda logits: measure(logits.argmax(-1), expected) if len(expected) else None
+    measure, problem = METRICS[predictor.bundle.manifest.metric], predictor.problem
+    targets, groups = problem.targets(examples.labels), groups_of(examples.texts)
+    return lambda logits: None if targets is None else measure(problem, logits, targets, groups)
 
 
 def _check_kept(bundle: str | Path, rows: Sequence[Calibrated]) -> None:
@@ -161,7 +163,7 @@ def _known(examples: Examples, labels: tuple[str, ...], file: Path, label_column
     """Without labels, where what was taken for them is something else."""
     if label_column is not None:
         check_labels(examples, labels, file)
-    elif not set(examples.labels) <= set(labels):
+    elif not {name for label in examples.labels for name in names_in(label)} <= set(labels):
         say(f"{file}: its labels are not those of the model, which has {', '.join(labels)}; so no metric")
         return Examples(examples.texts, [])
     return examples

@@ -22,8 +22,9 @@ from hadskip_export.commands.validate import Validation, validate
 from hadskip_export.data.runs import Summary
 from hadskip_export.data.tables import Columns, read_examples
 from hadskip_export.report.plain import to_json
+from hadskip_export.runtime.answers import Prediction
 from hadskip_export.runtime.engines import Piece
-from hadskip_export.runtime.predictor import Prediction, Predictor
+from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.errors import DataError, EngineError
 from hadskip_export.support.files import replaced, scratch
 from hadskip_export.support.progress import say

@@ -8,8 +8,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
+from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE, ProblemType
 from hadskip_export.data.tables import Columns, Refuse, TextRow, read_standard_input, read_texts
-from hadskip_export.runtime.predictor import Prediction, Predictor
+from hadskip_export.runtime.answers import Prediction
+from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.errors import DataError
 from hadskip_export.support.files import replaced
@@ -20,6 +22,12 @@ Record = dict[str, Any]
 CHUNK = 1024  # inputs held at a time
 STANDARD_INPUT = "-"
 PROBABILITY = "probability_"  # what a table's columns of the classes begin with
+SHOWN: dict[ProblemType, tuple[str, ...]] = {
+    SINGLE: ("label", "probabilities"),
+    MULTI: ("labels", "probabilities"),
+    REGRESSION: ("score",),
+    RANKING: ("score",),
+}
 OURS = ("line", *(field.name for field in fields(Prediction)))  # what a column of the input cannot be called
 
 
@@ -35,7 +43,7 @@ def predict(
     pair_column: str | None = None,
     **options: Any,
 ) -> Iterator[str]:
-    """Gives a JSON line per input, in order: the fields of `Prediction`.
+    """Gives a JSON line per input, in order: the fields of `Prediction` that are of the model's kind, `SHOWN`.
 
     Args:
         texts: what to classify; or
@@ -76,7 +84,7 @@ def _parts(text: Text) -> Sequence[str]:
 
 def _of_texts(bundle: str | Path, texts: Sequence[Text], options: Record) -> Iterator[Record]:
     with Predictor.load(bundle, **options) as predictor:
-        yield from map(asdict, predictor(list(texts)))
+        yield from (_record(predictor, prediction) for prediction in predictor(list(texts)))
 
 
 def _of_rows(
@@ -103,9 +111,14 @@ def _of_rows(
                 predictions = predictor([row.text for row in chunk])
             for row, prediction in zip(chunk, predictions, strict=True):
                 done += 1
-                yield {"line": row.line, **_renamed(row.others), **asdict(prediction)}
+                yield {"line": row.line, **_renamed(row.others), **_record(predictor, prediction)}
     if on_error == "skip":
         say(f"{done} rows done, {skipped} skipped")
+
+
+def _record(predictor: Predictor, prediction: Prediction) -> Record:
+    found = asdict(prediction)
+    return {name: found[name] for name in (*SHOWN[predictor.problem.type], "layers", "truncated")}
 
 
 def _renamed(others: Record) -> Record:
@@ -146,7 +159,7 @@ def _write_table(records: Iterable[Record], file: TextIO) -> None:
     for record in records:
         row = {name: _cell(value) for name, value in record.items() if name not in ("probabilities", "layers")}
         row["layers"] = " ".join(map(str, record["layers"]))
-        row |= {f"{PROBABILITY}{label}": repr(value) for label, value in record["probabilities"].items()}
+        row |= {f"{PROBABILITY}{label}": repr(value) for label, value in record.get("probabilities", {}).items()}
         if writer is None:
             writer = csv.DictWriter(file, list(row), lineterminator="\n")
             writer.writeheader()

@@ -1,11 +1,12 @@
 """`train`: from labelled text to a run folder with one gated checkpoint per budget."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
+from hadskip_export.data.problems import Problem, ProblemType
 from hadskip_export.data.runs import Summary
 from hadskip_export.data.tables import Columns
 from hadskip_export.data.tasks import load_task
@@ -34,6 +35,9 @@ def train(
     train: str | None = None,
     eval: str | None = None,
     fine_tuned: bool = False,
+    problem_type: ProblemType | None = None,
+    metric: str | None = None,
+    label_thresholds: Mapping[str, float] | None = None,
     method: str = "hadskip",
     route: Route | None = None,
     recipe: str | Path | None = None,
@@ -58,6 +62,10 @@ def train(
             names do not say.
         fine_tuned: `model` already is the classifier: stage I is skipped and it is the teacher. Neither file needs
             labels then: figures of an `eval` without any are the agreement with the teacher.
+        problem_type: what the labels are, see `Problem`; that of a fine-tuned model, or several for each text where the
+            training file has lists, else one.
+        metric: a name in `data.metrics.METRICS`; the usual one of the task or the problem if left out.
+        label_thresholds: of several labels at once, label -> the probability above which it is given; 0.5 if left out.
         method: one of `trainers.methods.METHODS`, or `hadskip`, which is the one that the recipe's `routing` names:
             `joint` or `nested`. The rivals run one route for all and are distilled alike from as many samples:
             `budgeted`, the first `budget` layers, and `static`, the best ones, whose search has an epoch of its own.
@@ -79,15 +87,21 @@ def train(
         _check_force(Path(out), resume, {"--model": model, "--data-dir": data_dir, "--train": train, "--eval": eval})
     chosen = load_recipe(recipe, settings)
     folder = resolve_model(model)
-    known = read_config(folder).labels if fine_tuned else None
+    own = read_config(folder) if fine_tuned else None
+    known = None if own is None else Problem(own.problem_type, own.labels)
     columns = Columns(text_column, pair_column, label_column)
-    data = load_task(task=task, data_dir=data_dir, train=train, evaluation=eval, columns=columns, known_labels=known)
-    if not fine_tuned and _are_the_same(own_labels(folder), data.labels):
+    data = load_task(
+        task=task, data_dir=data_dir, train=train, evaluation=eval, columns=columns, known=known,
+        problem_type=problem_type, metric=metric,
+    )  # fmt: skip
+    data = replace(data, problem=data.problem.with_thresholds(label_thresholds or {}))
+    labels = data.problem.labels
+    if not fine_tuned and _are_the_same(own_labels(folder), labels):
         say(
-            f"{model} is a classifier of {', '.join(data.labels)} already, and its own classifier is replaced by a new"
+            f"{model} is a classifier of {', '.join(labels)} already, and its own classifier is replaced by a new"
             " one; give --fine-tuned to keep it"
         )
-    config = read_config(folder, data.labels)
+    config = read_config(folder, labels, data.problem.type)
     layers = resolve_budget(budget, config.num_layers)
     if layers == config.num_layers:
         say(f"--budget {budget:g} is all layers of the model: nothing will be skipped")
@@ -106,7 +120,9 @@ def train(
         "route": route,
         "task": data.name,
         "metric": data.metric,
-        "labels": data.labels,
+        "labels": labels,
+        "problem_type": data.problem.type,
+        "label_thresholds": data.problem.thresholds,
         "train": train or data_dir,
         "eval": eval or data_dir,
         "data": data.digest(),

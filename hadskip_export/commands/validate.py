@@ -60,7 +60,7 @@ def validate(
         golden = read_golden(predictor.bundle)
         examples = None
         if data is not None:
-            examples = read_examples(data, Columns(text_column, pair_column, label_column), predictor.labels)
+            examples = read_examples(data, Columns(text_column, pair_column, label_column), predictor.problem)
         check = check_golden(predictor, golden)
         texts = golden.texts if examples is None else examples.texts
         report = compare(OnnxReference(predictor.bundle), predictor, predictor.tokenizer.encode(texts))

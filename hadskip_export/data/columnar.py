@@ -67,13 +67,15 @@ def _rows(batches: Iterable[Any], names: dict[str, list[str]], most_characters: 
 
 def _plain(value: object, names: list[str] | None) -> object:
     """What JSON would have. `names`: of classes, whose numbers stand in the file."""
+    if names is not None and isinstance(value, list):
+        return [_plain(item, names) for item in value]
     if names is not None and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None  # -1: nobody has labelled it
     return value if isinstance(value, PLAIN) else str(value)
 
 
 def _class_names(file: Path, schema: Any) -> dict[str, list[str]]:
-    """Of columns that `datasets` knows as classes.
+    """Of columns that `datasets` knows as classes, or as lists of them.
 
     Raises:
         DataError: two columns have the same name.
@@ -82,7 +84,8 @@ def _class_names(file: Path, schema: Any) -> dict[str, list[str]]:
         raise DataError(f"{file}: two columns have the same name, in {', '.join(map(repr, schema.names))}")
     about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = about.get("info", {}).get("features", {})
-    return {name: one["names"] for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    inner = {name: one.get("feature", one) for name, one in features.items() if isinstance(one, dict)}  # of lists
+    return {name: one["names"] for name, one in inner.items() if one.get("_type") == "ClassLabel"}
 
 
 @contextmanager

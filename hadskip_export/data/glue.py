@@ -101,7 +101,8 @@ def _read_rows(file: Path, lines: TextIO, task: GlueTask) -> Examples:
             raise DataError(f"{file}: no column {column!r}, which the files of GLUE's {task.folder} have")
     places = [header.index(column) for column in task.text]
     label_place = header.index(task.label)
-    found, broken = Examples([], []), []
+    labels: list[str] = []
+    found, broken = Examples([], labels), []
     for number, line in enumerate(lines, start=1 if task.header else 2):
         if line == "\n":
             continue
@@ -114,7 +115,7 @@ def _read_rows(file: Path, lines: TextIO, task: GlueTask) -> Examples:
             known = ", ".join(task.labels)
             raise DataError(f"{file}, line {number}: label {label!r} is not known; {task.folder} has {known}")
         found.texts.append(_text([fields[place] for place in places]))
-        found.labels.append(label)
+        labels.append(label)
         found.lines.append(number)
     if len(broken) > BROKEN_SHARE * (len(found) + len(broken)):
         raise DataError(f"{file}, {broken[0]}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
+from hadskip_export.data.problems import ProblemType
 from hadskip_export.data.text import Text
 from hadskip_export.routing.budgets import budget_name, resolve_budget
 from hadskip_export.routing.routes import Route
@@ -53,6 +54,8 @@ class Summary(TypedDict):
     metric: str
     evaluated_on: NotRequired[str]
     labels: tuple[str, ...]
+    problem_type: NotRequired[ProblemType]
+    label_thresholds: NotRequired[tuple[float, ...]]
     method: str
     layers: int
     max_length: int
@@ -160,6 +163,11 @@ class Run:
             f"--budget {wanted:g}: {self.paths.path} has checkpoints for {have}; give one of these, or train a run with"
             f" --budget {wanted:g}"
         )
+
+    @property
+    def label_thresholds(self) -> tuple[float, ...]:
+        """Of a model of several labels at once, in the order of its labels; else none."""
+        return tuple(map(float, self.summary.get("label_thresholds", ())))
 
     def texts(self) -> list[Text]:
         """See `RunPaths.texts`."""

@@ -1,6 +1,7 @@
 """Labelled files: CSV, TSV and JSONL, packed with gzip or not, Parquet, and what `datasets` has saved, as rows of named
 columns, streamed, each with its line number."""
 
+import ast
 import contextlib
 import csv
 import gzip
@@ -12,17 +13,19 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from hadskip_export.data.columnar import PARQUET, read_parquet, read_saved
+from hadskip_export.data.problems import MULTI, RANKING, SCORES, SINGLE, Label, Problem, ProblemType
 from hadskip_export.data.text import Text
 from hadskip_export.support.errors import DataError
 
 # Names by which a column is recognised, the likeliest first.
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "premise", "question1", "question", "review", "content", "#1 string")
 PAIR_COLUMNS = ("text_pair", "text2", "sentence2", "hypothesis", "question2", "#2 string")
+SCORE_COLUMNS = ("score", "similarity", "relevance")  # beside those below, where a number is what is looked for
 LABEL_COLUMNS = ("label", "labels", "gold_label", "target", "class", "category", "sentiment", "quality")
 
 
@@ -55,12 +58,13 @@ def stop(error: DataError) -> None:
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts and the names of their labels, in file order; no labels at all where the texts have none. `lines`: where
-    each begins in the file; none if that is not known."""
+    """Texts and their labels as the problem has them, in file order; no labels at all where the texts have none.
+    `lines`: where each begins in the file; none if that is not known."""
 
     texts: list[Text]
-    labels: list[str]
+    labels: Sequence[Label]
     lines: list[int] = field(default_factory=list, compare=False)
+    problem_type: ProblemType = SINGLE
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -68,7 +72,7 @@ class Examples:
     def __getitem__(self, rows: Sequence[int]) -> "Examples":
         lines = [self.lines[row] for row in rows] if self.lines else []
         labels = [self.labels[row] for row in rows] if self.labels else []
-        return Examples([self.texts[row] for row in rows], labels, lines)
+        return replace(self, texts=[self.texts[row] for row in rows], labels=labels, lines=lines)
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,37 @@ class Row:
             raise self.error("the text is empty")
         return text
 
-    def label(self, column: str) -> str:
+    def label(self, column: str, problem_type: ProblemType) -> Label:
+        value = self.values.get(column)
+        if problem_type == MULTI:
+            return self._several(column, several_in(value))
+        if isinstance(value, list):
+            raise self.error(f"{column!r} is a list; --problem-type {MULTI} reads such")
         label = self[column]
         if label.strip().lower() in ("", "nan"):  # as pandas writes what is missing
             raise self.error(f"no label in {column!r}; label the row, or leave it out")
-        return label
+        return label if problem_type == SINGLE else self._number(label, problem_type)
+
+    def _several(self, column: str, value: object) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            raise self.error(f'no list of labels in {column!r}; write one as ["a", "b"], or [] where none applies')
+        labels = tuple(Row(self.file, self.line, {column: label})[column] for label in value)
+        for label in labels:
+            if label.strip().lower() in ("", "nan"):
+                raise self.error(f"{label!r} among the labels in {column!r}; leave it out")
+        if len(set(labels)) < len(labels):
+            raise self.error(f"a label twice in {column!r}; give the names of labels, not a 0 or 1 for each")
+        return labels
+
+    def _number(self, label: str, problem_type: ProblemType) -> float:
+        try:
+            number = float(label)
+        except ValueError:
+            raise self.error(f"the label {label!r}: {problem_type} needs numbers") from None
+        if not math.isfinite(number) or (problem_type == RANKING and not 0 <= number <= 1):
+            wanted = "numbers from 0 to 1" if problem_type == RANKING else "finite numbers"
+            raise self.error(f"the label {label!r}: {problem_type} needs {wanted}")
+        return number
 
     def error(self, problem: str) -> DataError:
         return DataError(f"{self.file}, line {self.line}: {problem}")
@@ -194,6 +224,17 @@ def _json_rows(file: Path, lines: Iterable[str], refuse: Refuse) -> Iterator[Row
             yield Row(file, number, values)
         else:
             refuse(DataError(f"{file}, line {number}: expected an object with named fields"))
+
+
+def several_in(value: object) -> object:
+    """The list that a field of CSV holds, written as JSON has it or, as pandas does, as Python; else the value."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            if isinstance(found := read(value.strip()), list):
+                return found
+    return value
 
 
 def _as_text(value: object) -> str | None:
@@ -352,13 +393,16 @@ def _find_text_among(file: Path, rows: Iterator[Row], columns: Columns) -> tuple
 def read_examples(
     file: str | Path,
     columns: Columns = ANY_COLUMNS,
-    known: tuple[str, ...] | None = None,
+    known: Problem | None = None,
+    *,
+    problem_type: ProblemType | None = None,
     unlabelled: bool = False,
 ) -> Examples:
     """Reads texts (or pairs of texts) and their labels.
 
     Args:
         known: the labels there may be; any, if left out.
+        problem_type: what the labels are; that of `known`, or several where the first row has a list, else one.
         unlabelled: a file in which no column looks like labels, and none is named, is read all the same.
 
     Raises:
@@ -366,26 +410,34 @@ def read_examples(
     """
     path = Path(file)
     texts: list[Text] = []
-    labels: list[str] = []
+    labels: list[Label] = []
     lines: list[int] = []
+    kind = problem_type or (known.type if known else None)
+    names = LABEL_COLUMNS if kind not in SCORES else LABEL_COLUMNS + SCORE_COLUMNS
     for row in read_rows(path):
         if not texts:
             named = _find_text(row, columns)
-            has_labels = not unlabelled or columns.label or _like(row, LABEL_COLUMNS)
-            label = _find(row, columns.label, LABEL_COLUMNS, "--label-column") if has_labels else None
+            has_labels = not unlabelled or columns.label or _like(row, names)
+            label = _find(row, columns.label, names, "--label-column") if has_labels else None
+            kind = kind or (MULTI if label and isinstance(several_in(row.values[label]), list) else SINGLE)
         texts.append(named.of(row))
         if label is not None:
-            labels.append(row.label(label))
-        elif late := _like(row, LABEL_COLUMNS):
+            labels.append(row.label(label, kind or SINGLE))
+        elif late := _like(row, names):
             raise row.error(f"has {late!r}, and the first row has no label; give all rows one, or none")
         lines.append(row.line)
     if not texts:
         raise DataError(f"{path}: {NO_ROWS}")
-    examples = Examples(texts, labels, lines)
+    examples = Examples(texts, labels, lines, kind or SINGLE)
     check_spelling(examples, path)
     if known is not None:
-        check_labels(examples, known, path)
+        check_labels(examples, known.labels, path)
     return examples
+
+
+def names_in(label: Label) -> tuple[str, ...]:
+    """The classes that a label names; none of a score."""
+    return (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()
 
 
 def check_spelling(examples: Examples, file: Path) -> None:
@@ -394,13 +446,14 @@ def check_spelling(examples: Examples, file: Path) -> None:
         DataError: two labels differ only in blanks, in capitals or in how a number is written.
     """
     seen: dict[str | float, tuple[str, int]] = {}
-    for label, line in zip(examples.labels, examples.lines, strict=False):
-        other, where = seen.setdefault(_plainly(label), (label, line))
-        if other != label:
-            raise DataError(
-                f"{file}, line {line}: the labels {label!r} and {other!r} (line {where}) differ only in spelling; write"
-                " one of them everywhere"
-            )
+    for labels, line in zip(examples.labels, examples.lines, strict=False):
+        for label in names_in(labels):
+            other, where = seen.setdefault(_plainly(label), (label, line))
+            if other != label:
+                raise DataError(
+                    f"{file}, line {line}: the labels {label!r} and {other!r} (line {where}) differ only in spelling;"
+                    " write one of them everywhere"
+                )
 
 
 def _plainly(label: str) -> str | float:
@@ -416,8 +469,8 @@ def check_labels(examples: Examples, known: tuple[str, ...], file: Path) -> None
     Raises:
         DataError: a row has a label that is not among `known`.
     """
-    for row, label in enumerate(examples.labels):
-        if label not in known:
+    for row, labels in enumerate(examples.labels):
+        if label := next((name for name in names_in(labels) if name not in known), None):
             place = f"line {examples.lines[row]}" if examples.lines else f"row {row + 1}"
             raise DataError(
                 f"{file}, {place}: label {label!r} is not known; the model has {', '.join(known)},"

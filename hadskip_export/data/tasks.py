@@ -3,17 +3,17 @@
 import contextlib
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from hadskip_export.data.glue import GLUE_TASKS, HUB_REPOSITORY, read_folder, read_hub
-from hadskip_export.data.metrics import AGREEMENT
-from hadskip_export.data.tables import ANY_COLUMNS, PACKED, Columns, Examples, check_labels, read_examples
+from hadskip_export.data.metrics import AGREEMENT, metric_of
+from hadskip_export.data.problems import MULTI, SCORE_NAME, SCORES, SINGLE, Problem, ProblemType
+from hadskip_export.data.tables import ANY_COLUMNS, PACKED, Columns, Examples, check_labels, names_in, read_examples
 from hadskip_export.support.errors import DataError
 
-UNLABELLED = -100  # in place of a class index; the one that torch's losses leave out
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 2000
 
 
@@ -23,25 +23,22 @@ class TaskData:
 
     Args:
         metric: what is measured on the evaluation texts; `AGREEMENT` where they have no labels.
-        labels: class names, index = class.
         evaluated_on: the name of the evaluation texts, as a person reads it.
         mismatched: MNLI's second evaluation.
     """
 
     name: str
     metric: str
-    labels: tuple[str, ...]
+    problem: Problem
     train: Examples
     evaluated_on: str
     evaluation: Examples
     mismatched: Examples | None = None
 
-    def indices(self, examples: Examples) -> np.ndarray:
-        """Class of each example, int64 [n]; `UNLABELLED` where they have no labels."""
-        if not examples.labels:
-            return np.full(len(examples), UNLABELLED, np.int64)
-        index = {label: i for i, label in enumerate(self.labels)}
-        return np.array([index[label] for label in examples.labels], np.int64)
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """In the order of the logits."""
+        return self.problem.labels
 
     def digest(self) -> str:
         """SHA-256 of all texts and labels in their order, which decides what is held out."""
@@ -56,14 +53,17 @@ def load_task(
     train: str | None = None,
     evaluation: str | None = None,
     columns: Columns = ANY_COLUMNS,
-    known_labels: tuple[str, ...] | None = None,
+    known: Problem | None = None,
+    problem_type: ProblemType | None = None,
+    metric: str | None = None,
     repository: str = HUB_REPOSITORY,
 ) -> TaskData:
     """Reads a GLUE task, from a folder or the hub, or any pair of labelled files.
 
     Args:
-        known_labels: class names of a fine-tuned model; left out, they are the task's, or those of the training file.
-            Of a fine-tuned model either file may be without labels.
+        known: of a fine-tuned model, of which either file may be without labels.
+        problem_type: what the labels of the training file are; left out, several where its rows have lists, else one.
+        metric: a name in `METRICS`; the usual one of the task or the problem if left out.
         repository: where on the hub GLUE is, or a folder laid out like it.
 
     Raises:
@@ -80,27 +80,44 @@ def load_task(
     if task is not None:
         if task not in GLUE_TASKS:
             raise DataError(f"--task {task}: not known; there are {', '.join(GLUE_TASKS)} (or use --train and --eval)")
-        name, metric = task, GLUE_TASKS[task].metric
-        known_labels = known_labels or GLUE_TASKS[task].labels
+        if problem_type not in (None, SINGLE) or (known and known.type != SINGLE):
+            raise DataError(f"--task {task}: is of one label of several; give other texts with --train and --eval")
+        name, metric = task, metric or GLUE_TASKS[task].metric
+        known = known or Problem(SINGLE, GLUE_TASKS[task].labels)
         parts = read_hub(task, repository) if data_dir is None else read_folder(task, Path(data_dir))
     else:
         if evaluation is None:
             raise DataError("--train needs --eval, the file that the figures are measured on")
         files = Path(str(train)), Path(evaluation)
-        name, metric = Path(files[0].name.removesuffix(PACKED)).stem, "accuracy"
-        parts = [(file, read_examples(file, columns, unlabelled=known_labels is not None)) for file in files]
+        name = Path(files[0].name.removesuffix(PACKED)).stem
+        parts = _read_pair(files, columns, known, problem_type)
     (train_file, training), *evaluated = parts
-    if not evaluated[0][1].labels:
-        metric = AGREEMENT
     named_in, naming = (train_file, training) if training.labels else evaluated[0]
-    labels = label_names(naming, known_labels, named_in)
+    labels = label_names(naming, known, named_in)
+    problem = Problem(naming.problem_type, labels) if known is None else replace(known, labels=labels)
     for file, examples in evaluated:
         check_labels(examples, labels, file)
-    if metric == "f1" and labels[1:2] != ("1",):
+    if task is not None and metric == "f1" and labels[1:2] != ("1",):
         have = ", ".join(labels)
         raise DataError(f"--task {task}: F1 is that of the second class, which must be '1'; the model has {have}")
+    metric = metric_of(problem, metric) if evaluated[0][1].labels else AGREEMENT
     evaluated_on = f"{name}'s evaluation data" if evaluation is None else Path(evaluation).name
-    return TaskData(name, metric, labels, training, evaluated_on, *(examples for _, examples in evaluated))
+    return TaskData(name, metric, problem, training, evaluated_on, *(examples for _, examples in evaluated))
+
+
+def _read_pair(
+    files: tuple[Path, Path], columns: Columns, known: Problem | None, problem_type: ProblemType | None
+) -> list[tuple[Path, Examples]]:
+    """What is trained on, and what is evaluated on, of one kind of labels."""
+    if known is not None and problem_type not in (None, known.type):
+        raise DataError(f"--problem-type {problem_type}: the fine-tuned model is one of {known.type}; leave it out")
+    kind = problem_type or (known.type if known else None)
+    found = []
+    for file in files:
+        examples = read_examples(file, columns, problem_type=kind, unlabelled=known is not None)
+        kind = kind or examples.problem_type
+        found.append((file, examples))
+    return found
 
 
 def _named(columns: Columns) -> dict[str, str | None]:
@@ -108,19 +125,25 @@ def _named(columns: Columns) -> dict[str, str | None]:
     return {"--text-column": columns.text, "--pair-column": columns.pair, "--label-column": columns.label}
 
 
-def label_names(examples: Examples, known: tuple[str, ...] | None, file: Path) -> tuple[str, ...]:
+def label_names(examples: Examples, known: Problem | None, file: Path) -> tuple[str, ...]:
     """The class names in class order: a fine-tuned model's own, or those of the file (numbers by value).
 
     Raises:
         DataError: fewer than two labels, or one the model does not know.
     """
-    found = sorted(set(examples.labels))
+    found = sorted({name for label in examples.labels for name in names_in(label)})
     if known is not None:
-        numbered = tuple(str(i) for i in range(len(known)))
-        generic = tuple(f"LABEL_{i}" for i in range(len(known)))
-        labels = numbered if known == generic and found and set(found) <= set(numbered) else known
+        numbered = tuple(str(i) for i in range(len(known.labels)))
+        generic = tuple(f"LABEL_{i}" for i in range(len(known.labels)))
+        labels = numbered if known.labels == generic and found and set(found) <= set(numbered) else known.labels
         check_labels(examples, labels, file)
         return labels
+    if examples.problem_type in SCORES:
+        return (SCORE_NAME,)
+    if examples.problem_type == MULTI and len(found) < 2:
+        raise DataError(
+            f"{file}: {len(found) or 'no'} label in all rows; several are needed, else give one for each text"
+        )
     if len(found) < 2:
         raise DataError(f"{file}: every row has the label {found[0]!r}; a classifier needs at least two")
     with contextlib.suppress(ValueError):  # names that are not all numbers stay in alphabetical order

@@ -5,7 +5,8 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hadskip_export.data.metrics import AGREEMENT
+from hadskip_export.data.metrics import AGREEMENT, USUAL
+from hadskip_export.data.problems import Problem
 from hadskip_export.data.runs import read_run
 from hadskip_export.data.text import TOKENIZER_CONFIG, Text
 from hadskip_export.exporters import engine
@@ -53,6 +54,7 @@ class Source:
         tokenizer: a `tokenizer.json`.
         point: the student's operating point.
         texts: real texts for the parity check; the bundle does not keep them.
+        label_thresholds: see `Problem`; its own if left out.
     """
 
     model: GatedClassifier
@@ -63,6 +65,7 @@ class Source:
     task: str
     metric: str
     texts: list[Text]
+    label_thresholds: tuple[float, ...] = ()
 
     @property
     def config(self) -> EncoderConfig:
@@ -102,8 +105,9 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
         max_length=run.max_length,
         point=point,
         task=run.task,
-        metric=run.metric if labelled else "accuracy",
+        metric=run.metric if labelled else USUAL[config.problem_type],
         texts=texts,
+        label_thresholds=run.label_thresholds,
     )
 
 
@@ -139,10 +143,11 @@ def write_model(source: Source, folder: Path) -> Manifest:
     from hadskip_export import __version__
 
     config, route = source.config, source.model.fixed_route
+    problem = Problem(config.problem_type, config.labels, source.label_thresholds)
     inputs = MODEL_INPUTS if config.has_segments else tuple(name for name in MODEL_INPUTS if name != SEGMENTS)
     model = ModelInfo(
         config.family, config.num_layers, config.hidden_size, config.vocab_size, source.max_length, config.labels,
-        inputs, config.type_vocab_size, config.pooling,
+        inputs, config.type_vocab_size, config.pooling, problem.type, problem.thresholds,
     )  # fmt: skip
     (folder / MODEL).mkdir()
     (folder / MODEL / "config.json").write_text(json.dumps(hugging_face_config(config), indent=2) + "\n")

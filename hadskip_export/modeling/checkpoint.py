@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hadskip_export.data.problems import RANKING, REGRESSION, SINGLE, ProblemType
 from hadskip_export.data.text import TOKENIZER_CONFIG
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.families import FAMILIES, REFUSED, Family
@@ -64,12 +65,15 @@ def resolve_model(model: str | Path) -> Path:
         raise BundleError(f"{model}: no such folder, and the hub did not give such a model ({reason})") from error
 
 
-def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderConfig:
+def read_config(
+    folder: Path, labels: tuple[str, ...] | None = None, problem_type: ProblemType = SINGLE
+) -> EncoderConfig:
     """Reads config.json.
 
     Args:
         folder: the model folder, or its configuration file.
         labels: class names of the task; left out, the checkpoint must already be a classifier and brings its own.
+        problem_type: what the task is, where `labels` are given.
 
     Raises:
         BundleError: no configuration there, or a model this package cannot skip layers of (the message says which).
@@ -86,9 +90,9 @@ def read_config(folder: Path, labels: tuple[str, ...] | None = None) -> EncoderC
     if refused := _why_refused(config):
         raise BundleError(f"{folder}: {refused} is not supported; {WHAT_IS_TAKEN}")
     if labels is None:
-        _check_classifier(config, folder)
+        problem_type = _problem_type(config, folder)
         labels = label_names(config.id2label, file)
-    return FAMILIES[config.model_type].read(config, labels)
+    return FAMILIES[config.model_type].read(config, labels, problem_type)
 
 
 def label_names(id2label: dict[int, Any], file: Path) -> tuple[str, ...]:
@@ -125,16 +129,17 @@ def _why_refused(config) -> str | None:
     return None
 
 
-def _check_classifier(config, folder: Path) -> None:
-    """
+def _problem_type(config, folder: Path) -> ProblemType:
+    """What a fine-tuned model answers. `transformers` says nothing of one logit that is no regression's, and takes its
+    sigmoid.
+
     Raises:
         BundleError: no classifier of the kind this package takes.
     """
     refused, architecture = None, (config.architectures or ["a model of no named architecture"])[0]
-    if config.problem_type in ("regression", "multi_label_classification"):
-        refused = f"problem type {config.problem_type!r}"
-    elif config.num_labels == 1:
-        refused = "regression (one label)"
+    found: ProblemType = config.problem_type or (RANKING if config.num_labels == 1 else SINGLE)
+    if found == REGRESSION and config.num_labels > 1:
+        refused = f"regression to {config.num_labels} numbers"
     elif architecture.endswith(("Model", "ForPreTraining", "ForMaskedLM")):
         raise BundleError(
             f"{folder}: {architecture} has no classifier of its own; leave out --fine-tuned, and train makes one from"
@@ -144,21 +149,25 @@ def _check_classifier(config, folder: Path) -> None:
         refused = f"{architecture} as a fine-tuned classifier"
     if refused:
         raise BundleError(f"{folder}: {refused} is not supported; {WHAT_IS_TAKEN}")
+    return found
 
 
-def load_classifier(folder: Path, labels: tuple[str, ...] | None = None, seed: int = 0) -> Classifier:
+def load_classifier(
+    folder: Path, labels: tuple[str, ...] | None = None, seed: int = 0, problem_type: ProblemType = SINGLE
+) -> Classifier:
     """Loads a checkpoint of one of the families.
 
     Args:
         folder: a Hugging Face model folder with safetensors weights.
         labels: class names of a task to be learned: the classifier (and the pooler, if the checkpoint has none) is
-            then new, drawn with `seed`. Left out, the checkpoint's own classifier is loaded and must be there.
+            then new, drawn with `seed`, for a task of `problem_type`. Left out, the checkpoint's own classifier is
+            loaded and must be there.
 
     Raises:
         BundleError: see `read_config`; also pickled, missing, misnamed or misshapen weights, some that are no numbers
             or need a scale, and tensors that would change the answers if anybody read them.
     """
-    config = read_config(folder, labels)
+    config = read_config(folder, labels, problem_type)
     family = FAMILIES[config.family]
     theirs = _normalise_names(_read_weights(folder), family)
     fresh = ("head.classifier", "head.pooler", "head.pooled_norm") if labels is not None else ()

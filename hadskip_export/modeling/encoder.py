@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hadskip_export.data.problems import SINGLE, ProblemType
 from hadskip_export.modeling.positions import Distances, DistanceScores, Rotary, window_bias
 
 
@@ -41,6 +42,7 @@ class EncoderConfig:
     Args:
         max_positions: tokens that have a position, as an embedding or by rotation.
         type_vocab_size: segments that have an embedding; with one or none, the model is not told any.
+        problem_type: what the logits answer.
         dropout: after what attention and the feed-forward give; of a gated one before its last map.
         family: a name in `families.FAMILIES`.
         embedding_size: of the embeddings where they are projected to `hidden_size` afterwards.
@@ -71,6 +73,7 @@ class EncoderConfig:
     max_positions: int
     type_vocab_size: int
     labels: tuple[str, ...]
+    problem_type: ProblemType = SINGLE
     activation: str = "gelu"
     layer_norm_eps: float = 1e-12
     dropout: float = 0.1

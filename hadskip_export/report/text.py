@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hadskip_export.data.metrics import AGREEMENT
+from hadskip_export.data.problems import SINGLE, Problem
 from hadskip_export.support.words import counted
 
 if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves has not
@@ -130,8 +131,9 @@ def labelled_data(check: DataCheck) -> Lines:
     reached = f"{check.metric} {check.value:.4f} at {check.routes.mean_layers:.2f} layers"
     lines = [f"data: {counted(check.texts, 'text')}, {reached}"]
     if check.full_value is not None:
-        lines.append(f"  full BERT {check.full_value:.4f}; the same label for {check.label_agreement:.2%}")
-    lines += _per_label(check)
+        lines.append(f"  full BERT {check.full_value:.4f}; {_agreement(check)}")
+    if check.classes:
+        lines += _per_label(check)
     if check.flips is None:
         return lines
     lines.append(
@@ -145,6 +147,12 @@ def labelled_data(check: DataCheck) -> Lines:
     if len(check.flips) > MOST_FLIPS:
         lines.append(f"    and {len(check.flips) - MOST_FLIPS} more; --json FILE has them all")
     return lines
+
+
+def _agreement(check: DataCheck) -> str:
+    if check.classes:
+        return f"the same answer for {check.label_agreement:.2%}"
+    return f"the two correlate at {check.label_agreement:.4f}"
 
 
 def _per_label(check: DataCheck) -> Lines:
@@ -275,13 +283,23 @@ def _manifest(manifest: Manifest) -> Lines:
     return [
         f"{manifest.task}: {model.family}, {counted(model.layers, 'layer')} of {model.hidden_size}",
         f"tokens: {model.max_length} at most, longer inputs are cut",
-        f"labels: {', '.join(model.labels)}",
+        f"labels: {_labels(model.problem)}",
         f"router: {routing}",
         f"files: {len(manifest.files)}, {size / 1e6:.1f} MB, opset {manifest.opset}, made by {manifest.created_by}",
         *map(_engine, manifest.engines),
         "operating points:",
         *(line for point in manifest.points for line in _point(point, manifest)),
     ]
+
+
+def _labels(problem: Problem) -> str:
+    """Their names, and what an answer is where it is not one of them."""
+    if problem.is_score:
+        return f"none, a score ({problem.type})"
+    if problem.type == SINGLE:
+        return ", ".join(problem.labels)
+    thresholds = zip(problem.labels, problem.thresholds, strict=True)
+    return f"{', '.join(f'{label} from {threshold:g}' for label, threshold in thresholds)} ({problem.type})"
 
 
 def _engine(engine: EngineInfo) -> str:

@@ -1,7 +1,8 @@
 """Serving a bundle. Imports numpy, tokenizers and one engine library; never torch or transformers."""
 
+from hadskip_export.runtime.answers import Prediction, Ranked
 from hadskip_export.runtime.bundle import Bundle, read_bundle
-from hadskip_export.runtime.predictor import Prediction, Predictor
+from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.errors import (
     BudgetError,
     BundleError,
@@ -20,6 +21,7 @@ __all__ = [
     "HadskipError",
     "Prediction",
     "Predictor",
+    "Ranked",
     "RecipeError",
     "read_bundle",
 ]

@@ -15,6 +15,8 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from hadskip_export.data.metrics import METRICS
+from hadskip_export.data.problems import MULTI, SINGLE, Problem, ProblemType
 from hadskip_export.routing.points import Point
 from hadskip_export.routing.routes import Route, is_route
 from hadskip_export.runtime.engines import Cut, built_elsewhere, runs_onnx
@@ -23,6 +25,7 @@ from hadskip_export.runtime.integrity import FileInfo, check_external_data, chec
 from hadskip_export.runtime.policies import POLICIES
 from hadskip_export.support.errors import BundleError, first_line
 from hadskip_export.support.reading import read_at_most
+from hadskip_export.support.words import counted
 
 FORMAT = 2
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
@@ -50,7 +53,7 @@ def gate_name(index: int) -> str:
 class ModelInfo:
     """Sizes and names of the model. `inputs`: what whole models take, in order; the embeddings take all but the
     attention_mask. `vocab_size`, `type_vocab_size`: tokens and segments that have an embedding. `pooling`: whether the
-    head reads the first token or the mean of all."""
+    head reads the first token or the mean of all. `problem_type`, `label_thresholds`: see `Problem`."""
 
     family: str
     layers: int
@@ -61,6 +64,12 @@ class ModelInfo:
     inputs: tuple[str, ...] = MODEL_INPUTS
     type_vocab_size: int = 2
     pooling: Literal["cls", "mean"] = "cls"
+    problem_type: ProblemType = SINGLE
+    label_thresholds: tuple[float, ...] = ()
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(self.problem_type, self.labels, self.label_thresholds)
 
     @property
     def embedding_inputs(self) -> tuple[str, ...]:
@@ -284,6 +293,20 @@ def _check_graph(file: Path, piece: str, graph: Graph, model: ModelInfo) -> None
         )
 
 
+def _check_problem(model: ModelInfo, metric: str, file: Path) -> None:
+    labels, thresholds = model.labels, model.label_thresholds
+    counts = {SINGLE: len(labels) > 1, MULTI: len(labels) > 1}
+    if len(set(labels)) < len(labels) or not counts.get(model.problem_type, len(labels) == 1):
+        raise BundleError(
+            f"{file}: {counted(len(labels), 'label')} that {model.problem_type} cannot have; build it again"
+        )
+    if metric not in METRICS or model.problem_type not in METRICS[metric].problems:
+        raise BundleError(f"{file}: the metric {metric!r} is none of {model.problem_type}; build it again")
+    wanted = len(labels) if model.problem_type == MULTI else 0
+    if len(thresholds) != wanted or not all(0 < threshold < 1 for threshold in thresholds):
+        raise BundleError(f"{file}: label_thresholds {list(thresholds)}, expected {wanted} of them between 0 and 1")
+
+
 def check_model(folder: Path, manifest: Manifest) -> None:
     """
     Raises:
@@ -291,8 +314,9 @@ def check_model(folder: Path, manifest: Manifest) -> None:
             a piece that the runtime needs.
     """
     model, router, file = manifest.model, manifest.router, folder / MANIFEST
-    if model.layers < 1 or model.max_length < 3 or len(set(model.labels)) < 2 or not manifest.engines:
-        raise BundleError(f"{file}: needs a layer, room for three tokens, two labels and an engine")
+    if model.layers < 1 or model.max_length < 3 or not model.labels or not manifest.engines:
+        raise BundleError(f"{file}: needs a layer, room for three tokens, a label and an engine")
+    _check_problem(model, manifest.metric, file)
     sizes = (model.hidden_size, model.vocab_size, model.max_length)
     if not all(1 <= size <= MOST_SIZE for size in sizes) or not 0 <= model.type_vocab_size <= MOST_SIZE:
         raise BundleError(f"{file}: sizes {(*sizes, model.type_vocab_size)}, expected 1 to {MOST_SIZE}; build it again")

@@ -1,4 +1,4 @@
-"""`Predictor`: text in, label out, through the layers each input needs."""
+"""`Predictor`: text in, answer out, through the layers each input needs."""
 
 import math
 import threading
@@ -12,7 +12,8 @@ from typing import Literal, NoReturn, TypedDict, Unpack, get_args, overload
 import numpy as np
 
 from hadskip_export.routing.points import thresholds_at
-from hadskip_export.routing.routes import Route, as_route
+from hadskip_export.routing.routes import as_route
+from hadskip_export.runtime.answers import Prediction, Ranked, answers_of, ranked
 from hadskip_export.runtime.bundle import FULL, Bundle, read_bundle
 from hadskip_export.runtime.engines import Cut, Engine, EngineOptions, built_elsewhere, engine_class
 from hadskip_export.runtime.forks import never_destroy, watch
@@ -51,6 +52,7 @@ class LoadOptions:
     budget: float | None = None
     gate_threshold: float | None = None
     max_layers: int | None = None
+    label_thresholds: Mapping[str, float] | None = None
     allow_failed: bool = False
     warm_up: bool = True
 
@@ -78,23 +80,6 @@ class CallOptions(TypedDict, total=False):
     routes: np.ndarray | None
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one input.
-
-    Args:
-        label: the likeliest class.
-        probabilities: of every class, softmax of the logits.
-        layers: the layers that ran, numbered from 1.
-        truncated: the input was longer than the model's maximum length and its end was not read.
-    """
-
-    label: str
-    probabilities: dict[str, float]
-    layers: tuple[int, ...]
-    truncated: bool
-
-
 class Predictor:
     """A bundle ready to answer. Made by `Predictor.load`; safe to call from many threads at once."""
 
@@ -103,7 +88,8 @@ class Predictor:
         manifest, model = bundle.manifest, bundle.manifest.model
         self.bundle = bundle
         self.engine_info = info = bundle.engine(options.engine, options.precision, options.cut)
-        self.labels = model.labels
+        self.problem = model.problem.with_thresholds(options.label_thresholds or {})
+        self.labels, self._answer = model.labels, answers_of(self.problem)
         self.tokenizer = Tokenizer(
             bundle.file(manifest.tokenizer), model.max_length, model.vocab_size, model.type_vocab_size
         )
@@ -151,6 +137,7 @@ class Predictor:
         budget: float | None = None,
         gate_threshold: float | None = None,
         max_layers: int | None = None,
+        label_thresholds: Mapping[str, float] | None = None,
         allow_failed: bool = False,
         warm_up: bool = True,
     ) -> "Predictor":
@@ -169,12 +156,15 @@ class Predictor:
             gate_threshold: a layer runs where its gate's margin, in logits, is above this, in place of the operating
                 point's. Raise it for speed, lower it for accuracy.
             max_layers: the most layers an input may run.
+            label_thresholds: of a model of several labels at once, label -> the probability above which it is given,
+                in place of the bundle's.
             allow_failed: load an engine whose parity check failed, and take logits that are no finite numbers.
             warm_up: run every piece once, so that the first call is as fast as the second.
 
         Raises:
             BundleError: see `read_bundle`; also no such engine, a failed parity check, no full model in the bundle.
             EngineError: the engine's library is missing or refuses a piece; no number of `threads`, or no flag.
+            DataError: `label_thresholds` of a label that there is not, or no probability.
             BudgetError: no such `router`; `max_layers` is not between 1 and the number of layers; `budget` is beyond
                 the bundle's operating points or comes with a `gate_threshold`; one of them is no number, or the bundle
                 has a static route.
@@ -193,6 +183,7 @@ class Predictor:
                 budget=budget,
                 gate_threshold=gate_threshold,
                 max_layers=max_layers,
+                label_thresholds=label_thresholds,
                 allow_failed=allow_failed,
                 warm_up=warm_up,
             ),
@@ -230,20 +221,39 @@ class Predictor:
         """
         single = isinstance(inputs, str | tuple | Mapping)
         encoded = self.tokenizer.encode([inputs] if single else inputs)  # type: ignore[list-item]
-        logits, routes = self.run(encoded, **options)
-        predictions = [
-            self._prediction(row, as_route(route), item.truncated)
-            for row, route, item in zip(logits.tolist(), routes.tolist(), encoded, strict=True)
-        ]
+        _, predictions = self._predict(encoded, options)
         return predictions[0] if single else predictions
 
-    def _prediction(self, logits: list[float], route: Route, truncated: bool) -> Prediction:
-        """In plain Python: on a handful of numbers numpy's calls take five times as long."""
-        largest = max(logits)
-        exponentials = [math.exp(logit - largest) for logit in logits]
-        total = sum(exponentials)
-        probabilities = {label: value / total for label, value in zip(self.labels, exponentials, strict=True)}
-        return Prediction(self.labels[logits.index(largest)], probabilities, route, truncated)
+    def rank(
+        self, query: str, documents: Iterable[str], top: int | None = None, **options: Unpack[CallOptions]
+    ) -> list[Ranked]:
+        """Scores each document together with the query, and gives the best first.
+
+        Args:
+            documents: whatever gives them one after the other.
+            top: so many of them; all if left out.
+            options: see `CallOptions`.
+
+        Raises:
+            DataError: a query or document that is no text.
+            BundleError: the model gives labels, no score.
+            BudgetError, EngineError: see `__call__`; `top` is no number of documents.
+        """
+        if not self.problem.is_score:
+            raise BundleError(f"{self.bundle.path}: gives labels ({self.problem.type}), and documents need a score")
+        top = None if top is None else whole_number("top", top)
+        documents = list(documents)
+        encoded = self.tokenizer.encode([(query, document) for document in documents])
+        logits, predictions = self._predict(encoded, options)
+        return ranked(documents, predictions, logits[:, 0].tolist())[:top]
+
+    def _predict(self, encoded: Sequence[Encoded], options: CallOptions) -> tuple[np.ndarray, list[Prediction]]:
+        """Logits, float32 [n, labels], and what they come to."""
+        logits, routes = self.run(encoded, **options)
+        return logits, [
+            self._answer(row, as_route(route), item.truncated)
+            for row, route, item in zip(logits.tolist(), routes.tolist(), encoded, strict=True)
+        ]
 
     def run(
         self,
@@ -256,7 +266,7 @@ class Predictor:
         max_layers: int | None = None,
         routes: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The call without its text: tokenised inputs to logits float32 [n, classes] and routes bool [n, L].
+        """The call without its text: tokenised inputs to logits float32 [n, labels] and routes bool [n, L].
 
         Raises:
             BudgetError: see `load`; no number of inputs as `batch_size`.

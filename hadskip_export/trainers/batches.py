@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hadskip_export.data.problems import groups_of
 from hadskip_export.runtime.tokenization import Encoded, Text, Tokenizer, pad
 
 BATCHES_PER_WINDOW = 32  # lengths are sorted within windows of so many batches: little padding, still random
@@ -14,30 +15,37 @@ BATCHES_PER_WINDOW = 32  # lengths are sorted within windows of so many batches:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Tokenised inputs and their class indices, int64 [n], or `UNLABELLED`."""
+    """Tokenised inputs.
+
+    Args:
+        targets: as `Problem.targets` has them; None of texts without labels.
+        groups: see `groups_of`.
+    """
 
     encoded: list[Encoded]
-    labels: np.ndarray
+    targets: np.ndarray | None
+    groups: np.ndarray
 
     def __len__(self) -> int:
         return len(self.encoded)
 
     def subset(self, rows: np.ndarray) -> "Dataset":
-        return Dataset([self.encoded[row] for row in rows], self.labels[rows])
+        targets = None if self.targets is None else self.targets[rows]
+        return Dataset([self.encoded[row] for row in rows], targets, self.groups[rows])
 
 
-def encode(tokenizer: Tokenizer, texts: list[Text], labels: np.ndarray) -> Dataset:
+def encode(tokenizer: Tokenizer, texts: list[Text], targets: np.ndarray | None) -> Dataset:
     """Tokenises the inputs once, before training."""
-    return Dataset(tokenizer.encode(texts), labels)
+    return Dataset(tokenizer.encode(texts), targets, groups_of(texts))
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """`inputs`: input_ids, attention_mask, token_type_ids, int64 [b, s]; `labels` int64 [b]; `rows`: where they came
-    from in the dataset, int [b]."""
+    """`inputs`: input_ids, attention_mask, token_type_ids, int64 [b, s]; `targets`: as the dataset's, [b] or [b,
+    labels]; `rows`: where they came from in the dataset, int [b]."""
 
     inputs: tuple[Tensor, Tensor, Tensor]
-    labels: Tensor
+    targets: Tensor | None
     rows: np.ndarray
 
     @property
@@ -74,4 +82,5 @@ def _batch(data: Dataset, rows: np.ndarray, device: str) -> TrainingBatch:
     padded = pad([data.encoded[row] for row in rows])
     arrays = (padded.input_ids, padded.attention_mask, padded.token_type_ids)
     ids, mask, types = (torch.from_numpy(array).to(device) for array in arrays)
-    return TrainingBatch((ids, mask, types), torch.from_numpy(data.labels[rows]).to(device), rows)
+    targets = None if data.targets is None else torch.from_numpy(data.targets[rows]).to(device)
+    return TrainingBatch((ids, mask, types), targets, rows)

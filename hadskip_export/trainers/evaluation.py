@@ -12,14 +12,13 @@ from hadskip_export.modeling.encoder import Classifier, attention_bias
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.routes import Route, as_row
 from hadskip_export.trainers.batches import Dataset, ordered_batches
-from hadskip_export.trainers.losses import prediction_loss
 
 MAX_FIXED_ROUTES = 200
 
 
 @torch.no_grad()
 def full_logits(model: Classifier, data: Dataset, device: str = "cpu") -> np.ndarray:
-    """Logits, float32 [n, classes], every layer run."""
+    """Logits, float32 [n, labels], every layer run."""
     model.eval()
     logits = np.zeros((len(data), len(model.config.labels)), np.float32)
     for batch in ordered_batches(data, device=device):
@@ -27,25 +26,15 @@ def full_logits(model: Classifier, data: Dataset, device: str = "cpu") -> np.nda
     return logits
 
 
-def predict_full(model: Classifier, data: Dataset, device: str = "cpu") -> np.ndarray:
-    """Class indices, int64 [n], every layer run."""
-    return full_logits(model, data, device).argmax(-1)
-
-
 @torch.no_grad()
 def logits_on_routes(model: GatedClassifier, data: Dataset, routes: np.ndarray, device: str = "cpu") -> np.ndarray:
-    """Logits, float32 [n, classes], where every input runs the layers it is told to, bool [n, L]."""
+    """Logits, float32 [n, labels], where every input runs the layers it is told to, bool [n, L]."""
     model.eval()
     logits = np.zeros((len(data), len(model.classifier.config.labels)), np.float32)
     for batch in ordered_batches(data, device=device):
         told = torch.from_numpy(routes[batch.rows]).to(device)
         logits[batch.rows] = model.follow(*batch.inputs, told).logits.cpu().numpy()
     return logits
-
-
-def divergence(teacher: np.ndarray, student: np.ndarray) -> float:
-    """KL divergence of the student's prediction from the teacher's, mean over inputs, in nats; logits [n, classes]."""
-    return float(prediction_loss(torch.from_numpy(student), torch.from_numpy(teacher)))
 
 
 def above(threshold: float) -> Callable[[int, Tensor], Tensor]:
@@ -62,17 +51,18 @@ def always(route: Route, num_layers: int) -> Callable[[int, Tensor], Tensor]:
 def predict_routed(
     model: GatedClassifier, data: Dataset, decide: Callable[[int, Tensor], Tensor], device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Class indices int64 [n], routes bool [n, L] and margins float32 [n, L], as `decide` routes them."""
+    """Logits float32 [n, labels], routes bool [n, L] and margins float32 [n, L], as `decide` routes them."""
     model.eval()
     shape = (len(data), len(model.gates))
-    predicted, routes, margins = np.zeros(shape[0], np.int64), np.zeros(shape, bool), np.zeros(shape, np.float32)
+    logits = np.zeros((len(data), len(model.classifier.config.labels)), np.float32)
+    routes, margins = np.zeros(shape, bool), np.zeros(shape, np.float32)
     for batch in ordered_batches(data, device=device):
         output = model.route(*batch.inputs, decide)
         assert output.gates is not None and output.margins is not None
-        predicted[batch.rows] = output.logits.argmax(-1).cpu().numpy()
+        logits[batch.rows] = output.logits.cpu().numpy()
         routes[batch.rows] = output.gates.cpu().numpy()
         margins[batch.rows] = output.margins.cpu().numpy()
-    return predicted, routes, margins
+    return logits, routes, margins
 
 
 def fixed_routes(num_layers: int, size: int, common: list[Route], seed: int = 0) -> list[Route]:
@@ -90,10 +80,10 @@ def fixed_routes(num_layers: int, size: int, common: list[Route], seed: int = 0)
 def predict_fixed_routes(
     model: Classifier, data: Dataset, routes: list[Route], device: str = "cpu"
 ) -> dict[Route, np.ndarray]:
-    """Class indices of every input under each route. Routes that begin alike share the work."""
+    """Logits of every input under each route, float32 [n, labels]. Routes that begin alike share the work."""
     model.eval()
     num_layers, distances = len(model.layers), model.distances()
-    predicted = {route: np.zeros(len(data), np.int64) for route in routes}
+    found = {route: np.zeros((len(data), len(model.config.labels)), np.float32) for route in routes}
     for batch in ordered_batches(data, device=device):
         input_ids, attention_mask, token_type_ids = batch.inputs
         hidden = model.embeddings(input_ids, token_type_ids)
@@ -101,7 +91,7 @@ def predict_fixed_routes(
 
         def walk(index: int, hidden: Tensor, alike: list[Route], bias: Tensor = bias, batch=batch) -> None:
             if index > num_layers:
-                predicted[alike[0]][batch.rows] = model.head(hidden, batch.attention_mask).argmax(-1).cpu().numpy()
+                found[alike[0]][batch.rows] = model.head(hidden, batch.attention_mask).cpu().numpy()
                 return
             skipping = [route for route in alike if index not in route]
             running = [route for route in alike if index in route]
@@ -111,4 +101,4 @@ def predict_fixed_routes(
                 walk(index + 1, model.layers[index - 1](hidden, bias, distances)[0], running)
 
         walk(1, hidden, routes)
-    return predicted
+    return found

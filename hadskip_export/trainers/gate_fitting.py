@@ -18,6 +18,7 @@ from hadskip_export.routing.routes import Route
 from hadskip_export.support.progress import track
 from hadskip_export.trainers.batches import Dataset, count_batches, ordered_batches
 from hadskip_export.trainers.recipe import Recipe
+from hadskip_export.trainers.session import Session
 
 BATCH, FORCED = 256, 64  # rows of a step, and those among them whose decision the family leaves no choice about
 OBSERVE_BATCH = 64
@@ -31,7 +32,7 @@ class Evidence:
     Args:
         states: the layers run so far -> what the next gate sees, float32 [n, H]. A skipped layer changes nothing, so
             the layers run say it all.
-        divergence: a whole route -> KL divergence of its prediction from the teacher's, float32 [n].
+        divergence: a whole route -> its prediction's from the teacher's, float32 [n], see `Objective.divergence`.
     """
 
     states: dict[Route, Tensor]
@@ -45,19 +46,20 @@ def run_so_far(family: Iterable[Route], index: int) -> list[Route]:
 
 @torch.no_grad()
 def observe(
-    model: GatedClassifier, teacher_logits: Tensor, data: Dataset, family: Sequence[Route], device: str = "cpu"
+    model: GatedClassifier, teacher_logits: Tensor, data: Dataset, family: Sequence[Route], session: Session
 ) -> Evidence:
     """Runs every route of `family` on every input; routes that begin alike share the work.
 
     Args:
-        teacher_logits: for `data`, float32 [n, classes].
+        teacher_logits: for `data`, float32 [n, labels].
+        session: says where to compute, and what a prediction's divergence is.
     """
     model.eval()
     body = model.classifier
     n = len(data)
     states: dict[Route, Tensor] = {}
     divergence = {route: torch.zeros(n) for route in family}
-    batches = ordered_batches(data, OBSERVE_BATCH, device)
+    batches = ordered_batches(data, OBSERVE_BATCH, session.device)
     for batch in track(batches, count_batches(data, OBSERVE_BATCH), "routes of the family"):
         rows = torch.from_numpy(batch.rows)
         input_ids, attention_mask, token_type_ids = batch.inputs
@@ -72,10 +74,10 @@ def observe(
             hidden = {
                 ran: layer(hidden[ran[:-1]], bias, distances)[0] if number in ran else hidden[ran] for ran in after
             }
-        teacher = teacher_logits[rows.to(teacher_logits.device)].log_softmax(-1)
+        teacher = teacher_logits[rows.to(teacher_logits.device)]
         for route, state in hidden.items():
-            student = body.head(state, attention_mask).log_softmax(-1)
-            divergence[route][rows] = (teacher.exp() * (teacher - student)).sum(dim=-1).cpu()
+            student = body.head(state, attention_mask)
+            divergence[route][rows] = session.objective.divergence(student, teacher).cpu()
     return Evidence(states, divergence)
 
 

@@ -1,14 +1,12 @@
-"""The terms of the training loss: budget penalty (paper, equation 3) and distillation (appendix B)."""
+"""The training loss: the objective's terms, the budget penalty (paper, equation 3) and distillation (appendix B)."""
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from hadskip_export.data.tasks import UNLABELLED
 from hadskip_export.modeling.encoder import Output
 from hadskip_export.modeling.gated import GatedOutput
 from hadskip_export.trainers.batches import TrainingBatch
-from hadskip_export.trainers.recipe import Recipe
+from hadskip_export.trainers.session import Session
 
 
 def budget_penalty(gates: Tensor, budget: float, unit: str) -> Tensor:
@@ -21,11 +19,6 @@ def budget_penalty(gates: Tensor, budget: float, unit: str) -> Tensor:
     """
     scale = 1 if unit == "layers" else gates.shape[1]
     return ((gates.sum(dim=1).mean() - budget) / scale) ** 2
-
-
-def prediction_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Equation 5: KL divergence of the student's prediction from the teacher's, mean over the batch."""
-    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
 
 
 def token_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
@@ -57,22 +50,22 @@ def attention_loss(student: list[Tensor], teacher: list[Tensor], ran: Tensor, at
 
 
 def distillation_loss(
-    student: Output, teacher: Output, ran: Tensor, batch: TrainingBatch, recipe: Recipe
+    student: Output, teacher: Output, ran: Tensor, batch: TrainingBatch, session: Session
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The task's loss and appendix B's, weighted, and their terms, each before its weight.
 
     Args:
         ran: bool [b, L], the layers that the student ran.
-        batch: `UNLABELLED` text in it is learned from the teacher alone.
+        batch: without targets it is learned from the teacher alone.
     """
-    labels, attention_mask = batch.labels, batch.attention_mask
+    recipe, objective, attention_mask = session.recipe, session.objective, batch.attention_mask
     weights = {"task": 1.0, "prediction": recipe.alpha1, "hidden": recipe.alpha2, "attention": recipe.alpha3}
     weights |= {"embedding": recipe.alpha4}
     terms = {}
-    if (labels != UNLABELLED).any():
-        terms["task"] = F.cross_entropy(student.logits, labels)
+    if batch.targets is not None:
+        terms["task"] = objective.task_loss(student.logits, batch.targets)
     if recipe.alpha1:
-        terms["prediction"] = prediction_loss(student.logits, teacher.logits)
+        terms["prediction"] = objective.prediction_loss(student.logits, teacher.logits)
     if recipe.alpha2:
         terms["hidden"] = hidden_loss(student.hidden_states, teacher.hidden_states, attention_mask)
     if recipe.alpha3:
@@ -84,11 +77,11 @@ def distillation_loss(
 
 
 def stage3_loss(
-    student: GatedOutput, teacher: Output, batch: TrainingBatch, budget: float, recipe: Recipe
+    student: GatedOutput, teacher: Output, batch: TrainingBatch, budget: float, session: Session
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of stage III, `distillation_loss` and the budget penalty, and its terms."""
     assert student.gates is not None
     ran = student.gates.detach() > 0
-    loss, terms = distillation_loss(student, teacher, ran, batch, recipe)
-    penalty = budget_penalty(student.gates, budget, recipe.penalty_unit)
-    return loss + recipe.beta * penalty, terms | {"budget": penalty.detach()}
+    loss, terms = distillation_loss(student, teacher, ran, batch, session)
+    penalty = budget_penalty(student.gates, budget, session.recipe.penalty_unit)
+    return loss + session.recipe.beta * penalty, terms | {"budget": penalty.detach()}

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from hadskip_export.data.metrics import METRICS
+from hadskip_export.data.problems import SINGLE, Label, Problem
 from hadskip_export.data.runs import BudgetFigures, Summary, TeacherFigures, read_json
-from hadskip_export.data.tables import Examples
+from hadskip_export.data.tables import Examples, names_in
 from hadskip_export.data.tasks import TaskData, hold_out
 from hadskip_export.modeling.checkpoint import (
     GateSettings,
@@ -31,8 +32,9 @@ from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.progress import say
 from hadskip_export.support.words import counted
 from hadskip_export.trainers.batches import Dataset, encode
-from hadskip_export.trainers.evaluation import full_logits, predict_full
+from hadskip_export.trainers.evaluation import full_logits
 from hadskip_export.trainers.methods.base import Method
+from hadskip_export.trainers.objective import Objective
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.run_folder import RunFolder, finished_folder, is_finished, write_json, write_texts
 from hadskip_export.trainers.schedule import Leg
@@ -78,12 +80,11 @@ def run_training(plan: Plan, run: RunFolder) -> Summary:
     classifier = _classifier(plan, session, run).to(device)
     if not data.train.labels:
         say("the training texts have no labels: the student learns from the teacher alone")
-        answers = predict_full(classifier, session.held_out, device)
-        session = replace(session, held_out=replace(session.held_out, labels=answers))
+        session = _taught(classifier, session)
     logits = full_logits(classifier, inputs, device)
     if not data.evaluation.labels:
         say(f"{data.evaluated_on} has no labels: the figures say how often the student agrees with the teacher")
-        inputs = replace(inputs, labels=logits.argmax(-1))
+        inputs = replace(inputs, targets=data.problem.decide(logits))
     evaluation = Evaluation(data=inputs, teacher_logits=logits, mismatched=mismatched)
     figures = _teacher_figures(classifier, evaluation, session)
     if data.evaluation.labels:
@@ -96,7 +97,9 @@ def run_training(plan: Plan, run: RunFolder) -> Summary:
         "task": data.name,
         "metric": data.metric,
         "evaluated_on": data.evaluated_on,
-        "labels": data.labels,
+        "labels": data.problem.labels,
+        "problem_type": data.problem.type,
+        "label_thresholds": data.problem.thresholds,
         "method": plan.method_name,
         "layers": num_layers,
         "max_length": plan.max_length,
@@ -115,28 +118,45 @@ def _tokenise(plan: Plan, run: RunFolder) -> tuple[Session, Dataset, Dataset | N
     data, tokenizer = plan.data, _tokenizer(plan, run)
 
     def encoded(examples: Examples) -> Dataset:
-        return encode(tokenizer, examples.texts, data.indices(examples))
+        return encode(tokenizer, examples.texts, data.problem.targets(examples.labels))
 
     training, held_out = (data.train[rows.tolist()] for rows in hold_out(len(data.train), plan.seed))
     missing = max(0, PARITY_TEXTS - len(held_out))
     write_texts(run.texts, held_out.texts + data.evaluation.texts[:missing])
+    dataset = encoded(training)
     session = Session(
-        data=encoded(training), held_out=encoded(held_out), recipe=plan.recipe, seed=plan.seed, device=plan.device,
-        log=run.log, metric=data.metric,
+        data=dataset, held_out=encoded(held_out), recipe=plan.recipe, seed=plan.seed, device=plan.device,
+        log=run.log, problem=data.problem, objective=Objective.of(data.problem.type, dataset.targets),
+        metric=data.metric,
     )  # fmt: skip
     inputs, mismatched = encoded(data.evaluation), encoded(data.mismatched) if data.mismatched else None
     say(f"{counted(len(training), 'text')} to train on, {len(held_out)} held out, {len(inputs)} to evaluate on")
     if data.train.labels:
-        counts = Counter(data.train.labels)
-        say(f"classes: {', '.join(f'{label} {counts[label]}' for label in data.labels)}")
+        say(_about_labels(data.problem, data.train.labels))
     return session, inputs, mismatched
 
 
+def _about_labels(problem: Problem, labels: Sequence[Label]) -> str:
+    if problem.is_score:
+        numbers = np.array(labels, np.float64)
+        return f"{problem.type}: {numbers.min():g} to {numbers.max():g}, mean {numbers.mean():.3g}"
+    counts = Counter(name for label in labels for name in names_in(label))
+    kind = "classes" if problem.type == SINGLE else "labels"
+    without = "" if problem.type == SINGLE else f", without any {sum(not label for label in labels)}"
+    return f"{kind}: {', '.join(f'{label} {counts[label]}' for label in problem.labels)}{without}"
+
+
+def _taught(classifier: Classifier, session: Session) -> Session:
+    """Of texts without labels: with the teacher's answers as those of the held-out slice."""
+    logits = full_logits(classifier, session.held_out, session.device)
+    held_out = replace(session.held_out, targets=session.problem.decide(logits))
+    return replace(session, held_out=held_out, objective=Objective.of(session.problem.type, held_out.targets))
+
+
 def _teacher_figures(classifier: Classifier, evaluation: Evaluation, session: Session) -> TeacherFigures:
-    score = METRICS[session.metric]
-    figures: TeacherFigures = {"metric": score(evaluation.teacher_logits.argmax(-1), evaluation.data.labels)}
+    figures: TeacherFigures = {"metric": session.score(evaluation.teacher_logits, evaluation.data)}
     if other := evaluation.mismatched:
-        figures["mismatched_metric"] = score(predict_full(classifier, other, session.device), other.labels)
+        figures["mismatched_metric"] = session.score(full_logits(classifier, other, session.device), other)
     return figures
 
 
@@ -145,8 +165,8 @@ def _classifier(plan: Plan, session: Session, run: RunFolder) -> Classifier:
     if is_finished(run.stage1):
         say("stage I: done before")
         return load_classifier(run.stage1)
-    labels = plan.data.labels
-    model = load_classifier(plan.model, None if plan.fine_tuned else labels, plan.seed)
+    labels, kind = plan.data.problem.labels, plan.data.problem.type
+    model = load_classifier(plan.model, None if plan.fine_tuned else labels, plan.seed, kind)
     check_same_as_original(
         plan.model, _tokenizer(plan, run), model, plan.data.evaluation.texts, fine_tuned=plan.fine_tuned
     )

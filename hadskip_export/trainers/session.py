@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hadskip_export.data.metrics import METRICS
+from hadskip_export.data.problems import Problem
 from hadskip_export.support.errors import RecipeError, first_line
 from hadskip_export.trainers.batches import Dataset
+from hadskip_export.trainers.objective import Objective
 from hadskip_export.trainers.recipe import Recipe
 
 Log = Callable[..., None]
@@ -23,7 +26,14 @@ class Session:
     seed: int
     device: str
     log: Log
+    problem: Problem
+    objective: Objective
     metric: str
+
+    def score(self, logits: np.ndarray, data: Dataset) -> float:
+        """The metric of logits, float [n, labels], on data that have targets."""
+        assert data.targets is not None
+        return METRICS[self.metric](self.problem, logits, data.targets, data.groups)
 
 
 @dataclass(frozen=True, kw_only=True)

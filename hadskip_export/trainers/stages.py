@@ -8,18 +8,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from hadskip_export.data.metrics import METRICS
-from hadskip_export.data.tasks import UNLABELLED
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.modeling.reinmax import ESTIMATORS
 from hadskip_export.support.errors import RecipeError
 from hadskip_export.support.progress import track
 from hadskip_export.trainers.batches import TrainingBatch, count_batches, shuffled_batches
-from hadskip_export.trainers.evaluation import predict_full
-from hadskip_export.trainers.losses import distillation_loss, prediction_loss, stage3_loss
+from hadskip_export.trainers.evaluation import full_logits
+from hadskip_export.trainers.losses import distillation_loss, stage3_loss
 from hadskip_export.trainers.schedule import Leg, glide
 from hadskip_export.trainers.session import Session
 from hadskip_export.trainers.teacher import Teacher
@@ -33,14 +30,14 @@ def fine_tune(model: Classifier, session: Session) -> None:
     recipe = session.recipe
 
     def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = F.cross_entropy(model(*batch.inputs).logits, batch.labels)
+        assert batch.targets is not None
+        loss = session.objective.task_loss(model(*batch.inputs).logits, batch.targets)
         return loss, {"task": loss.detach()}
 
     best, kept = float("-inf"), None
     groups = [(model.parameters(), recipe.stage1_lr)]
     for epoch in _epochs(model, groups, step, session, epochs=recipe.stage1_epochs, label="stage I"):
-        predicted = predict_full(model, session.held_out, session.device)
-        value = METRICS[session.metric](predicted, session.held_out.labels)
+        value = session.score(full_logits(model, session.held_out, session.device), session.held_out)
         session.log(stage="1", epoch=epoch, held_out=value)
         if value > best:
             best, kept = value, copy.deepcopy(model.state_dict())
@@ -57,10 +54,10 @@ def initialise_gates(model: GatedClassifier, teacher: Teacher, session: Session)
 
     def step(batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         output = model(*batch.inputs, estimator=estimator, margin_limit=session.recipe.margin_limit)
-        if (batch.labels != UNLABELLED).any():
-            loss = F.cross_entropy(output.logits, batch.labels)
+        if batch.targets is not None:
+            loss = session.objective.task_loss(output.logits, batch.targets)
         else:
-            loss = prediction_loss(output.logits, teacher(batch, keep_states=False).logits)
+            loss = session.objective.prediction_loss(output.logits, teacher(batch, keep_states=False).logits)
         return loss, {"task": loss.detach(), "layers": output.gates.detach().sum(dim=1).mean()}
 
     groups = [(model.gates.parameters(), session.recipe.gate_lr)]
@@ -89,7 +86,7 @@ def train_jointly(model: GatedClassifier, teacher: Teacher, leg: Leg, session: S
         aim = glide(leg.previous, leg.budget, done, gliding)
         limit = recipe.margin_limit if done < gliding else math.inf
         output = model(*batch.inputs, estimator=estimator, margin_limit=limit, keep_states=recipe.distils_states)
-        loss, terms = stage3_loss(output, target, batch, aim, recipe)
+        loss, terms = stage3_loss(output, target, batch, aim, session)
         return loss, terms | {"layers": output.gates.detach().sum(dim=1).mean()}
 
     groups = [(model.classifier.parameters(), recipe.body_lr), (model.gates.parameters(), recipe.gate_lr)]
@@ -108,7 +105,7 @@ def distil(
         routes = torch.from_numpy(choose(batch.rows)).to(session.device)
         output = model.follow(*batch.inputs, routes, keep_states=recipe.distils_states)
         target = teacher(batch, recipe.distils_states)
-        return distillation_loss(output, target, routes, batch, recipe)
+        return distillation_loss(output, target, routes, batch, session)
 
     groups = [(model.classifier.parameters(), recipe.body_lr)]
     for _ in _epochs(model, groups, step, session, epochs=epochs, label=label):

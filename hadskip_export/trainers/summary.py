@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.runs import BudgetFigures
 from hadskip_export.modeling.checkpoint import GateSettings
 from hadskip_export.modeling.gated import GatedClassifier
@@ -10,7 +9,6 @@ from hadskip_export.routing.routes import RouteStatistics, statistics
 from hadskip_export.trainers.evaluation import (
     above,
     always,
-    divergence,
     fixed_routes,
     logits_on_routes,
     predict_fixed_routes,
@@ -27,7 +25,8 @@ def budget_row(
     """One row of summary.json, all of it on the evaluation data with hard gates, and the routes of the held-out slice.
 
     `metric` and all others that are: of texts without labels the share that has the teacher's label.
-    `divergence`: KL divergence from the teacher's predictions, in nats; it says more than a metric on few inputs.
+    `divergence`: from the teacher's predictions, in nats (`Objective.divergence`); it says more than a metric on few
+    inputs.
     `shuffled_metric`, `shuffled_divergence`: the same routes dealt out to the inputs at random, mean of some deals:
     what the routes are worth when nobody chooses.
     `retained`: None where the teacher's metric is not above 0, for then a share of it says nothing.
@@ -35,9 +34,10 @@ def budget_row(
     slice. `held_out_mean_layers`: at the threshold that meets the budget on the evaluation texts, if it was met there.
     `mismatched_metric`: only with `mismatched`, MNLI's second evaluation data.
     """
-    score, device, num_layers = METRICS[session.metric], session.device, len(model.gates)
+    score, divergence = session.score, session.objective.mean_divergence
+    device, num_layers = session.device, len(model.gates)
     decide, data, held_out = above(settings.threshold), evaluation.data, session.held_out
-    predicted, routes, _ = predict_routed(model, data, decide, device)
+    logits, routes, _ = predict_routed(model, data, decide, device)
     _, held_out_routes, _ = predict_routed(model, held_out, decide, device)
     seen, held = statistics(routes), statistics(held_out_routes)
     top_route, top_share = seen.commonest[0]
@@ -45,12 +45,11 @@ def budget_row(
     candidates = predict_fixed_routes(
         model.classifier, held_out, fixed_routes(num_layers, size, [route for route, _ in held.commonest]), device
     )
-    static_route = max(candidates, key=lambda route: score(candidates[route], held_out.labels))
+    static_route = max(candidates, key=lambda route: score(candidates[route], held_out))
     static = predict_fixed_routes(model.classifier, data, [static_route], device)[static_route]
     top, _, _ = predict_routed(model, data, always(top_route, num_layers), device)
     teacher = evaluation.teacher_logits
-    value, teacher_metric = score(predicted, data.labels), score(teacher.argmax(-1), data.labels)
-    logits = logits_on_routes(model, data, routes, device)
+    value, teacher_metric = score(logits, data), score(teacher, data)
     dealt = [logits_on_routes(model, data, deal, device) for deal in _deals(routes)] or [logits]
     row: BudgetFigures = {
         "budget": settings.budget,
@@ -63,11 +62,11 @@ def budget_row(
         "route_entropy_bits": seen.entropy_bits,
         "top_route": top_route,
         "top_route_share": top_share,
-        "top_route_metric": score(top, data.labels),
+        "top_route_metric": score(top, data),
         "static_route": static_route,
-        "static_metric": score(static, data.labels),
+        "static_metric": score(static, data),
         "divergence": divergence(teacher, logits),
-        "shuffled_metric": float(np.mean([score(deal.argmax(-1), data.labels) for deal in dealt])),
+        "shuffled_metric": float(np.mean([score(deal, data) for deal in dealt])),
         "shuffled_divergence": float(np.mean([divergence(teacher, deal) for deal in dealt])),
         "commonest_routes": seen.commonest,
         "usage": seen.usage,
@@ -75,7 +74,7 @@ def budget_row(
         "held_out_mean_layers": held.mean_layers,
     }
     if other := evaluation.mismatched:
-        row["mismatched_metric"] = score(predict_routed(model, other, decide, device)[0], other.labels)
+        row["mismatched_metric"] = score(predict_routed(model, other, decide, device)[0], other)
     return row, held
 
 

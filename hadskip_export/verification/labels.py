@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hadskip_export.data.metrics import METRICS
+from hadskip_export.data.metrics import AGREEMENT, METRICS
+from hadskip_export.data.problems import Problem, groups_of, same_answers
 from hadskip_export.data.tables import Examples
 from hadskip_export.routing.routes import RouteStatistics, statistics
 from hadskip_export.runtime.predictor import Predictor
@@ -27,12 +28,12 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Flip:
-    """An input that the gates give another label than full BERT.
+    """An input that the gates give another label, or other labels, than full BERT.
 
     Args:
         line: of the data file, on which it begins.
         text: its beginning, on one line; of a pair both, with ` | ` between them.
-        full, gates, expected: full BERT's label, the one with gates, the true one.
+        full, gates, expected: what full BERT gives, what the gates give, what is true.
     """
 
     line: int
@@ -44,12 +45,13 @@ class Flip:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """A bundle on labelled data. What compares with full BERT is None where the bundle has none.
+    """A bundle on labelled data. What compares with full BERT is None where the bundle has none. A model that gives
+    scores has no classes, and its answers no flips.
 
     Args:
         value, full_value: the metric, with gates and of full BERT.
         classes, full_classes: the same per label, in the model's order.
-        label_agreement: share of inputs that both give the same label.
+        label_agreement: share of inputs that both give the same label, or labels; of scores `agreement` of the two.
         flips: the other inputs, in file order. Of these the gates are right on `better` and full BERT on `worse`.
     """
 
@@ -72,42 +74,48 @@ def check_data(predictor: Predictor, examples: Examples) -> DataCheck:
     Args:
         examples: with labels that the model knows.
     """
-    labels, metric = predictor.labels, predictor.bundle.manifest.metric
-    expected = np.array([labels.index(label) for label in examples.labels])
+    problem, metric = predictor.problem, predictor.bundle.manifest.metric
+    expected, groups = problem.targets(examples.labels), groups_of(examples.texts)
+    assert expected is not None
     inputs = predictor.tokenizer.encode(examples.texts)
     logits, routes = predictor.run(inputs, router="gates")
-    gates = logits.argmax(axis=1)
-    classes = class_scores(gates, expected, labels)
-    check = DataCheck(len(examples), metric, METRICS[metric](gates, expected), statistics(routes), classes)
+    gates, score = problem.decide(logits), METRICS[metric]
+    value, classes = score(problem, logits, expected, groups), class_scores(problem, gates, expected)
+    check = DataCheck(len(examples), metric, value, statistics(routes), classes)
     if "full" not in predictor.engine_info.files:
         return check
-    full = predictor.run(inputs, router="full")[0].argmax(axis=1)
-    flipped = np.flatnonzero(full != gates)
+    full_logits, _ = predictor.run(inputs, router="full")
+    full = problem.decide(full_logits)
+    check = replace(
+        check,
+        full_value=score(problem, full_logits, expected, groups),
+        full_classes=class_scores(problem, full, expected),
+        label_agreement=METRICS[AGREEMENT](problem, logits, full, groups),
+    )
+    if problem.is_score:
+        return check
+    flipped = np.flatnonzero(~same_answers(full, gates))
     return replace(
         check,
-        full_value=METRICS[metric](full, expected),
-        full_classes=class_scores(full, expected, labels),
-        label_agreement=float((full == gates).mean()),
         flips=tuple(
             Flip(
                 examples.lines[row],
                 one_line(examples.texts[row]),
-                labels[full[row]],
-                labels[gates[row]],
-                examples.labels[row],
+                *(problem.named(answers[row]) for answers in (full, gates, expected)),
             )
             for row in flipped.tolist()
         ),
-        better=int((gates == expected)[flipped].sum()),
-        worse=int((full == expected)[flipped].sum()),
+        better=int(same_answers(gates, expected)[flipped].sum()),
+        worse=int(same_answers(full, expected)[flipped].sum()),
     )
 
 
-def class_scores(predicted: np.ndarray, expected: np.ndarray, labels: tuple[str, ...]) -> tuple[ClassScore, ...]:
-    """Class numbers, int [n] both -> a score per label."""
+def class_scores(problem: Problem, predicted: np.ndarray, expected: np.ndarray) -> tuple[ClassScore, ...]:
+    """What `Problem.decide` gives, and what it should -> a score per label; none of numbers."""
     found = []
-    for index, label in enumerate(labels):
-        claimed, true = predicted == index, expected == index
+    for index, label in enumerate(() if problem.is_score else problem.labels):
+        sides = predicted, expected
+        claimed, true = (side == index if side.ndim == 1 else side[:, index] > 0 for side in sides)
         hits, claims, support = int((claimed & true).sum()), int(claimed.sum()), int(true.sum())
         found.append(
             ClassScore(label, _share(hits, claims), _share(hits, support), _share(2 * hits, claims + support), support)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hadskip_export.data.problems import Problem, same_answers
 from hadskip_export.runtime.bundle import (
     ALL_GATES,
     FULL,
@@ -67,7 +68,7 @@ class ParityReport:
             measured here, for checks on other machines to compare with.
         route_agreement: share of inputs with the same layers run.
         flips: inputs whose route differs although no margin on the way was a near tie.
-        label_agreement: share of inputs with the same label.
+        label_agreement: share of inputs with the same answer, see `agree`.
         full_label_agreement: the same of full BERT in this engine and in the reference; None without full BERT.
         logits_largest: largest difference of a logit where routes agree.
         first_bad_piece: the first piece out of tolerance; `routes`, `labels` or `logits` where only the whole is, with
@@ -117,7 +118,9 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
         near = near_ties(margins, np.stack(comparison.margin_errors))
     answers = _Answers(margins - thresholds, routes, logits)
     ways = {way: _end_to_end(predictor, inputs, size, answers, near) for way, size in ways_to_run(info).items()}
-    full_agreement = float(np.mean(comparison.same_full)) if comparison.same_full else None
+    problem, full_agreement = predictor.bundle.manifest.model.problem, None
+    if comparison.full_logits:
+        full_agreement = float(agree(problem, *map(np.stack, zip(*comparison.full_logits, strict=True))).mean())
     largest = float(np.max([found.largest for found in ways.values()]))  # NaN stays NaN
     return ParityReport(
         engine=info.engine,
@@ -192,12 +195,25 @@ def _end_to_end(
 ) -> _Way:
     logits, routes = predictor.run_as_built(inputs, batch_size)
     same = (routes == answers.routes).all(axis=1)
+    problem = predictor.bundle.manifest.model.problem
+    agreed = agree(problem, logits, answers.logits)
+    if problem.is_score:  # another route, after a near tie, is another number
+        agreed |= ~same
     return _Way(
         count_flips(answers.margins, answers.routes, routes, near),
         float(same.mean()),
-        float((logits.argmax(1) == answers.logits.argmax(1)).mean()),
+        float(agreed.mean()),
         largest_difference(logits[same], answers.logits[same]),
     )
+
+
+def agree(problem: Problem, got: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Whether logits, float [n, labels] both, come to the same label or labels, bool [n]. A score is the same within a
+    share of what scores are apart, for most have no equal at all."""
+    ours, theirs = problem.decide(got), problem.decide(expected)
+    if problem.is_score:
+        return np.abs(ours - theirs) <= max(MEAN_SHARE * theirs.std(), LOGITS_TOLERANCE)
+    return same_answers(ours, theirs)
 
 
 def near_ties(margins: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -262,7 +278,7 @@ class _Comparison:
 
     Attributes:
         margin_errors: of each input, the error of each gate's margin after the engine's own piece before it, float [L].
-        same_full: of each input, whether full BERT gives the label that the reference's gives.
+        full_logits: of each input, full BERT's in the engine and the reference's, float [labels].
     """
 
     def __init__(self, reference: Reference, predictor: Predictor, first: Encoded):
@@ -271,7 +287,7 @@ class _Comparison:
         self._pieces: dict[str, Piece] = {piece: predictor.engine.load(piece) for piece in self._info.files}
         self._differences: dict[str, _Difference] = {}
         self.margin_errors: list[np.ndarray] = []
-        self.same_full: list[bool] = []
+        self.full_logits: list[tuple[np.ndarray, np.ndarray]] = []
         # Where hidden_states are bfloat16 between the pieces, the reference says what fp32 gives on rounded ones, and
         # embeddings may be off by what rounding makes of a value.
         self._rounded = isinstance(self._embed(pad([first])), Bfloat16States)
@@ -347,7 +363,7 @@ class _Comparison:
             return
         logits = self._pieces[FULL](*(getattr(batch, name) for name in self._manifest.model.inputs))
         self._difference(FULL).add(logits, trace.full_logits)
-        self.same_full.append(bool(logits.argmax() == trace.full_logits.argmax()))
+        self.full_logits.append((logits[0], trace.full_logits[0]))
 
     def _compare_whole(self, name: str, batch: Batch) -> None:
         """A whole graph's logits against those of the engine's own pieces on the layers that it ran."""

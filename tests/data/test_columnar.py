@@ -113,6 +113,18 @@ def test_numbers_of_classes_are_the_names_that_datasets_knows(kind: str, tmp_pat
     refused(lambda: read_examples(place), "line 3")  # as in every file, one that nobody has labelled
 
 
+@pytest.mark.parametrize("kind", [".parquet", ""])
+@pytest.mark.parametrize("classes", [True, False])
+def test_lists_are_the_labels_of_a_text(classes: bool, kind: str, tmp_path: Path):
+    item = datasets.ClassLabel(names=["no", "yes"]) if classes else datasets.Value("string")
+    features = datasets.Features({"text": datasets.Value("string"), "labels": datasets.List(item)})
+    several = [[1, 0], [], [0]] if classes else [["yes", "no"], [], ["no"]]
+    data = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "labels": several}, features=features)
+    place = tmp_path / f"rows{kind}"
+    data.to_parquet(str(place)) if kind else data.save_to_disk(str(place))
+    assert read_examples(place).labels == [("yes", "no"), (), ("no",)]
+
+
 def test_shuffled_rows_are_read_in_the_order_that_datasets_gives(tmp_path: Path):
     data = datasets.Dataset.from_dict({"text": [str(number) for number in range(50)]}).shuffle(seed=3)
     data.save_to_disk(str(tmp_path / "saved"))

@@ -12,12 +12,13 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hadskip_export import train
 from hadskip_export.data.glue import GLUE_TASKS
 from hadskip_export.data.metrics import accuracy
+from hadskip_export.data.problems import SINGLE, Problem
 from hadskip_export.data.tasks import TaskData, load_task
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.errors import DataError
 from hadskip_export.trainers.batches import encode
-from hadskip_export.trainers.evaluation import above, predict_full, predict_routed
+from hadskip_export.trainers.evaluation import above, full_logits, predict_routed
 from tests.conftest import QUICK
 
 QUOTES = 'a "great movie'  # an open quote: with quoting it would swallow the following lines
@@ -118,12 +119,12 @@ def load(task: str, folder: Path | None, **more) -> TaskData:
 def assert_is(data: TaskData, task: str) -> None:
     metric, labels, texts, classes, evaluation_texts, evaluation_classes = WANTED[task]
     assert (data.name, data.metric, data.labels) == (task, metric, labels)
-    assert data.train.texts == texts and data.indices(data.train).tolist() == classes
+    assert data.train.texts == texts and data.problem.targets(data.train.labels).tolist() == classes
     assert data.evaluation.texts == evaluation_texts
-    assert data.indices(data.evaluation).tolist() == evaluation_classes
+    assert data.problem.targets(data.evaluation.labels).tolist() == evaluation_classes
     if task == "mnli":
         assert data.mismatched is not None and data.mismatched.texts == [("Your contribution.", "It helped.")]
-        assert data.indices(data.mismatched).tolist() == [0]
+        assert data.problem.targets(data.mismatched.labels).tolist() == [0]
     else:
         assert data.mismatched is None
 
@@ -226,17 +227,17 @@ def test_bytes_that_are_not_text_are_refused(glue):
 
 def test_a_fine_tuned_models_classes_keep_their_order(glue):
     known = ("contradiction", "neutral", "entailment")
-    data = load("mnli", glue, known_labels=known)
-    assert data.labels == known and data.indices(data.train).tolist() == [1, 2, 0]
+    data = load("mnli", glue, known=Problem(SINGLE, known))
+    assert data.labels == known and data.problem.targets(data.train.labels).tolist() == [1, 2, 0]
     write(glue / "MNLI" / "train.tsv", [MNLI_TRAIN, mnli_train(0, "a", "b", "neutral")])
     with pytest.raises(DataError, match=r"MNLI.dev_mismatched\.tsv.*'entailment'.*neutral, contradiction"):
-        load("mnli", glue, known_labels=("neutral", "contradiction"))
+        load("mnli", glue, known=Problem(SINGLE, ("neutral", "contradiction")))
 
 
 def test_a_model_whose_second_class_is_not_the_positive_one_has_no_f1(glue):
-    assert load("qqp", glue, known_labels=("LABEL_0", "LABEL_1")).labels == ("0", "1")
+    assert load("qqp", glue, known=Problem(SINGLE, ("LABEL_0", "LABEL_1"))).labels == ("0", "1")
     with pytest.raises(DataError, match=r"--task qqp: F1.*'1'; the model has 1, 0"):
-        load("qqp", glue, known_labels=("1", "0"))
+        load("qqp", glue, known=Problem(SINGLE, ("1", "0")))
 
 
 # The hub
@@ -359,15 +360,17 @@ def test_mnli_reports_both_evaluations(model_folder, tmp_path):
     assert data.mismatched is not None
     tokenizer = Tokenizer(out / "tokenizer" / "tokenizer.json", 32)
     matched, mismatched = (
-        encode(tokenizer, part.texts, data.indices(part)) for part in (data.evaluation, data.mismatched)
+        encode(tokenizer, part.texts, data.problem.targets(part.labels)) for part in (data.evaluation, data.mismatched)
     )
     teacher = load_classifier(out / "stage1")
     assert summary["teacher"] == {
-        "metric": accuracy(predict_full(teacher, matched), matched.labels),
-        "mismatched_metric": accuracy(predict_full(teacher, mismatched), mismatched.labels),
+        "metric": accuracy(full_logits(teacher, matched).argmax(-1), matched.targets),
+        "mismatched_metric": accuracy(full_logits(teacher, mismatched).argmax(-1), mismatched.targets),
     }
     assert summary["teacher"]["metric"] > 0.8 and summary["teacher"]["mismatched_metric"] < 0.2
     for row in summary["budgets"]:
         model, settings = load_gated(out / "budgets" / f"{row['budget']:g}")
         for part, key in ((matched, "metric"), (mismatched, "mismatched_metric")):
-            assert row[key] == accuracy(predict_routed(model, part, above(settings.threshold))[0], part.labels)
+            assert row[key] == accuracy(
+                predict_routed(model, part, above(settings.threshold))[0].argmax(-1), part.targets
+            )

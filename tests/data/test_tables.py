@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hadskip_export.data import tables
+from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE, Problem
 from hadskip_export.data.tables import Columns, Examples, read_examples, read_rows, read_texts
 from hadskip_export.support.errors import DataError
 
@@ -299,8 +300,8 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 
 def test_known_labels_are_checked(tmp_path):
     file = write(tmp_path, "a.csv", "text,label\na,x\nb,y\n")
-    assert read_examples(file, known=("y", "x")).labels == ["x", "y"]
-    refused(lambda: read_examples(file, known=("x", "z")), "a.csv", "line 3", "'y'", "x, z")
+    assert read_examples(file, known=Problem(SINGLE, ("y", "x"))).labels == ["x", "y"]
+    refused(lambda: read_examples(file, known=Problem(SINGLE, ("x", "z"))), "a.csv", "line 3", "'y'", "x, z")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -370,7 +371,7 @@ def test_pairs_may_be_without_labels_too(tmp_path):
 
 def test_texts_without_labels_suit_any_known_ones(tmp_path):
     file = write(tmp_path, "a.csv", "text\ngood\n")
-    assert read_examples(file, known=("x", "y"), unlabelled=True).labels == []
+    assert read_examples(file, known=Problem(SINGLE, ("x", "y")), unlabelled=True).labels == []
 
 
 def test_what_is_wrong_is_refused_without_labels_as_well(tmp_path):
@@ -572,3 +573,78 @@ def test_the_other_columns_come_along(tmp_path):
     assert csv_row == (2, ("a", "b"), {"id": "7", "label": "x"})
     (json_row,) = read_texts(write(tmp_path, "a.jsonl", '{"id": 7, "text": "a", "tags": ["x", null]}\n'))
     assert json_row == (1, "a", {"id": 7, "tags": ["x", None]})
+
+
+# Several labels, and numbers
+
+SEVERAL = [("one", ("a", "b c")), ("none", ()), ("the other", ("b c",))]
+
+
+@pytest.mark.parametrize("style", ["jsonl", "json in csv", "python in csv"])
+def test_a_list_is_the_labels_of_a_text(style: str, tmp_path):
+    if style == "jsonl":
+        rows = [json.dumps({"text": text, "labels": labels}) for text, labels in SEVERAL]
+        file = write(tmp_path, "a.jsonl", "\n".join(rows))
+    else:
+        shown = json.dumps if "json" in style else repr
+        file = tmp_path / "a.csv"
+        with file.open("w", newline="") as opened:
+            csv.writer(opened).writerows(
+                [("text", "labels"), *((text, shown(list(labels))) for text, labels in SEVERAL)]
+            )
+    examples = read_examples(file)
+    assert examples == Examples([text for text, _ in SEVERAL], [labels for _, labels in SEVERAL], problem_type=MULTI)
+    assert examples[[2, 0]].labels == [("b c",), ("a", "b c")] and examples[[1]].problem_type == MULTI
+    known = Problem(MULTI, ("a", "b c"))
+    assert read_examples(file, known=known) == examples
+    refused(lambda: read_examples(file, known=Problem(MULTI, ("a", "d"))), "'b c'", "a, d")
+    if style == "jsonl":
+        refused(lambda: read_examples(file, problem_type=SINGLE), "line 1", "'labels' is a list")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("a", "no list of labels in 'label'"), (None, "no list of labels"), (3, "no list of labels"),
+        (["a", "a"], "a label twice"), ([0, 1, 0], "a label twice"), (["a", ""], "'' among the labels"),
+        (["a", None], "no text or number"), ([["a"]], "no text or number"), (["a", " NaN"], "' NaN' among"),
+        (["a", "A"], "differ only in spelling"), (["\ud800"], "not valid Unicode"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_list_that_cannot_be_is_refused_with_its_line(label: object, message: str, tmp_path):
+    rows = [{"text": "first", "label": ["a", "b"]}, {"text": "second", "label": label}]
+    file = write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    refused(lambda: read_examples(file), "line 2", message)
+
+
+@pytest.mark.parametrize("text", ["[" * 9000, "[1, 2", "[__import__('os')]", "[a]", "[" + "9" * 5000 + "]"])
+def test_what_only_begins_like_a_list_is_a_label_like_any_other_and_nothing_is_run(text: str, tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(json.dumps({"text": "x", "label": label}) for label in (text, "b")))
+    assert read_examples(file).labels == [text, "b"]
+    refused(lambda: read_examples(file, problem_type=MULTI), "line 1", "no list of labels")
+
+
+@pytest.mark.parametrize("column", ["label", "score", "similarity", "relevance"])
+def test_numbers_are_scores_where_they_are_asked_for(column: str, tmp_path):
+    file = write(tmp_path, "a.csv", f"text,{column}\na,0.5\nb,1\nc,1e-2\n")
+    for kind in (REGRESSION, RANKING):
+        assert read_examples(file, problem_type=kind).labels == [0.5, 1.0, 0.01]
+    if column == "label":
+        assert read_examples(file).labels == ["0.5", "1", "1e-2"]
+    else:
+        refused(lambda: read_examples(file), "--label-column")
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "message"),
+    [
+        (REGRESSION, "good", "'good': regression needs numbers"), (REGRESSION, "inf", "needs finite numbers"),
+        (REGRESSION, "", "no label"), (RANKING, "1.5", "from 0 to 1"), (RANKING, "-1", "from 0 to 1"),
+        (REGRESSION, "nan", "no label"),
+    ],
+)  # fmt: skip
+def test_what_is_no_score_is_refused_with_its_line(kind, label: str, message: str, tmp_path):
+    file = write(tmp_path, "a.csv", f"text,label\na,0.5\nb,{label}\n")
+    refused(lambda: read_examples(file, problem_type=kind), "line 3", message)

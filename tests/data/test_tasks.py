@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hadskip_export.data.problems import SINGLE, Problem
 from hadskip_export.data.tables import Columns, Examples
-from hadskip_export.data.tasks import UNLABELLED, TaskData, hold_out, label_names, load_task
+from hadskip_export.data.tasks import TaskData, hold_out, label_names, load_task
 from hadskip_export.support.errors import DataError
 from tests.conftest import write_csv
 
@@ -90,17 +91,20 @@ def test_one_label_is_not_enough():
 
 
 def test_a_fine_tuned_models_labels_keep_their_order():
-    assert label_names(examples("no", "yes"), ("yes", "no", "maybe"), FILE) == ("yes", "no", "maybe")
+    assert label_names(examples("no", "yes"), Problem(SINGLE, ("yes", "no", "maybe")), FILE) == ("yes", "no", "maybe")
 
 
 @pytest.mark.parametrize("found", [("0", "1", "2"), ("1", "0"), ("2",)])
 def test_generic_names_of_a_fine_tuned_model_become_the_files_numbers(found):
     generic = ("LABEL_0", "LABEL_1", "LABEL_2")
-    assert label_names(examples(*found), generic, FILE) == ("0", "1", "2")
+    assert label_names(examples(*found), Problem(SINGLE, generic), FILE) == ("0", "1", "2")
 
 
 def test_generic_names_stay_where_the_file_uses_them():
-    assert label_names(examples("LABEL_1", "LABEL_0"), ("LABEL_0", "LABEL_1"), FILE) == ("LABEL_0", "LABEL_1")
+    assert label_names(examples("LABEL_1", "LABEL_0"), Problem(SINGLE, ("LABEL_0", "LABEL_1")), FILE) == (
+        "LABEL_0",
+        "LABEL_1",
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,7 @@ def test_generic_names_stay_where_the_file_uses_them():
 def test_a_label_the_fine_tuned_model_does_not_know_is_refused(known, found):
     """Numbers are not matched to names: nobody could tell which is which."""
     with pytest.raises(DataError, match=f"'{found}'.*{known[0]}, {known[1]}"):
-        label_names(examples(found), known, FILE)
+        label_names(examples(found), Problem(SINGLE, known), FILE)
 
 
 def test_json_numbers_and_strings_are_one_label(tmp_path):
@@ -118,7 +122,7 @@ def test_json_numbers_and_strings_are_one_label(tmp_path):
         rows = [{"text": "a", "label": 1}, {"text": "b", "label": "0"}, {"text": "c", "label": "1"}]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = load_task(train=str(tmp_path / "train.jsonl"), evaluation=str(tmp_path / "eval.jsonl"))
-    assert data.labels == ("0", "1") and data.indices(data.train).tolist() == [1, 0, 1]
+    assert data.labels == ("0", "1") and data.problem.targets(data.train.labels).tolist() == [1, 0, 1]
 
 
 # Texts without labels
@@ -127,22 +131,21 @@ def test_json_numbers_and_strings_are_one_label(tmp_path):
 @given(st.lists(st.sampled_from(["no", "yes", "maybe"]), min_size=1, max_size=9))
 def test_texts_without_labels_have_no_class_and_others_that_of_their_label(found):
     labels = ("yes", "no", "maybe")
-    data = TaskData("task", "accuracy", labels, examples(*found), "eval.csv", examples(*found))
-    assert data.indices(data.train).tolist() == [labels.index(label) for label in found]
-    bare = data.indices(Examples(["text"] * len(found), []))
-    assert bare.tolist() == [UNLABELLED] * len(found) and bare.dtype == np.int64
+    data = TaskData("task", "accuracy", Problem(SINGLE, labels), examples(*found), "eval.csv", examples(*found))
+    assert data.problem.targets(data.train.labels).tolist() == [labels.index(label) for label in found]
+    assert data.problem.targets([]) is None
 
 
 def test_only_a_fine_tuned_model_can_do_without_labels(tmp_path):
     train = write_csv(tmp_path / "train.csv", [("a",), ("b",)], header=("text",))
     evaluation = write_csv(tmp_path / "eval.csv", [("a", "yes"), ("b", "no")])
-    data = load_task(train=str(train), evaluation=str(evaluation), known_labels=("yes", "no", "maybe"))
+    data = load_task(train=str(train), evaluation=str(evaluation), known=Problem(SINGLE, ("yes", "no", "maybe")))
     assert (data.train.labels, data.labels) == ([], ("yes", "no", "maybe"))
-    assert data.indices(data.evaluation).tolist() == [0, 1]
+    assert data.problem.targets(data.evaluation.labels).tolist() == [0, 1]
     refused("train.csv", "--label-column", train=str(train), evaluation=str(evaluation))
     refused("train.csv", "--label-column", train=str(evaluation), evaluation=str(train))
     known = ("no", "maybe")
-    refused("eval.csv", "line 2", "'yes'", train=str(train), evaluation=str(evaluation), known_labels=known)
+    refused("eval.csv", "line 2", "'yes'", train=str(train), evaluation=str(evaluation), known=Problem(SINGLE, known))
 
 
 @pytest.mark.parametrize(
@@ -153,8 +156,10 @@ def test_only_a_fine_tuned_model_can_do_without_labels(tmp_path):
 def test_without_labels_to_train_on_the_evaluation_file_names_generic_classes(found, labels, tmp_path):
     train = write_csv(tmp_path / "train.csv", [("a",), ("b",)], header=("text",))
     evaluation = write_csv(tmp_path / "eval.csv", [("text", label) for label in found])
-    data = load_task(train=str(train), evaluation=str(evaluation), known_labels=("LABEL_0", "LABEL_1"))
-    assert data.labels == labels and data.indices(data.evaluation).tolist() == [labels.index(x) for x in found]
+    data = load_task(train=str(train), evaluation=str(evaluation), known=Problem(SINGLE, ("LABEL_0", "LABEL_1")))
+    assert data.labels == labels and data.problem.targets(data.evaluation.labels).tolist() == [
+        labels.index(x) for x in found
+    ]
 
 
 # The held-out slice
@@ -184,11 +189,11 @@ def test_of_a_fine_tuned_model_neither_file_needs_labels(tmp_path: Path):
     write_csv(bare, [("good",), ("bad",)], ("text",))
     write_csv(labelled, [("good", "yes"), ("bad", "no")])
     for known in (("yes", "no"), ("LABEL_0", "LABEL_1")):
-        data = load_task(train=str(bare), evaluation=str(bare), known_labels=known)
+        data = load_task(train=str(bare), evaluation=str(bare), known=Problem(SINGLE, known))
         assert (data.metric, data.labels, data.evaluated_on) == ("agreement", known, "bare.csv")
         assert data.train.labels == data.evaluation.labels == []
-    data = load_task(train=str(labelled), evaluation=str(bare), known_labels=("yes", "no"))
+    data = load_task(train=str(labelled), evaluation=str(bare), known=Problem(SINGLE, ("yes", "no")))
     assert (data.metric, data.train.labels, data.evaluation.labels) == ("agreement", ["yes", "no"], [])
-    data = load_task(train=str(bare), evaluation=str(labelled), known_labels=("yes", "no"))
+    data = load_task(train=str(bare), evaluation=str(labelled), known=Problem(SINGLE, ("yes", "no")))
     assert (data.metric, data.evaluation.labels) == ("accuracy", ["yes", "no"])
     refused("bare.csv", train=str(labelled), evaluation=str(bare))

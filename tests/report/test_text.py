@@ -12,8 +12,8 @@ from hadskip_export.commands.estimate import Estimate
 from hadskip_export.commands.validate import Validation
 from hadskip_export.report import text
 from hadskip_export.routing.routes import statistics
+from hadskip_export.runtime.answers import Prediction
 from hadskip_export.runtime.bundle import Tolerance
-from hadskip_export.runtime.predictor import Prediction
 from hadskip_export.verification.golden import GoldenCheck
 from hadskip_export.verification.labels import ClassScore, DataCheck, Flip
 from hadskip_export.verification.parity import ParityReport, PieceParity

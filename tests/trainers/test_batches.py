@@ -26,7 +26,7 @@ def check(batches: list[TrainingBatch], data: Dataset, batch_size: int) -> None:
     assert len(batches) == count_batches(data, batch_size)
     for batch in batches:
         ids, mask, types = batch.inputs
-        assert ids.dtype == mask.dtype == types.dtype == batch.labels.dtype == torch.int64
+        assert ids.dtype == mask.dtype == types.dtype == batch.targets.dtype == torch.int64
         assert torch.equal(batch.attention_mask, mask)
         assert ids.shape == (len(batch.rows), max(len(data.encoded[row]) for row in batch.rows))
         for place, row in enumerate(batch.rows):
@@ -34,7 +34,7 @@ def check(batches: list[TrainingBatch], data: Dataset, batch_size: int) -> None:
             for array, expected in ((ids, encoded.ids), (types, encoded.type_ids)):
                 assert array[place, :length].tolist() == expected.tolist()
             assert mask[place].tolist() == [1] * length + [0] * (mask.shape[1] - length)
-            assert batch.labels[place] == data.labels[row]
+            assert batch.targets[place] == data.targets[row]
 
 
 @settings(deadline=None, max_examples=40)
@@ -89,7 +89,7 @@ def test_a_subset_keeps_rows_together(rows):
     data = random_dataset(20)
     part = data.subset(np.array(rows, int))
     assert len(part) == len(rows)
-    assert part.encoded == [data.encoded[row] for row in rows] and part.labels.tolist() == data.labels[rows].tolist()
+    assert part.encoded == [data.encoded[row] for row in rows] and part.targets.tolist() == data.targets[rows].tolist()
 
 
 @pytest.mark.parametrize("max_length", [8, 32])

@@ -20,10 +20,15 @@ from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.evaluation import always
 from hadskip_export.trainers.gate_fitting import Evidence, fit_gates, observe, run_so_far
 from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.session import Session
 from tests.modeling.random_models import random_classifier, random_gated
-from tests.trainers.datasets import alone, random_dataset
+from tests.trainers.datasets import OBJECTIVE, PROBLEM, alone, random_dataset
 
 LAYERS, SIZE = 4, 16
+SESSION = Session(
+    data=random_dataset(1), held_out=random_dataset(1), recipe=load_recipe("adaptive"), seed=0, device="cpu", log=print,
+    problem=PROBLEM, objective=OBJECTIVE, metric="accuracy",
+)  # fmt: skip
 EVERY = [route for size in range(1, 5) for route in itertools.combinations(range(1, 5), size)]
 
 
@@ -56,7 +61,7 @@ def assert_true(evidence: Evidence, model: GatedClassifier, teacher: Tensor, dat
 def test_what_is_observed_is_what_each_route_does_to_each_input():
     data = random_dataset(150)  # more than two batches
     model, teacher = random_gated(dropout=0.5), torch.randn(150, 3, generator=torch.Generator().manual_seed(0))
-    evidence = observe(model.train(), teacher, data, EVERY)
+    evidence = observe(model.train(), teacher, data, EVERY, SESSION)
     assert_true(evidence, model, teacher, data, range(0, 150, 10), EVERY)
     assert torch.stack(list(evidence.divergence.values())).std(dim=0).min() > 1e-3  # routes do differ
 
@@ -66,14 +71,14 @@ def test_what_is_observed_is_what_each_route_does_to_each_input():
 def test_of_any_family(family, count, seed):
     data, model = random_dataset(count, seed, longest=8), random_gated(seed)
     teacher = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
-    assert_true(observe(model, teacher, data, family), model, teacher, data, range(count), family)
+    assert_true(observe(model, teacher, data, family, SESSION), model, teacher, data, range(count), family)
 
 
 def test_a_teacher_that_says_what_the_student_says_is_not_diverged_from():
     model, data = random_gated(), random_dataset(20)
     with torch.no_grad():
         said = torch.cat([model.classifier(*alone(data, row)).logits for row in range(20)])
-    found = observe(model, said + 3, data, EVERY).divergence  # a constant on all logits changes no prediction
+    found = observe(model, said + 3, data, EVERY, SESSION).divergence  # a constant on all logits changes no prediction
     assert found[(1, 2, 3, 4)].abs().max() < 1e-6 < found[(1,)].min()
 
 
@@ -81,7 +86,7 @@ def test_work_is_shared_between_routes_that_begin_alike():
     model, calls = random_gated(), []
     for index, layer in enumerate(model.classifier.layers, start=1):
         layer.register_forward_hook(lambda *_, index=index: calls.append(index))
-    observe(model, torch.zeros(5, 3), random_dataset(5), FAMILIES["nested"]([2, 3, 4], 4))
+    observe(model, torch.zeros(5, 3), random_dataset(5), FAMILIES["nested"]([2, 3, 4], 4), SESSION)
     assert calls == [1, 2, 3, 4, 4, 4]  # not 2 + 3 + 4
 
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hadskip_export.data.tasks import UNLABELLED
 from hadskip_export.modeling.encoder import Output
 from hadskip_export.modeling.gated import GatedOutput
 from hadskip_export.trainers.batches import TrainingBatch
@@ -18,11 +17,12 @@ from hadskip_export.trainers.losses import (
     budget_penalty,
     distillation_loss,
     hidden_loss,
-    prediction_loss,
     stage3_loss,
     token_mse,
 )
 from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.session import Session
+from tests.trainers.datasets import OBJECTIVE, PROBLEM, random_dataset
 
 LENGTHS = (5, 2, 8)
 LAYERS, WIDTH, SIZE = 3, 8, 4
@@ -92,19 +92,6 @@ def test_the_penaltys_gradient_pushes_every_gate_by_the_excess(unit, scale):
     gates = torch.ones(5, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(budget_penalty(gates, 2.5, unit), gates)
     torch.testing.assert_close(gradient, torch.full((5, 4), 2 * 1.5 / 5 / scale))
-
-
-# Equation 5
-
-
-def test_prediction_loss_is_the_divergence_of_the_student_from_the_teacher():
-    student, teacher = random(3, 4, seed=1), random(3, 4, seed=2)
-    total = 0.0
-    for row in range(3):
-        p, q = teacher[row].softmax(0).tolist(), student[row].softmax(0).tolist()
-        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    close(prediction_loss(student, teacher), total / 3)
-    assert prediction_loss(teacher + 5, teacher).item() == pytest.approx(0, abs=1e-12)
 
 
 # Equations 6 and 8: means over inputs of a mean over each input's real tokens
@@ -182,7 +169,15 @@ def test_finite_garbage_in_padded_attention_has_no_effect():
 # The whole loss of stage III
 
 
-def batch(labels: Tensor) -> TrainingBatch:
+def session(recipe: str, *settings: str) -> Session:
+    data = random_dataset(3)
+    return Session(
+        data=data, held_out=data, recipe=load_recipe(recipe, settings), seed=0, device="cpu", log=print,
+        problem=PROBLEM, objective=OBJECTIVE, metric="accuracy",
+    )  # fmt: skip
+
+
+def batch(labels: Tensor | None) -> TrainingBatch:
     """Labels and padding: of its texts and their places a loss asks nothing."""
     return TrainingBatch((mask(), mask(), mask()), labels, np.arange(3))
 
@@ -194,13 +189,13 @@ def outputs() -> tuple[GatedOutput, Output]:
 
 def test_the_loss_is_the_weighted_sum_of_its_terms():
     settings = ["alpha1=2", "alpha2=3", "alpha3=5", "alpha4=7", "beta=11", "penalty_unit=share"]
-    recipe = load_recipe("paper", settings)
+    here = session("paper", *settings)
     (student, teacher), labels = outputs(), torch.tensor([0, 1, 1])
-    loss, terms = stage3_loss(student, teacher, batch(labels), 1.5, recipe)
+    loss, terms = stage3_loss(student, teacher, batch(labels), 1.5, here)
     task = -sum(student.logits[row].log_softmax(0)[label].item() for row, label in enumerate(labels.tolist())) / 3
     wanted = {
         "task": (1, task),
-        "prediction": (2, prediction_loss(student.logits, teacher.logits).item()),
+        "prediction": (2, OBJECTIVE.prediction_loss(student.logits, teacher.logits).item()),
         "hidden": (3, hidden_loss(states(1), states(2), mask()).item()),
         "attention": (5, attention_loss(maps(1), maps(2), RAN, mask()).item()),
         "embedding": (7, token_mse(states(1)[0], states(2)[0], mask()).item()),
@@ -213,10 +208,10 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 
 
 def test_a_term_of_weight_zero_is_left_out_and_needs_no_states():
-    recipe = load_recipe("paper", ["alpha1=0", "alpha2=0", "alpha3=0", "alpha4=0"])
+    here = session("paper", "alpha1=0", "alpha2=0", "alpha3=0", "alpha4=0")
     student, teacher = outputs()
     student.hidden_states, student.attention_maps = [], []
-    _, terms = stage3_loss(student, teacher, batch(torch.tensor([0, 1, 1])), 1.5, recipe)
+    _, terms = stage3_loss(student, teacher, batch(torch.tensor([0, 1, 1])), 1.5, here)
     assert terms.keys() == {"task", "budget"}
 
 
@@ -224,25 +219,16 @@ def test_a_term_of_weight_zero_is_left_out_and_needs_no_states():
 
 
 def test_without_labels_the_task_has_no_term_and_the_others_are_as_they_were():
-    recipe, (student, teacher) = load_recipe("paper", ["alpha1=2", "alpha2=3", "alpha3=5", "alpha4=7"]), outputs()
-    labelled, with_task = distillation_loss(student, teacher, RAN, batch(torch.tensor([0, 1, 1])), recipe)
-    unlabelled, without = distillation_loss(student, teacher, RAN, batch(torch.full((3,), UNLABELLED)), recipe)
+    here, (student, teacher) = session("paper", "alpha1=2", "alpha2=3", "alpha3=5", "alpha4=7"), outputs()
+    labelled, with_task = distillation_loss(student, teacher, RAN, batch(torch.tensor([0, 1, 1])), here)
+    unlabelled, without = distillation_loss(student, teacher, RAN, batch(None), here)
     assert without.keys() == {"prediction", "hidden", "attention", "embedding"}
     assert {"task": with_task["task"]} | without == with_task
     close(unlabelled, labelled.item() - with_task["task"].item())
 
 
-@pytest.mark.parametrize("of", [distillation_loss, stage3_loss], ids=["distillation", "stage III"])
-def test_a_row_without_a_label_among_labelled_ones_adds_nothing_to_the_task(of):
-    recipe, (student, teacher) = load_recipe("adaptive", ["alpha1=0", "beta=0"]), outputs()
-    labels, rows = torch.tensor([1, UNLABELLED, 0]), (0, 2)
-    arguments = (RAN, batch(labels)) if of is distillation_loss else (batch(labels), 1.5)
-    loss, _ = of(student, teacher, *arguments, recipe)
-    close(loss, -sum(student.logits[row].log_softmax(0)[labels[row]].item() for row in rows) / 2)
-
-
 def test_what_unlabelled_text_teaches_reaches_the_student():
     student, teacher = Output(random(3, 2, seed=3).requires_grad_()), Output(random(3, 2, seed=5))
-    loss, _ = distillation_loss(student, teacher, RAN, batch(torch.full((3,), UNLABELLED)), load_recipe("adaptive"))
+    loss, _ = distillation_loss(student, teacher, RAN, batch(None), session("adaptive"))
     (gradient,) = torch.autograd.grad(loss, student.logits)
     torch.testing.assert_close(gradient, (student.logits.softmax(-1) - teacher.logits.softmax(-1)) / 3)

@@ -9,20 +9,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hadskip_export.data.tasks import UNLABELLED
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.families import Draw
 from hadskip_export.routing.routes import Route
 from hadskip_export.trainers.batches import shuffled_batches
-from hadskip_export.trainers.evaluation import divergence, full_logits, logits_on_routes, predict_full
+from hadskip_export.trainers.evaluation import full_logits, logits_on_routes
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.schedule import Leg
 from hadskip_export.trainers.session import Session
 from hadskip_export.trainers.stages import distil, fine_tune, initialise_gates, train_jointly
 from hadskip_export.trainers.teacher import Teacher
 from tests.modeling.random_models import random_classifier, random_gated
-from tests.trainers.datasets import random_dataset
+from tests.trainers.datasets import OBJECTIVE, PROBLEM, random_dataset
 
 
 def session(log: list[dict[str, Any]] | None = None, **settings) -> Session:
@@ -33,7 +32,10 @@ def session(log: list[dict[str, Any]] | None = None, **settings) -> Session:
             log.append(record)
 
     data, held_out = random_dataset(96, 1), random_dataset(60, 2)
-    return Session(data=data, held_out=held_out, recipe=recipe, seed=0, device="cpu", log=write, metric="accuracy")
+    return Session(
+        data=data, held_out=held_out, recipe=recipe, seed=0, device="cpu", log=write,
+        problem=PROBLEM, objective=OBJECTIVE, metric="accuracy",
+    )  # fmt: skip
 
 
 def teacher_of(here: Session, model: Classifier | None = None) -> Teacher:
@@ -41,7 +43,7 @@ def teacher_of(here: Session, model: Classifier | None = None) -> Teacher:
 
 
 def unlabelled(here: Session) -> Session:
-    data = replace(here.data, labels=np.full(len(here.data), UNLABELLED))
+    data = replace(here.data, targets=None)
     return replace(here, data=data)
 
 
@@ -62,7 +64,7 @@ def test_stage_one_keeps_the_epoch_that_is_best_on_the_held_out_slice():
         torch.manual_seed(seed)
         fine_tune(model, here)
         values = [record["held_out"] for record in log if "held_out" in record]
-        kept = np.mean(predict_full(model, here.held_out) == here.held_out.labels)
+        kept = np.mean(full_logits(model, here.held_out).argmax(-1) == here.held_out.targets)
         assert len(values) == 6 and kept == pytest.approx(max(values)) and not model.training
         last_was_best.append(values[-1] == max(values))
     assert not all(last_was_best)
@@ -91,7 +93,7 @@ def test_accumulated_gradients_are_those_of_a_plain_loop(accumulate: int):
         # The recipe's warm-up, a tenth of the steps, is one step here; from then on the rate falls to zero.
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (len(groups) - number) / max(1, len(groups) - 1))
         optimizer.zero_grad()
-        loss = sum(F.cross_entropy(plain(*batch.inputs).logits, batch.labels) for batch in group) / len(group)
+        loss = sum(F.cross_entropy(plain(*batch.inputs).logits, batch.targets) for batch in group) / len(group)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), here.recipe.max_grad_norm)
         optimizer.step()
@@ -223,9 +225,9 @@ def test_distillation_brings_the_student_nearer_to_the_teacher_on_its_routes():
     here = unlabelled(session(alpha2=0.0, alpha3=0.0, alpha4=0.0, body_lr=2e-3))
     teacher, model = random_classifier(1), random_gated()
     answers, routes = full_logits(teacher, here.data), np.tile([True, True, False, True], (len(here.data), 1))
-    before = divergence(answers, logits_on_routes(model, here.data, routes))
+    before = OBJECTIVE.mean_divergence(answers, logits_on_routes(model, here.data, routes))
     distilled(model, here, 8, teacher=teacher_of(here, teacher))
-    assert divergence(answers, logits_on_routes(model, here.data, routes)) < 0.5 * before
+    assert OBJECTIVE.mean_divergence(answers, logits_on_routes(model, here.data, routes)) < 0.5 * before
 
 
 def test_distillation_learns_the_task_too():

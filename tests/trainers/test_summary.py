@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from hadskip_export.data.metrics import METRICS
+from hadskip_export.data.problems import SINGLE, Problem
 from hadskip_export.modeling.checkpoint import GateSettings
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.report import text
 from hadskip_export.trainers import summary as summaries
+from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.evaluation import (
     above,
-    divergence,
     fixed_routes,
     full_logits,
     logits_on_routes,
@@ -21,49 +22,62 @@ from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.session import Evaluation, Session
 from hadskip_export.trainers.summary import DEALS, budget_row
 from tests.modeling.random_models import random_classifier, random_fixed, random_gated
-from tests.trainers.datasets import random_dataset
+from tests.trainers.datasets import OBJECTIVE, random_dataset
 
+OF_CLASSES = [name for name, metric in METRICS.items() if SINGLE in metric.problems]
 THRESHOLD = 3.0  # here both classes are predicted
-MODEL = random_gated(labels=("0", "1"))
+MODEL, LABELLED = random_gated(labels=("0", "1")), Problem(SINGLE, ("0", "1"))
 HELD_OUT, EVALUATION, MISMATCHED = (random_dataset(count, seed) for count, seed in ((60, 0), (70, 1), (80, 2)))
 for data in (HELD_OUT, EVALUATION, MISMATCHED):
-    np.minimum(data.labels, 1, out=data.labels)
+    np.minimum(data.targets, 1, out=data.targets)
 
 
 def answers_right(share: float) -> np.ndarray:
     """Logits of a teacher that is right about this share of the evaluation data, wrong evenly."""
     right = np.random.default_rng(0).permutation(np.arange(len(EVALUATION)) < share * len(EVALUATION))
-    predicted = np.where(right, EVALUATION.labels, 1 - EVALUATION.labels)
+    predicted = np.where(right, EVALUATION.targets, 1 - EVALUATION.targets)
     return np.where(np.arange(2) == predicted[:, None], 1.0, -0.5).astype(np.float32)
 
 
 def row_of(metric: str, teacher: np.ndarray, mismatched=None, model: GatedClassifier = MODEL) -> dict:
     evaluation = Evaluation(data=EVALUATION, teacher_logits=teacher, mismatched=mismatched)
     session = Session(
-        data=HELD_OUT, held_out=HELD_OUT, recipe=load_recipe("paper"), seed=0, device="cpu", log=print, metric=metric
+        data=HELD_OUT,
+        held_out=HELD_OUT,
+        recipe=load_recipe("paper"),
+        seed=0,
+        device="cpu",
+        log=print,
+        problem=LABELLED,
+        objective=OBJECTIVE,
+        metric=metric,
     )
     return budget_row(model, GateSettings(8, THRESHOLD, 2), evaluation, session)[0]
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", OF_CLASSES)
 def test_every_figure_is_in_the_tasks_metric(metric):
-    teacher, score = answers_right(0.8), METRICS[metric]
-    row, reference = row_of(metric, teacher), score(teacher.argmax(-1), EVALUATION.labels)
-    value = score(predict_routed(MODEL, EVALUATION, above(THRESHOLD))[0], EVALUATION.labels)
+    teacher = answers_right(0.8)
+
+    def score(logits: np.ndarray, data: Dataset = EVALUATION) -> float:
+        return METRICS[metric](LABELLED, logits, data.targets, data.groups)
+
+    row, reference = row_of(metric, teacher), score(teacher)
+    value = score(predict_routed(MODEL, EVALUATION, above(THRESHOLD))[0])
     assert 0 < reference < 1 and row["metric"] == value and row["retained"] == value / reference
     assert "mismatched_metric" not in row
     routes = fixed_routes(4, 2, [])
     held_out = predict_fixed_routes(MODEL.classifier, HELD_OUT, routes)
-    best = max(score(predicted, HELD_OUT.labels) for predicted in held_out.values())
-    assert score(held_out[row["static_route"]], HELD_OUT.labels) == best
+    best = max(score(predicted, HELD_OUT) for predicted in held_out.values())
+    assert score(held_out[row["static_route"]], HELD_OUT) == best
     static = predict_fixed_routes(MODEL.classifier, EVALUATION, [row["static_route"]])[row["static_route"]]
-    assert row["static_metric"] == score(static, EVALUATION.labels)
+    assert row["static_metric"] == score(static)
 
 
 @pytest.mark.parametrize("answers", [np.tile([[1.0, 0.0]], (70, 1)), answers_right(0.3)], ids=["one class", "wrong"])
 def test_of_a_teacher_that_is_no_better_than_chance_no_share_is_retained(answers):
     row = row_of("matthews", answers.astype(np.float32))
-    value = METRICS["matthews"](answers.argmax(-1), EVALUATION.labels)
+    value = METRICS["matthews"](LABELLED, answers, EVALUATION.targets, EVALUATION.groups)
     assert row["retained"] is None and value <= 0
     summary = {"task": "cola", "metric": "matthews", "layers": 4, "teacher": {"metric": value}, "budgets": [row]}
     first, header, line = text.training(summary)
@@ -74,7 +88,7 @@ def test_of_a_teacher_that_is_no_better_than_chance_no_share_is_retained(answers
 def test_the_mismatched_figure_stands_beside_the_matched_one():
     row = row_of("accuracy", answers_right(0.5), MISMATCHED)
     predicted = predict_routed(MODEL, MISMATCHED, above(THRESHOLD))[0]
-    assert row["mismatched_metric"] == np.mean(predicted == MISMATCHED.labels) != row["metric"]
+    assert row["mismatched_metric"] == np.mean(predicted.argmax(-1) == MISMATCHED.targets) != row["metric"]
     teacher = {"metric": 0.5, "mismatched_metric": 0.25}
     summary = {"task": "mnli", "metric": "accuracy", "layers": 4, "teacher": teacher, "budgets": [row]}
     first, header, line = text.training(summary)
@@ -91,7 +105,8 @@ def test_divergence_from_the_teacher_is_that_of_the_routes_taken():
     teacher = full_logits(random_classifier(labels=("0", "1")), EVALUATION)
     _, routes, _ = predict_routed(MODEL, EVALUATION, above(THRESHOLD))
     found = row_of("accuracy", teacher)["divergence"]
-    assert found == pytest.approx(divergence(teacher, logits_on_routes(MODEL, EVALUATION, routes))) and found > 0.001
+    wanted = OBJECTIVE.mean_divergence(teacher, logits_on_routes(MODEL, EVALUATION, routes))
+    assert found == pytest.approx(wanted) and found > 0.001
 
 
 def test_routes_that_suit_their_inputs_lose_by_being_shuffled():
@@ -100,7 +115,7 @@ def test_routes_that_suit_their_inputs_lose_by_being_shuffled():
     assert row["divergence"] == pytest.approx(0, abs=1e-6) and row["shuffled_divergence"] > 0.001
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", OF_CLASSES)
 def test_shuffled_figures_are_means_over_deals_of_the_same_routes_to_other_inputs(metric, monkeypatch):
     teacher, asked = answers_right(0.8), []
 
@@ -116,9 +131,11 @@ def test_shuffled_figures_are_means_over_deals_of_the_same_routes_to_other_input
     for routes, _ in deals:
         assert sorted(map(tuple, routes)) == sorted(map(tuple, own))
     assert len({routes.tobytes() for routes, _ in deals}) == DEALS
-    scores = [METRICS[metric](logits.argmax(-1), EVALUATION.labels) for _, logits in deals]
+    scores = [METRICS[metric](LABELLED, logits, EVALUATION.targets, EVALUATION.groups) for _, logits in deals]
     assert row["shuffled_metric"] == pytest.approx(np.mean(scores))
-    assert row["shuffled_divergence"] == pytest.approx(np.mean([divergence(teacher, logits) for _, logits in deals]))
+    assert row["shuffled_divergence"] == pytest.approx(
+        np.mean([OBJECTIVE.mean_divergence(teacher, logits) for _, logits in deals])
+    )
     assert row == row_of(metric, teacher)  # dealt out the same each time
 
 

@@ -5,19 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hadskip_export.data.problems import SINGLE, Problem
 from hadskip_export.verification.labels import MOST_CHARACTERS, ClassScore, class_scores, one_line
 
 
 def test_scores_of_a_small_case():
     predicted, expected = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 0])
-    assert class_scores(predicted, expected, ("a", "b")) == (
+    assert class_scores(Problem(SINGLE, ("a", "b")), predicted, expected) == (
         ClassScore("a", 2 / 3, 2 / 3, 2 / 3, 3),
         ClassScore("b", 1 / 2, 1 / 2, 1 / 2, 2),
     )
 
 
 def test_what_cannot_be_computed_is_none():
-    scores = class_scores(np.array([0, 0, 2]), np.array([0, 1, 0]), ("a", "b", "c", "d"))
+    scores = class_scores(Problem(SINGLE, tuple("abcd")), np.array([0, 0, 2]), np.array([0, 1, 0]))
     assert scores == (
         ClassScore("a", 1 / 2, 1 / 2, 1 / 2, 2),
         ClassScore("b", None, 0.0, 0.0, 1),
@@ -28,7 +29,9 @@ def test_what_cannot_be_computed_is_none():
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
 def test_scores_are_those_of_a_slow_computation(pairs):
-    for index, score in enumerate(class_scores(*map(np.array, zip(*pairs, strict=True)), tuple("abcd"))):
+    for index, score in enumerate(
+        class_scores(Problem(SINGLE, tuple("abcd")), *map(np.array, zip(*pairs, strict=True)))
+    ):
         hits = pairs.count((index, index))
         claimed = sum(predicted == index for predicted, _ in pairs)
         assert score.support == sum(expected == index for _, expected in pairs)

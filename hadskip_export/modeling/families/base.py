@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hadskip_export.data.problems import RANKING, SINGLE, ProblemType
 from hadskip_export.modeling.encoder import ACTIVATIONS, Classifier, EncoderConfig
 
 # Ours -> Hugging Face's, in the configurations of most families.
@@ -87,10 +88,11 @@ class Family:
     read_more: Callable[[Any], dict[str, Any]] = nothing_more
     written_more: Callable[[EncoderConfig], dict[str, Any]] = nothing_more
 
-    def read(self, config: Any, labels: tuple[str, ...]) -> EncoderConfig:
+    def read(self, config: Any, labels: tuple[str, ...], problem_type: ProblemType = SINGLE) -> EncoderConfig:
         """Of a configuration of `transformers`."""
         sizes = {ours: getattr(config, theirs) for ours, theirs in self.sizes.items()}
-        return EncoderConfig(family=self.model_type, labels=labels, **sizes, **self.values, **self.read_more(config))
+        more = {**self.values, **self.read_more(config)}
+        return EncoderConfig(family=self.model_type, labels=labels, problem_type=problem_type, **sizes, **more)
 
     def written(self, config: EncoderConfig) -> dict[str, Any]:
         """config.json of a classifier, as `transformers` has it."""
@@ -103,6 +105,7 @@ class Family:
             architectures=[f"{self.title}ForSequenceClassification"],
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
+            problem_type=None if config.problem_type == RANKING else config.problem_type,
             **sizes,
             **self.written_more(config),
         ).to_dict()

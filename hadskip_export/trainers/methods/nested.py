@@ -38,6 +38,6 @@ class Nested:
         distil(model, teacher, Draw(family, num_layers, session.seed), session, epochs=leg.epochs, label=name)
         rows = np.random.default_rng(session.seed).permutation(len(session.data))[: recipe.fit_rows]
         logits = teacher.logits()[torch.from_numpy(rows)]
-        evidence = observe(model, logits, session.data.subset(rows), family, session.device)
+        evidence = observe(model, logits, session.data.subset(rows), family, session)
         fit_gates(model, evidence, recipe, f"{name}: gates")
         return model

@@ -54,6 +54,6 @@ def find_route(teacher: Teacher, budget: float, session: Session) -> Route:
     draw = Draw(candidates, len(student.gates), session.seed)
     distil(student, teacher, draw, session, epochs=SEARCH_EPOCHS, label="search")
     held_out = Teacher(teacher.model, session.held_out, session.device)
-    found = observe(student, held_out.logits(), session.held_out, candidates, session.device).divergence
+    found = observe(student, held_out.logits(), session.held_out, candidates, session).divergence
     session.log(phase="search", divergence={str(route): float(cost.mean()) for route, cost in found.items()})
     return min(candidates, key=lambda route: float(found[route].mean()))

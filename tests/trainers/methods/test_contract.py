@@ -21,7 +21,7 @@ from hadskip_export.trainers.recipe import Recipe, load_recipe
 from hadskip_export.trainers.session import Session
 from hadskip_export.trainers.teacher import Teacher
 from tests.modeling.random_models import random_classifier, random_gated
-from tests.trainers.datasets import random_dataset
+from tests.trainers.datasets import OBJECTIVE, PROBLEM, random_dataset
 from tests.trainers.runs import QUICKEST, assert_bit_equal, repeat
 
 LAYERS = 4
@@ -45,7 +45,7 @@ def method(name: str) -> Method:
 def session(recipe: Recipe) -> Session:
     return Session(
         data=random_dataset(48, 1), held_out=random_dataset(30, 2), recipe=recipe, seed=0, device="cpu",
-        log=lambda **_: None, metric="accuracy",
+        log=lambda **_: None, problem=PROBLEM, objective=OBJECTIVE, metric="accuracy",
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hadskip_export.data.tables import read_examples
-from hadskip_export.data.tasks import UNLABELLED, hold_out
+from hadskip_export.data.tasks import hold_out
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.families import Draw
@@ -24,10 +24,8 @@ from hadskip_export.trainers import pipeline
 from hadskip_export.trainers.batches import encode
 from hadskip_export.trainers.evaluation import (
     above,
-    divergence,
     full_logits,
     logits_on_routes,
-    predict_full,
     predict_routed,
 )
 from hadskip_export.trainers.methods import nested
@@ -41,7 +39,7 @@ from hadskip_export.trainers.summary import budget_row
 from hadskip_export.trainers.teacher import Teacher
 from tests.conftest import QUICK, sentences, write_csv
 from tests.modeling.random_models import random_classifier, random_gated
-from tests.trainers.datasets import random_dataset
+from tests.trainers.datasets import OBJECTIVE, PROBLEM, random_dataset
 from tests.trainers.runs import as_model, assert_bit_equal, read, repeat
 
 # One budget of a random model
@@ -51,7 +49,8 @@ def session(log: list[dict[str, Any]], *settings: str) -> Session:
     recipe = load_recipe("adaptive", ["batch_size=16", "gate_width=8", "fit_steps=30", "body_lr=1e-3", *settings])
     return Session(
         data=random_dataset(96, 1), held_out=random_dataset(60, 2), recipe=recipe, seed=0, device="cpu",
-        log=lambda **record: log.append(record), metric="accuracy",
+        log=lambda **record: log.append(record), problem=PROBLEM, objective=OBJECTIVE,
+        metric="accuracy",
     )  # fmt: skip
 
 
@@ -96,7 +95,7 @@ def test_the_best_route_is_the_one_nearest_to_the_teacher_after_an_epoch_on_all_
     costs = {}
     for route in candidates:
         rows = np.tile([layer in route for layer in (1, 2, 3, 4)], (60, 1))
-        costs[str(route)] = divergence(answers, logits_on_routes(student, here.held_out, rows))
+        costs[str(route)] = OBJECTIVE.mean_divergence(answers, logits_on_routes(student, here.held_out, rows))
     (logged,) = [record["divergence"] for record in log if "divergence" in record]
     assert logged == pytest.approx(costs, abs=1e-5)
     assert str(found.fixed_route) == min(costs, key=costs.__getitem__)
@@ -116,10 +115,10 @@ def test_nested_routes_first_teach_the_body_then_fit_the_gates_to_it(monkeypatch
     teacher = Teacher(random_classifier(1), here.data)
     seen: dict[str, Any] = {}
 
-    def observing(student, logits, data, family, device):
+    def observing(student, logits, data, family, here):
         seen.update(body=student.classifier.state_dict()["head.pooler.weight"].clone(), logits=logits, data=data)
         seen.update(family=family)
-        return observe(student, logits, data, family, device)
+        return observe(student, logits, data, family, here)
 
     observe = nested.observe
     monkeypatch.setattr(nested, "observe", observing)
@@ -238,13 +237,13 @@ def test_the_figures_are_those_of_the_checkpoint_on_the_evaluation_data(trained,
         model, settings = load_gated(trained.out / "budgets" / f"{row['budget']:g}")
         predicted, routes, _ = predict_routed(model, evaluation, above(settings.threshold))
         assert settings.threshold == row["threshold"] and settings.budget == row["budget"]
-        assert row["metric"] == pytest.approx(np.mean(predicted == evaluation.labels))
+        assert row["metric"] == pytest.approx(np.mean(predicted.argmax(-1) == evaluation.targets))
         assert row["mean_layers"] == pytest.approx(routes.sum(axis=1).mean())
         assert row["divergence"] == pytest.approx(
-            divergence(answers, logits_on_routes(model, evaluation, routes)), abs=1e-6
+            OBJECTIVE.mean_divergence(answers, logits_on_routes(model, evaluation, routes)), abs=1e-6
         )
         assert row["retained"] == pytest.approx(row["metric"] / trained.summary["teacher"]["metric"])
-    assert trained.summary["teacher"]["metric"] == pytest.approx(np.mean(answers.argmax(-1) == evaluation.labels))
+    assert trained.summary["teacher"]["metric"] == pytest.approx(np.mean(answers.argmax(-1) == evaluation.targets))
 
 
 def test_the_teacher_is_the_users_model_untouched(trained, teacher):
@@ -416,8 +415,8 @@ def test_without_labels_the_held_out_slice_has_the_teachers_answers(teacher, csv
     arguments = {"fine_tuned": True, "method": "budgeted", "budget": 3, "settings": (*QUICK, "last_epochs=1")}
     repeat(teacher, (texts, csv_files[1]), tmp_path / "run", **arguments)
     (held,) = seen
-    assert len(held) == 40 and held.labels.tolist() == predict_full(load_classifier(teacher), held).tolist()
-    assert set(held.labels) == {0, 1}
+    assert len(held) == 40 and held.targets.tolist() == full_logits(load_classifier(teacher), held).argmax(-1).tolist()
+    assert set(held.targets) == {0, 1}
 
 
 def test_a_file_with_labels_still_teaches_them(trained):
@@ -462,7 +461,3 @@ def test_the_evaluation_file_says_what_a_model_of_generic_labels_calls_them(
     arguments = {"fine_tuned": True, "budget": 3, "method": "budgeted", "settings": (*QUICK, "last_epochs=1")}
     summary = repeat(model, files, tmp_path / "run", **arguments)
     assert summary["labels"] == labels and summary["teacher"]["metric"] > 0.8
-
-
-def test_unlabelled_is_what_torch_leaves_out():
-    assert torch.nn.CrossEntropyLoss().ignore_index == UNLABELLED
