@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum slow fuzz chaos trt lock audit clean
+.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum slow support fuzz chaos trt lock audit clean
 
 install: $(STAMP)
 
@@ -55,10 +55,17 @@ optimum: $(STAMP)
 	build/optimum/bin/python examples/optimum/check.py $(BUNDLE) build/expected.jsonl
 
 # Builds that are killed in the middle, for real, memory over thousands of calls, and the rest of the large grids of
-# engines, cuts and faults.
+# engines, cuts and faults; then every family and head.
 slow: $(STAMP)
 	$(BIN)/python -m pytest tests/commands tests/exporters tests/runtime tests/verification tests/test_cli.py \
-		tests/test_offline.py tests/test_families.py -m slow
+		tests/test_offline.py -m slow
+	$(BIN)/python -m pytest tests/test_families.py tests/test_heads.py tests/test_support.py -m slow -n logical \
+		--maxprocesses 8 --max-worker-restart 0
+
+# docs/support.md: every family and head in every engine, precision and cut, as this machine finds them.
+support: $(STAMP)
+	SUPPORT=write $(BIN)/python -m pytest tests/test_support.py -m slow -n logical --maxprocesses 8
+	$(BIN)/python -m tests.test_support
 
 # Files changed by chance, each read in a process with little memory and ten seconds: CASES=1000000 for a night. A
 # finding is kept in build/fuzz and is made again by its number: make fuzz FIRST=number CASES=1.

@@ -42,6 +42,7 @@ from hadskip_export.trainers.batches import encode
 from hadskip_export.trainers.evaluation import above, full_logits, predict_fixed_routes, predict_routed
 from hadskip_export.trainers.gate_fitting import Evidence, fit_gates, observe
 from hadskip_export.trainers.methods.static import SEARCH_EPOCHS
+from hadskip_export.trainers.objective import Objective
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.run_folder import write_json
 from hadskip_export.trainers.schedule import Leg
@@ -70,12 +71,13 @@ class Questions:
         tokenizer = Tokenizer(teacher / "tokenizer.json", MAX_LENGTH)
         rows, held_rows = (examples.train[chosen.tolist()] for chosen in hold_out(len(examples.train), seed))
         training, held_out, evaluation = (
-            encode(tokenizer, part.texts, examples.indices(part)) for part in (rows, held_rows, examples.evaluation)
+            encode(tokenizer, part.texts, examples.problem.targets(part.labels))
+            for part in (rows, held_rows, examples.evaluation)
         )
         recipe = load_recipe("adaptive", (PRECISION,))
         self.session = Session(
             data=training, held_out=held_out, recipe=recipe, seed=seed, device="cpu", log=lambda **_: None,
-            metric=examples.metric,
+            metric=examples.metric, problem=examples.problem, objective=Objective(examples.problem.type),
         )  # fmt: skip
         self.teacher = Teacher(load_classifier(teacher), training)
         self.evaluation = Evaluation(data=evaluation, teacher_logits=full_logits(self.teacher.model, evaluation))
@@ -97,7 +99,7 @@ class Questions:
     def evidence(self, model: GatedClassifier, family: Sequence[Route], fit_rows: int) -> Evidence:
         session = self.session
         rows = np.random.default_rng(session.seed).permutation(len(session.data))[:fit_rows]
-        return observe(model, self.teacher.logits()[torch.from_numpy(rows)], session.data.subset(rows), family)
+        return observe(model, self.teacher.logits()[torch.from_numpy(rows)], session.data.subset(rows), family, session)
 
     def fit(self, model: GatedClassifier, family: Sequence[Route]) -> None:
         recipe = self.session.recipe
@@ -119,7 +121,7 @@ class Questions:
         """Every dev input on the best of its routes: at a price per layer, at the one that gives a mean of `BUDGET`
         layers, and the cheapest that agrees with the teacher (all layers where none does)."""
         data, answers = self.evaluation.data, self.evaluation.teacher_logits
-        found = observe(model, torch.from_numpy(answers), data, family).divergence
+        found = observe(model, torch.from_numpy(answers), data, family, self.session).divergence
         divergence = np.stack([found[route].numpy() for route in family])
         layers = np.array([len(route) for route in family])
         bound: dict[str, Any] = {"routes": len(family)}
@@ -135,7 +137,7 @@ class Questions:
             low, high = (middle, high) if at(middle)["layers"] > BUDGET else (low, middle)
         bound |= {f"price {price:g}": at(price) for price in PRICES} | {"budget": at(high)}
         predicted = predict_fixed_routes(model.classifier, data, list(family))
-        agrees = np.stack([predicted[route] == answers.argmax(-1) for route in family])
+        agrees = np.stack([predicted[route].argmax(-1) == answers.argmax(-1) for route in family])
         cheapest = np.where(agrees, layers[:, None], LAYERS).min(axis=0)
         return bound | {"agreeing layers": float(cheapest.mean()), "none agrees": float((~agrees).all(axis=0).mean())}
 
@@ -180,7 +182,7 @@ def answer(questions: Questions) -> Iterator[tuple[str, dict[str, Any]]]:
     model = questions.student()
     questions.distil(model, every, SEARCH_EPOCHS, "search")
     logits = torch.from_numpy(full_logits(questions.teacher.model, session.held_out))
-    found = observe(model, logits, session.held_out, every).divergence
+    found = observe(model, logits, session.held_out, every, session).divergence
     family = [min((r for r in every if len(r) == size), key=lambda r: float(found[r].mean())) for size in sizes]
     yield "hindsight, all sets", questions.hindsight(model, every)
     yield "hindsight, three sets", questions.hindsight(model, family)

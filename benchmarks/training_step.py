@@ -19,12 +19,14 @@ import torch
 
 from hadskip_export.commands.demo import find_model
 from hadskip_export.commands.estimate import SIZES
+from hadskip_export.data.problems import SINGLE, Problem
 from hadskip_export.modeling.checkpoint import load_classifier
 from hadskip_export.modeling.encoder import Classifier, Output
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.families import Draw, nested, sizes_around
 from hadskip_export.runtime.tokenization import Encoded
 from hadskip_export.trainers.batches import Dataset, TrainingBatch
+from hadskip_export.trainers.objective import Objective
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.schedule import Leg
 from hadskip_export.trainers.session import Session
@@ -60,17 +62,18 @@ def main(threads: int, tokens: int, model: str | None, precision: str, device: s
     random = np.random.default_rng(0)
     ids = [random.integers(1000, 20000, size=random.integers(4, tokens)) for _ in range(BATCHES * paper.batch_size)]
     encoded = [Encoded(row, np.zeros_like(row), False) for row in ids]
-    data = Dataset(encoded, random.integers(2, size=len(ids)))
+    data = Dataset(encoded, random.integers(2, size=len(ids)), np.zeros(len(ids), np.int64))
     predictions = replace(paper, alpha2=0.0, alpha3=0.0, alpha4=0.0)
     plain = Draw([tuple(range(1, layers + 1))], layers, 0)
     family = Draw(nested(sizes_around(BUDGET, 1, layers), layers), layers, 0)
 
-    held_out = Dataset(encoded[:1], np.zeros(1, np.int64))
+    held_out = Dataset(encoded[:1], np.zeros(1, np.int64), np.zeros(1, np.int64))
 
     def session(recipe) -> Session:
         return Session(
-            data=data, held_out=held_out, recipe=recipe, seed=0, device=device, log=lambda **_: None, metric="accuracy"
-        )
+            data=data, held_out=held_out, recipe=recipe, seed=0, device=device, log=lambda **_: None, metric="accuracy",
+            problem=Problem(SINGLE, classifier.config.labels), objective=Objective(SINGLE),
+        )  # fmt: skip
 
     def student() -> GatedClassifier:
         return GatedClassifier(copy.deepcopy(classifier), 64, 1.0).to(device)

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hadskip_export import build, inspect, train
 from hadskip_export.data.text import Text
+from hadskip_export.exporters import pieces
 from hadskip_export.modeling.families import FAMILIES
 from hadskip_export.runtime import Predictor
 from tests.conftest import BF16, QUICK, make_source, sentences, write_cut
@@ -50,6 +51,21 @@ def test_a_bundle_of_every_shape_of_model_passes_its_check(family: str, tmp_path
         single, many = [predictor(text) for text in TEXTS], predictor(TEXTS)
     assert [found.layers for found in single] == [found.layers for found in many]
     assert len({found.layers for found in many}) > 1
+
+
+def test_the_pieces_are_those_of_a_model_at_rest(tmp_path: Path):
+    """Dropout is for training alone, also where what is exported was computed before."""
+    source = make_source(write_model("deberta-v2", tmp_path / "model"), tmp_path, layers=2)
+    kept, other = (
+        {
+            f"{piece.name} {name}": weight.clone()
+            for piece in pieces.cut(model)
+            for name, weight in piece.module.named_parameters()
+        }
+        for model in (source.model.eval(), source.model.train())
+    )
+    assert any("distance_keys" in name for name in kept) and kept.keys() == other.keys()
+    assert all(torch.equal(weight, other[name]) for name, weight in kept.items())
 
 
 @pytest.mark.slow

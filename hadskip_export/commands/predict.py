@@ -4,7 +4,6 @@ import csv
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
@@ -28,7 +27,7 @@ SHOWN: dict[ProblemType, tuple[str, ...]] = {
     REGRESSION: ("score",),
     RANKING: ("score",),
 }
-OURS = ("line", *(field.name for field in fields(Prediction)))  # what a column of the input cannot be called
+ALWAYS = ("layers", "truncated")
 
 
 def predict(
@@ -111,22 +110,22 @@ def _of_rows(
                 predictions = predictor([row.text for row in chunk])
             for row, prediction in zip(chunk, predictions, strict=True):
                 done += 1
-                yield {"line": row.line, **_renamed(row.others), **_record(predictor, prediction)}
+                own = _record(predictor, prediction)
+                yield {"line": row.line, **_renamed(row.others, ("line", *own)), **own}
     if on_error == "skip":
         say(f"{done} rows done, {skipped} skipped")
 
 
 def _record(predictor: Predictor, prediction: Prediction) -> Record:
-    found = asdict(prediction)
-    return {name: found[name] for name in (*SHOWN[predictor.problem.type], "layers", "truncated")}
+    return {name: getattr(prediction, name) for name in (*SHOWN[predictor.problem.type], *ALWAYS)}
 
 
-def _renamed(others: Record) -> Record:
+def _renamed(others: Record, ours: Sequence[str]) -> Record:
     """The input's other columns, none called like ours or like another: answers may be asked about again."""
     taken, renamed = set(others), {}
     for name, value in others.items():
         new = name
-        while new in OURS or new.startswith(PROBABILITY) or (new != name and new in taken):
+        while new in ours or new.startswith(PROBABILITY) or (new != name and new in taken):
             new = f"input_{new}"
         taken.add(new)
         renamed[new] = value

@@ -151,10 +151,22 @@ def label_names(examples: Examples, known: Problem | None, file: Path) -> tuple[
     return tuple(found)
 
 
-def hold_out(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers (trained on, held out): a tenth of the training rows, at most 2,000, that no gradient sees."""
+def hold_out(n: int, seed: int, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers (trained on, held out): a tenth of the training rows, at most 2,000, that no gradient sees.
+
+    Args:
+        groups: of each row, int [n]; if given, a group is held out whole, for documents are ranked against each other.
+    """
     held = min(HELD_OUT_MOST, max(1, round(n * HELD_OUT_SHARE)))
     if n - held < 1:
         raise DataError(f"{n} training rows are too few: a tenth is held out to fit the threshold")
-    order = np.random.default_rng(seed).permutation(n)
+    random = np.random.default_rng(seed)
+    if groups is not None and len(np.unique(groups)) > 1:
+        chosen = np.zeros(n, bool)
+        for group in random.permutation(np.unique(groups))[:-1]:  # the last one is to train on, however large
+            if chosen.sum() >= held:
+                break
+            chosen |= groups == group
+        return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    order = random.permutation(n)
     return np.sort(order[held:]), np.sort(order[:held])

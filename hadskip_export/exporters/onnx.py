@@ -18,6 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from hadskip_export.data.problems import SINGLE
 from hadskip_export.exporters.pieces import Piece
 from hadskip_export.exporters.weights import SMALL, Stored, point
 from hadskip_export.modeling.encoder import EncoderConfig
@@ -57,7 +58,7 @@ def template_of(piece: Piece, config: EncoderConfig) -> Template:
         EngineError: torch cannot export it, or has folded a parameter into something else.
     """
     shapes = tuple((name, tuple(weight.shape)) for name, weight in piece.module.named_parameters())
-    about = replace(config, num_layers=0, labels=())
+    about = replace(config, num_layers=0, labels=(), problem_type=SINGLE)
     layer = getattr(piece.module, "layer", None)
     kind = type(piece.module), shapes, about, getattr(layer, "base", None), getattr(layer, "window", None)
     if kind not in _traced:

@@ -202,7 +202,7 @@ class Layer(nn.Module):
             The new hidden states, float32 [b, s, H], and the attention probabilities, float32 [b, N, s, s].
         """
         query, key, value = self.heads(self.query_key_value(self.read(hidden_states)), 3)
-        of_distances = None if distances is None else self.of_distances(distances)
+        of_distances = None if distances is None else self.of_distances(self.distance_dropout(distances))
         return self.attend(hidden_states, (query, key, value), bias, of_distances)
 
     def read(self, hidden_states: Tensor) -> Tensor:
@@ -217,7 +217,6 @@ class Layer(nn.Module):
     def of_distances(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Their queries and their keys in this layer, float32 [2 buckets, H]."""
         both, projection = 2 * distances.shape[1], self.query_key_value
-        distances = self.distance_dropout(distances)
         query, key = F.linear(distances, projection.weight[:both], projection.bias[:both]).chunk(2, dim=-1)
         return query, key
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hadskip_export.data.problems import SINGLE, Label, Problem
+from hadskip_export.data.problems import RANKING, SINGLE, Label, Problem, groups_of
 from hadskip_export.data.runs import BudgetFigures, Summary, TeacherFigures, read_json
 from hadskip_export.data.tables import Examples, names_in
 from hadskip_export.data.tasks import TaskData, hold_out
@@ -120,7 +120,8 @@ def _tokenise(plan: Plan, run: RunFolder) -> tuple[Session, Dataset, Dataset | N
     def encoded(examples: Examples) -> Dataset:
         return encode(tokenizer, examples.texts, data.problem.targets(examples.labels))
 
-    training, held_out = (data.train[rows.tolist()] for rows in hold_out(len(data.train), plan.seed))
+    groups = groups_of(data.train.texts) if data.problem.type == RANKING else None
+    training, held_out = (data.train[rows.tolist()] for rows in hold_out(len(data.train), plan.seed, groups))
     missing = max(0, PARITY_TEXTS - len(held_out))
     write_texts(run.texts, held_out.texts + data.evaluation.texts[:missing])
     dataset = encoded(training)

@@ -34,7 +34,7 @@ def test_a_worker_answers_as_the_predictor_does(bundle: Path):
         assert len(children() - before) == 1
         answers = system.ask("answers", batch_size=32)
         expected = predictor(TEXTS)
-        assert [predictor.labels[index] for index in answers["predicted"]] == [p.label for p in expected]
+        assert [predictor.labels[np.argmax(row)] for row in answers["logits"]] == [p.label for p in expected]
         assert [as_route(row) for row in answers["routes"]] == [p.layers for p in expected]
         seconds = system.ask("calls", calls=[[0, 6], [8]])["seconds"]
         assert len(seconds) == 2 and min(seconds) > 0

@@ -35,7 +35,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fitted(source: Source) -> list[float]:
     """What training finds for these texts."""
     encoded = Tokenizer(source.tokenizer, source.max_length).encode(TEXTS)
-    data = Dataset(encoded, np.zeros(len(TEXTS), np.int64))
+    data = Dataset(encoded, None, np.zeros(len(TEXTS), np.int64))
     return [fit_threshold(source.model, data, budget) for budget in (1.0, 2.5, 3.0)]
 
 

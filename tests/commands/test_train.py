@@ -28,7 +28,7 @@ from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, RecipeError
 from hadskip_export.trainers import pipeline
 from hadskip_export.trainers.batches import Dataset, encode
-from hadskip_export.trainers.evaluation import above, always, predict_fixed_routes, predict_full, predict_routed
+from hadskip_export.trainers.evaluation import above, always, full_logits, predict_fixed_routes, predict_routed
 from tests.conftest import QUICK, sentences, write_csv
 from tests.trainers.datasets import alone
 from tests.trainers.runs import QUICKEST, as_model, assert_bit_equal, read, repeat
@@ -77,7 +77,7 @@ def test_the_fine_tuned_model_loads_in_transformers_from_text_to_label(run_folde
     classify = pipeline_of_transformers("text-classification", str(run_folder / "stage1"), device="cpu")
     tokenizer = Tokenizer(run_folder / "tokenizer" / "tokenizer.json", 32)
     model, texts = load_classifier(run_folder / "stage1"), [text for text, _ in sentences(20, 4)]
-    ours = predict_full(model, encode(tokenizer, texts, np.zeros(20, np.int64)))
+    ours = full_logits(model, encode(tokenizer, texts, np.zeros(20, np.int64))).argmax(-1)
     assert [model.config.labels[index] for index in ours] == [answer["label"] for answer in classify(texts)]
 
 
@@ -127,7 +127,7 @@ def test_stage_one_kept_its_best_epoch_on_the_held_out_slice(run_folder, slices)
     values = [line["held_out"] for line in lines if line.get("stage") == "1"]
     assert len(values) == 4
     teacher = load_classifier(run_folder / "stage1")
-    assert np.mean(predict_full(teacher, held_out) == held_out.labels) == pytest.approx(max(values))
+    assert np.mean(full_logits(teacher, held_out).argmax(-1) == held_out.targets) == pytest.approx(max(values))
     assert max(values) > 0.8  # it has learned; half is chance
 
 
@@ -221,7 +221,7 @@ def test_the_figures_are_those_of_the_checkpoint(budget, run_folder, slices):
         right, routes = [], []
         for index in range(len(data)):
             output = model.route(*alone(data, index), decide)
-            right.append(output.logits.argmax().item() == data.labels[index])
+            right.append(output.logits.argmax().item() == data.targets[index])
             routes.append(tuple(layer for layer in (1, 2, 3) if output.gates[0, layer - 1]))
         return float(np.mean(right)), routes
 
@@ -252,18 +252,21 @@ def test_the_static_route_is_the_best_of_its_size_on_the_held_out_slice(budget, 
     row = read(run_folder / "budgets" / budget / "metrics.json")["evaluation"]
     model = load_gated(run_folder / "budgets" / budget)[0].classifier
     routes = list(itertools.combinations((1, 2, 3), round(float(budget))))
-    seen = {route: np.mean(p == held_out.labels) for route, p in predict_fixed_routes(model, held_out, routes).items()}
+    seen = {
+        route: np.mean(p.argmax(-1) == held_out.targets)
+        for route, p in predict_fixed_routes(model, held_out, routes).items()
+    }
     chosen = tuple(row["static_route"])
     assert seen[chosen] == max(seen.values())
     on_evaluation = predict_fixed_routes(model, evaluation, [chosen])[chosen]
-    assert row["static_metric"] == pytest.approx(np.mean(on_evaluation == evaluation.labels))
+    assert row["static_metric"] == pytest.approx(np.mean(on_evaluation.argmax(-1) == evaluation.targets))
 
 
 def test_the_teachers_figure_is_that_of_stage_one(run_folder, slices):
     _, evaluation = slices
-    predicted = predict_full(load_classifier(run_folder / "stage1"), evaluation)
+    predicted = full_logits(load_classifier(run_folder / "stage1"), evaluation).argmax(-1)
     assert read(run_folder / "summary.json")["teacher"]["metric"] == pytest.approx(
-        np.mean(predicted == evaluation.labels)
+        np.mean(predicted == evaluation.targets)
     )
 
 
@@ -377,7 +380,10 @@ def test_of_texts_without_labels_figures_are_the_agreement_with_the_teacher(run_
     teacher, student = load_classifier(tmp_path / "run" / "stage1"), load_gated(tmp_path / "run" / "budgets" / "2")[0]
     row = summary["budgets"][-1]
     data = encode(Tokenizer(run_folder / "tokenizer" / "tokenizer.json", 32), texts, np.zeros(len(texts), np.int64))
-    says, said = predict_routed(student, data, above(row["threshold"]))[0], predict_full(teacher, data)
+    says, said = (
+        predict_routed(student, data, above(row["threshold"]))[0].argmax(-1),
+        full_logits(teacher, data).argmax(-1),
+    )
     assert row["metric"] == row["retained"] == np.mean(says == said)
     assert row["divergence"] > 0
     # What is made of such a run: no metric is claimed, and whoever has labels later measures accuracy.

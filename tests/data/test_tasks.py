@@ -179,6 +179,19 @@ def test_the_seed_decides_who_is_held_out():
     assert len(np.unique(np.diff(one))) > 10  # scattered, for files are often sorted
 
 
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=200), st.integers(0, 100))
+def test_groups_are_held_out_whole(found, seed):
+    groups = np.array(found)
+    trained, held = hold_out(len(found), seed, groups)
+    assert sorted([*trained, *held]) == list(range(len(found))) and len(trained) and len(held)
+    if len(set(found)) > 1:
+        assert not {found[row] for row in trained} & {found[row] for row in held}
+        last = max(found.count(group) for group in set(found))
+        assert len(held) < max(1, round(len(found) / 10)) + last  # no more than it takes
+    else:
+        assert [part.tolist() for part in hold_out(len(found), seed)] == [trained.tolist(), held.tolist()]
+
+
 def test_too_few_rows_are_refused():
     with pytest.raises(DataError, match="1 training rows"):
         hold_out(1, 0)

@@ -1,6 +1,7 @@
 """What is fuzzed: for each reader how a case is made, in a folder of its own, and how it is read. A reader may give
 what it likes or raise a `HadskipError`; what else must hold is asserted here."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hadskip_export.data.glue import GLUE_TASKS, read_folder
+from hadskip_export.data.problems import PROBLEM_TYPES
 from hadskip_export.data.tables import read_examples, read_rows
 from hadskip_export.runtime import Predictor
 from hadskip_export.runtime.bundle import DIGEST, MANIFEST, read_bundle
@@ -54,14 +56,21 @@ def _replace(file: Path, content: bytes) -> None:
 
 
 def _table(random: Random, kind: str) -> bytes:
+    """Of one label a text, or of lists of them, which CSV has as text."""
     rows = [("a good film", "yes"), ('with "quotes", and commas', "no"), ("zwei\nZeilen", "yes"), ("🙂", "1.0")]
     rows = [random.choice(rows) for _ in range(random.randrange(1, 8))]
+    several = random.randrange(2)
     if kind == ".jsonl":
-        return b"".join(json.dumps({"text": text, "label": label}).encode() + b"\n" for text, label in rows)
+        labelled = [{"text": text, "label": [label] * several or label} for text, label in rows]
+        return b"".join(json.dumps(row).encode() + b"\n" for row in labelled)
     quote = '"{}"'.format if kind == ".csv" else str
     between = "," if kind == ".csv" else "\t"
+    written = json.dumps if random.randrange(2) else repr
     lines = [between.join(["text", "label"])]
-    lines += [between.join([quote(text.replace('"', '""')), label]) for text, label in rows]
+    lines += [
+        between.join(quote(field.replace('"', '""')) for field in (text, written([label]) if several else label))
+        for text, label in rows
+    ]
     return "\n".join(lines).encode()
 
 
@@ -103,6 +112,9 @@ def _read_table(folder: Path, bundle: Path) -> None:
     bad: list[DataError] = []
     lines = [row.line for row in read_rows(file, bad.append)]
     assert lines == sorted(set(lines))
+    for problem_type in PROBLEM_TYPES:
+        with contextlib.suppress(DataError):
+            read_examples(file, problem_type=problem_type)
     read_examples(file)
 
 

@@ -216,8 +216,12 @@ def test_rows_of_a_benchmark_have_an_empty_line_between_them():
 def test_the_demo_tells_of_every_step_and_where_things_are(tmp_path):
     validation = Validation(True, None, GOLDEN, replace(REPORT, first_bad_piece=None), check(3))
     run, bundle, figures = (tmp_path / name for name in ("run", "bundle", "bench.json"))
-    easy = Example("fine", Prediction("yes", {"no": 0.1, "yes": 0.9}, (), False), ("embeddings", "gate_01", "head"))
-    hard = Example("not so", Prediction("no", {"no": 0.9, "yes": 0.1}, (1, 2), False), ("embeddings", "layer_01"))
+    easy = Example(
+        "fine", Prediction("yes", {"no": 0.1, "yes": 0.9}, (), False, ("yes",), 0.9), ("embeddings", "gate_01", "head")
+    )
+    hard = Example(
+        "not so", Prediction("no", {"no": 0.9, "yes": 0.1}, (1, 2), False, ("no",), 0.9), ("embeddings", "layer_01")
+    )
     lines = text.demo(Demo(run, bundle, figures, SUMMARY, validation, BENCHMARK, (easy, hard)))
     assert lines[:3] == text.training(SUMMARY)
     assert "  parity passed" in lines
