@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hadskip_export import build
-from hadskip_export.data.problems import PROBLEM_TYPES
+from hadskip_export.data.problems import PROBLEM_TYPES, SCORES
 from hadskip_export.exporters.targets import target_of
 from hadskip_export.modeling.families import FAMILIES
 from hadskip_export.runtime.engines import ENGINES, Cut
@@ -27,6 +27,7 @@ HEADS = {
     "regression": "A number",
     "ranking": "The relevance of a document",
 }
+MOST_ANSWERS = 0.9
 PASSED, UNVERIFIED = "passed", "unverified"
 RESULTS = PAGE.parent.parent / "build" / "support"
 HEAD = """# What works together
@@ -34,7 +35,9 @@ HEAD = """# What works together
 Every cell was found by a test: a small model of the family and head was built for the engine, in every cut, and held
 against PyTorch. `make support` writes this page.
 
-- `passed`: the pieces, the routes and the answers agree with PyTorch's, in every cut.
+- `passed`: the pieces, the routes and the answers agree with PyTorch's, in every cut. Below fp32 nine in ten labels
+  have to, for so small a model has many near their border. Scores of random weights are all but equal; below fp32
+  their pieces are judged alone.
 - `refused`: the command says why. `torch-cuda` has code of its own for BERT's layers alone.
 - `unverified`: no machine of the test can run it. [Engines](engines.md) says what was run on GPUs.
 
@@ -60,20 +63,24 @@ def forms() -> Iterator[tuple[str, str, Cut]]:
         yield from product([engine], target.precisions, target.cuts)
 
 
-def outcome(bundle: Path, engine: str, precision: str, cut: Cut) -> str:
+def outcome(bundle: Path, kind: str, engine: str, precision: str, cut: Cut) -> str:
     """What became of building it here."""
     try:
         report = build(bundle, engine=engine, precision=precision, cut=cut)
     except EngineError as error:
         return f"refused: {error}" if "has no code for" in str(error) else UNVERIFIED  # or not to be had here
-    return UNVERIFIED if report is None else report.parity
+    if report is None:
+        return UNVERIFIED
+    answers_alone = precision != "fp32" and (report.first_bad_piece or "").startswith("labels")
+    enough = kind in SCORES or report.label_agreement >= MOST_ANSWERS
+    return PASSED if answers_alone and enough else report.parity
 
 
 def outcomes(family: str, kind: str, model_folder: Path, folder: Path) -> dict[tuple[str, str, Cut], str]:
     model = write_model(family, folder / "model") if family in MADE_OF else model_folder
     source = make_source(model, folder, layers=2, labels=LABELS[kind], problem_type=kind)
     bundle = write_cut(source, folder, "gates")
-    return {form: PASSED if form == ("ort", "fp32", "gates") else outcome(bundle, *form) for form in forms()}
+    return {form: PASSED if form == ("ort", "fp32", "gates") else outcome(bundle, kind, *form) for form in forms()}
 
 
 def cell(found: dict[tuple[str, str, Cut], str], engine: str, precision: str) -> str:
