@@ -184,6 +184,15 @@ _cut = click.option(
 )
 
 
+_label_thresholds = click.option(
+    "--label-threshold",
+    "label_thresholds",
+    multiple=True,
+    metavar="LABEL=P",
+    help="Of several labels at once: give LABEL above this probability; 0.5, or as trained, if left out; repeatable.",
+)
+
+
 def _engine(command: Any) -> Any:
     """The options that choose one of a bundle's engines."""
     options = (
@@ -259,13 +268,7 @@ def main() -> None:
     help="What the labels are; the fine-tuned model's own, else several where rows have lists, one where not.",
 )
 @click.option("--metric", type=click.Choice([name for name in METRICS if name != AGREEMENT]), help="What is reported.")
-@click.option(
-    "--label-threshold",
-    "label_thresholds",
-    multiple=True,
-    metavar="LABEL=P",
-    help="Of several labels at once: give LABEL from this probability on, not from 0.5; repeatable.",
-)
+@_label_thresholds
 @click.option(
     "--method",
     type=click.Choice([HADSKIP, *METHODS]),
@@ -341,9 +344,12 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
 @click.option("--gate-threshold", type=float, help="Run a layer where its margin is above this; instead of --budget.")
 @click.option("--max-layers", type=int, help="The most layers an input may run.")
 @click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
+@_label_thresholds
 @_engine
 @_columns("text", "pair")
-def predict(bundle: Path, texts: tuple[str, ...], pair: str | None, **options: Any) -> None:
+def predict(
+    bundle: Path, texts: tuple[str, ...], pair: str | None, label_thresholds: Sequence[str], **options: Any
+) -> None:
     """Classify TEXTS, or a file, or the lines of standard input (-); prints a JSON line each."""
     if texts == ("-",) and options["input"] is None:
         texts, options["input"] = (), "-"
@@ -359,7 +365,7 @@ def predict(bundle: Path, texts: tuple[str, ...], pair: str | None, **options: A
         if options["router"] == "full" and options[name] is not None:
             raise click.UsageError(f"--{name.replace('_', '-')}: --router full runs every layer; leave one of them out")
     inputs = [(texts[0], pair)] if pair is not None else list(texts)
-    for line in hadskip_export.predict(bundle, inputs, **options):
+    for line in hadskip_export.predict(bundle, inputs, label_thresholds=_thresholds(label_thresholds), **options):
         click.echo(line)
 
 

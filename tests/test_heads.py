@@ -129,6 +129,9 @@ def test_thresholds_of_labels_can_be_set_where_it_serves(bundle_of: tuple[str, P
             assert "bad" in answer.labels and "good" not in answer.labels
     with pytest.raises(DataError, match="'worse'"):
         Predictor.load(bundle, label_thresholds={"worse": 0.3})
+    (shown,) = lines(succeeded(run("predict", bundle, "good", "--label-threshold", "bad=0.01")).stdout)
+    assert "bad" in shown["labels"]
+    refused(run("predict", bundle, "good", "--label-threshold", "worse=0.01"), "'worse'", "bad, good, long")
 
 
 def test_documents_are_ranked_as_each_pair_is_scored(bundle_of: tuple[str, Path]):

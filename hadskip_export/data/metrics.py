@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE, Problem, ProblemType, same_answers
+from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SCORES, SINGLE, Problem, ProblemType, same_answers
 from hadskip_export.support.errors import DataError, optional_import
 
 # decided [n] or [n, labels], targets of the same shape, logits [n, labels], groups [n] -> the figure
 Measure = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]
 EXTRA = "metrics"  # what installs the library of those that are not a line of NumPy
+RELEVANT = 0.5  # above that a document, or a label, counts as one that should be there
+AGREEMENT = "agreement"
+LABELS: tuple[ProblemType, ...] = (SINGLE, MULTI)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def micro_f1(decided: np.ndarray, targets: np.ndarray, *_others: np.ndarray) -> 
 def auc(_decided: np.ndarray, targets: np.ndarray, logits: np.ndarray, _groups: np.ndarray) -> float:
     """Area under the ROC curve, mean over the labels that some inputs have and some have not; 0.5 where none is so."""
     scores = logits[:, 1:] - logits[:, :1] if targets.ndim == 1 and logits.shape[1] == 2 else logits
-    columns = zip(targets.reshape(len(targets), -1).T > THRESHOLD_OF_RELEVANCE, scores.T, strict=True)
+    columns = zip(targets.reshape(len(targets), -1).T > RELEVANT, scores.T, strict=True)
     areas = [_sklearn().roc_auc_score(truth, score) for truth, score in columns if 0 < truth.sum() < len(truth)]
     return float(np.mean(areas)) if areas else 0.5
 
@@ -96,7 +99,7 @@ def mrr(decided: np.ndarray, targets: np.ndarray, _logits: np.ndarray, groups: n
     that ties with one that is not relevant comes after it."""
     found = []
     for rows in _by_group(groups):
-        relevant = targets[rows] > THRESHOLD_OF_RELEVANCE
+        relevant = targets[rows] > RELEVANT
         best = decided[rows][relevant].max(initial=-np.inf)
         found.append(1 / (1 + np.sum(decided[rows][~relevant] >= best)) if relevant.any() else 0.0)
     return float(np.mean(found))
@@ -129,10 +132,6 @@ def _sklearn() -> Any:
     return optional_import("sklearn.metrics", EXTRA)
 
 
-THRESHOLD_OF_RELEVANCE = 0.5  # from where on a document, or a label, counts as one that should be there
-AGREEMENT = "agreement"
-LABELS: tuple[ProblemType, ...] = (SINGLE, MULTI)
-SCORED: tuple[ProblemType, ...] = (REGRESSION, RANKING)
 METRICS = {
     "accuracy": Metric(accuracy, LABELS),
     "f1": Metric(f1, (SINGLE,), classes=2),
@@ -140,11 +139,11 @@ METRICS = {
     "micro_f1": Metric(micro_f1, (MULTI,)),
     "matthews": Metric(matthews, (SINGLE,)),
     "auc": Metric(auc, (SINGLE, MULTI, RANKING), classes=2),
-    "pearson": Metric(pearson, SCORED),
-    "spearman": Metric(spearman, SCORED),
-    "mrr": Metric(mrr, SCORED),
-    "ndcg": Metric(ndcg, SCORED),
-    AGREEMENT: Metric(agreement, (*LABELS, *SCORED)),
+    "pearson": Metric(pearson, SCORES),
+    "spearman": Metric(spearman, SCORES),
+    "mrr": Metric(mrr, SCORES),
+    "ndcg": Metric(ndcg, SCORES),
+    AGREEMENT: Metric(agreement, (*LABELS, *SCORES)),
 }
 USUAL: dict[ProblemType, str] = {SINGLE: "accuracy", MULTI: "macro_f1", REGRESSION: "pearson", RANKING: "ndcg"}
 

@@ -14,7 +14,7 @@ MULTI: ProblemType = "multi_label_classification"
 REGRESSION: ProblemType = "regression"
 RANKING: ProblemType = "ranking"
 PROBLEM_TYPES = get_args(ProblemType)
-SCORES = (REGRESSION, RANKING)
+SCORES: tuple[ProblemType, ...] = (REGRESSION, RANKING)
 SCORE_NAME = "LABEL_0"  # what `transformers` calls the one output of a model without names
 THRESHOLD = 0.5  # probability above which a label is given, unless it has a threshold of its own
 
