@@ -231,13 +231,11 @@ def _layers(route: str) -> tuple[int, ...]:
 def _thresholds(given: Sequence[str]) -> dict[str, float]:
     found = {}
     for one in given:
-        label, equals, probability = one.rpartition("=")
         try:
+            label, probability = one.rsplit("=", 1)
             found[label] = float(probability)
         except ValueError:
             raise click.UsageError(f"--label-threshold {one}: expected a label and a number, as toxic=0.3") from None
-        if not equals:
-            raise click.UsageError(f"--label-threshold {one}: expected a label and a number, as toxic=0.3")
     return found
 
 

@@ -164,11 +164,9 @@ def _row(contest: Contest, bundle: Bundle, info: EngineInfo, inputs: _Inputs, *,
     metric = full_metric = None
     if inputs.targets is not None:
         full_answers = next(iter(contest.full.values())).ask("answers", batch_size=size)
+        score, problem, groups = METRICS[manifest.metric], manifest.model.problem, groups_of(inputs.texts)
         metric, full_metric = (
-            METRICS[manifest.metric](
-                manifest.model.problem, np.array(given["logits"]), inputs.targets, groups_of(inputs.texts)
-            )
-            for given in (answers, full_answers)
+            score(problem, np.array(given["logits"]), inputs.targets, groups) for given in (answers, full_answers)
         )
     calls = choose_calls(len(inputs.texts), size)
     figures = contest.measure(Workload(calls, inputs.lengths, routes, "data", f"batch {size}"))

@@ -64,7 +64,7 @@ def matthews(decided: np.ndarray, targets: np.ndarray, *_others: np.ndarray) -> 
 
 
 def macro_f1(decided: np.ndarray, targets: np.ndarray, *_others: np.ndarray) -> float:
-    """Mean F1 of all classes or labels that occur on either side; 0 of one that is never right."""
+    """Mean F1 of all classes that occur on either side, or of all labels; 0 of one that is never right."""
     return _sklearn().f1_score(targets, decided, average="macro", zero_division=0)
 
 

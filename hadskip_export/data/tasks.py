@@ -100,7 +100,8 @@ def load_task(
     if task is not None and metric == "f1" and labels[1:2] != ("1",):
         have = ", ".join(labels)
         raise DataError(f"--task {task}: F1 is that of the second class, which must be '1'; the model has {have}")
-    metric = metric_of(problem, metric) if evaluated[0][1].labels else AGREEMENT
+    named = metric_of(problem, metric)  # checked, whether or not there are labels to measure it on
+    metric = named if evaluated[0][1].labels else AGREEMENT
     evaluated_on = f"{name}'s evaluation data" if evaluation is None else Path(evaluation).name
     return TaskData(name, metric, problem, training, evaluated_on, *(examples for _, examples in evaluated))
 

@@ -14,7 +14,7 @@ FAMILIES = {
 }
 # Why of some that look alike none is taken.
 REFUSED = {
-    "deberta": "it is version 1; versions 3 and later are deberta-v2",
+    "deberta": "it is version 1; version 3 is called deberta-v2",
     "albert": "all its layers are one, run again and again",
     "mobilebert": "its layers are bottlenecks of four feed-forward networks",
 }
