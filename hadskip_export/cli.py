@@ -249,7 +249,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--model", required=True, help="A Hugging Face BERT: a local folder or a hub name.")
-@click.option("--budget", type=float, required=True, help="Layers per input on average; below 1 a share of the layers.")
+@click.option("--budget", type=float, required=True, help="Layers per input on average, by default; below 1 a share.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.")
 @click.option("--task", type=click.Choice(list(GLUE_TASKS)), help="A GLUE task.")
 @click.option("--data-dir", help="The task's folder (train.tsv, dev.tsv), or GLUE's root; the hub's if left out.")
@@ -307,7 +307,9 @@ def train(
 @click.option("--engine", type=click.Choice(list(ENGINES)), help=f"Of a run, ort if left out. {NEVER_RUN}")
 @_precision
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle to write; where SOURCE is a run.")
-@click.option("--budget", type=float, help="Which of the run's budgets; the last if left out.")
+@click.option(
+    "--budget", type=float, help="The default among the run's budgets; the one asked for in training if left out."
+)
 @_cut
 @click.option("--golden", type=click.Path(path_type=Path), help="Texts, one a line, to keep as golden inputs.")
 @click.option("--no-full", is_flag=True, help="Leave the fine-tuned BERT out (no kill switch, no bench).")

@@ -128,6 +128,19 @@ def run_folder(model_folder: Path, csv_files: tuple[Path, Path], tmp_path_factor
     return out
 
 
+@pytest.fixture(scope="session")
+def shared_run(model_folder: Path, csv_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one body for all budgets: 3, 2 and 1.5, the default."""
+    from hadskip_export import train
+
+    out = tmp_path_factory.mktemp("shared") / "run"
+    train(
+        model=str(model_folder), budget=1.5, out=out, train=str(csv_files[0]), eval=str(csv_files[1]),
+        recipe="adaptive", settings=(*QUICK, "fit_steps=300", "fit_lr=1e-2"), max_length=32,
+    )  # fmt: skip
+    return out
+
+
 def make_source(
     model_folder: Path,
     folder: Path,
@@ -165,7 +178,7 @@ def make_source(
     texts = [text for text, _ in sentences(40, 2)]
     thresholds = (0.0,) * layers if fixed_route is None else ()
     point = Point(2.0, thresholds, "evaluation", 2.0)
-    return Source(model, full, tokenizer, 32, point, "test", USUAL[problem_type], texts)
+    return Source(model, full, tokenizer, 32, (point,), point.budget, "test", USUAL[problem_type], texts)
 
 
 @pytest.fixture(scope="session")

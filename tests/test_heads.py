@@ -222,7 +222,7 @@ def test_a_head_is_trained_built_for_every_engine_and_answers_as_transformers(
     stage1, bundle = tmp_path / "run" / "stage1", tmp_path / "bundle"
     again = train(  # from the classifier that now lies there
         model=str(stage1), fine_tuned=True, budget=1.5, out=tmp_path / "again", train=str(files[0]),
-        eval=str(files[1]), recipe=recipe, settings=(*QUICK, "last_epochs=1"), max_length=32,
+        eval=str(files[1]), recipe=recipe, settings=(*QUICK, "last_epochs=1", "shared_epochs=1"), max_length=32,
     ) if recipe == "paper" and kind != MULTI else summary  # fmt: skip
     assert again["teacher"]["metric"] == pytest.approx(summary["teacher"]["metric"])
     assert build(tmp_path / "run", out=bundle).parity == "passed"

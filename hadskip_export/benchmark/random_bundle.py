@@ -42,7 +42,7 @@ def write_random_bundle(out: Path, config: EncoderConfig, plan: EnginePlan) -> P
     write_tokenizer(tokenizer)
     texts: list[Text] = [text_of(length) for length in (8, 16, min(64, config.most_tokens))]
     point = Point(config.num_layers, (0.0,) * config.num_layers, "random weights", config.num_layers)
-    source = Source(model, full, tokenizer, config.most_tokens, point, "random", "accuracy", texts)
+    source = Source(model, full, tokenizer, config.most_tokens, (point,), point.budget, "random", "accuracy", texts)
     report = write_bundle(source, out, plan, golden=texts)
     assert report is not None
     return report

@@ -15,7 +15,7 @@ from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import groups_of
 from hadskip_export.data.tables import Columns, Examples, check_labels, names_in, read_examples
 from hadskip_export.exporters.amend import add_points
-from hadskip_export.routing.budgets import resolve_budget
+from hadskip_export.routing.budgets import keeps, resolve_budget
 from hadskip_export.routing.points import Point
 from hadskip_export.routing.routes import RouteStatistics, statistics
 from hadskip_export.routing.thresholds import HardRoutes, find_threshold
@@ -29,7 +29,6 @@ from hadskip_export.support.progress import say, track
 from hadskip_export.support.words import counted
 
 BATCH = 32
-OFF_BUDGET = 0.03  # share of a budget; thresholds that run more or fewer layers do not keep it
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Calibrated:
 
     @property
     def keeps_budget(self) -> bool:
-        return self.budget is None or abs(self.routes.mean_layers - self.budget) <= OFF_BUDGET * self.budget
+        return self.budget is None or keeps(self.budget, self.routes.mean_layers)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`train`: from labelled text to a run folder with one gated checkpoint per budget."""
+"""`train`: from labelled text to a run folder with a gated student for all budgets, or one for each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -55,7 +55,8 @@ def train(
 
     Args:
         model: a Hugging Face BERT, local folder or hub name.
-        budget: layers per input on average; below 1 a share of the layers.
+        budget: layers per input on average; below 1 a share of the layers. Of a body for all budgets it is the
+            default among the operating points.
         out: the run folder to write.
         task, data_dir: a GLUE task and its folder, from the hub if left out; or
         train, eval: labelled files (see `data.tables`), with `text_column`, `pair_column`, `label_column` where the
@@ -111,7 +112,7 @@ def train(
     if not data.train.labels and not chosen.alpha1:
         raise RecipeError("alpha1=0: training texts without labels are learned from the teacher's predictions alone")
     learner = create_method(method, chosen, {"route": route})
-    learner.check(layers, config.num_layers)
+    learner.check(chosen, layers, config.num_layers)
     check_device(device)
     identity = {
         "model": str(model),

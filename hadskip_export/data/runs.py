@@ -7,7 +7,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from hadskip_export.data.problems import ProblemType
 from hadskip_export.data.text import Text
-from hadskip_export.routing.budgets import budget_name, resolve_budget
+from hadskip_export.routing.budgets import budget_name, keeps, resolve_budget
 from hadskip_export.routing.routes import Route
 from hadskip_export.support.digests import check_digests
 from hadskip_export.support.errors import BudgetError, BundleError
@@ -39,11 +39,14 @@ class BudgetFigures(TypedDict):
     divergence: float
     shuffled_metric: float
     shuffled_divergence: float
+    hindsight_divergence: NotRequired[float | None]
+    skill: NotRequired[float | None]
     commonest_routes: list[tuple[Route, float]]
     usage: list[float]
     histogram: list[float]
     held_out_mean_layers: float
     mismatched_metric: NotRequired[float]
+    student: NotRequired[float]  # the budget whose name its checkpoint has; its own if left out
 
 
 class Summary(TypedDict):
@@ -101,16 +104,17 @@ class RunPaths:
         """Real texts for the parity check of a build: the held-out slice, topped up from the evaluation data."""
         return self.path / "state" / "texts.jsonl"
 
-    def budget(self, budget: float) -> Path:
-        """The checkpoint of a budget in layers."""
+    def student(self, budget: float) -> Path:
+        """The checkpoint that was trained for a budget, in layers."""
         return self.path / "budgets" / budget_name(budget)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A student, and what it does with the evaluation data.
+    """A student at a budget, and what it does with the evaluation data there.
 
     Args:
+        folder: of its weights; several budgets may have the same.
         threshold: of the gates' margins, in logits; 0 where there are no gates.
         threshold_on: whose texts met the budget at the threshold, `evaluation` or `held-out`.
         mean_layers, metric, routes: on the evaluation data. Of the routes at most ten with their shares, the commonest
@@ -125,6 +129,10 @@ class Checkpoint:
     metric: float
     routes: tuple[tuple[Route, float], ...]
 
+    @property
+    def keeps_budget(self) -> bool:
+        return keeps(self.budget, self.mean_layers)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -132,7 +140,7 @@ class Run:
 
     Args:
         budget: the one that was asked for, in layers.
-        checkpoints: one for each budget on the way, in the order they were trained.
+        checkpoints: one for each budget, in the order they were trained, and of one student from all layers down.
         summary: summary.json as it is.
     """
 
@@ -163,6 +171,11 @@ class Run:
             f"--budget {wanted:g}: {self.paths.path} has checkpoints for {have}; give one of these, or train a run with"
             f" --budget {wanted:g}"
         )
+
+    def points(self, checkpoint: Checkpoint) -> list[Checkpoint]:
+        """All budgets that the checkpoint's student keeps, ascending: its own, and others that it comes near to."""
+        kept = [other for other in self.checkpoints if other.folder == checkpoint.folder]
+        return sorted((one for one in kept if one is checkpoint or one.keeps_budget), key=lambda one: one.budget)
 
     @property
     def label_thresholds(self) -> tuple[float, ...]:
@@ -206,7 +219,7 @@ def _checkpoint(paths: RunPaths, row: dict[str, Any], threshold_on: str) -> Chec
     kept = "commonest_routes" in row  # runs of version 0.1 have only the first of them
     routes = row["commonest_routes"] if kept else [(row["top_route"], row["top_route_share"])]
     return Checkpoint(
-        folder=paths.budget(row["budget"]),
+        folder=paths.student(row.get("student", row["budget"])),
         budget=float(row["budget"]),
         threshold=float(row["threshold"]),
         threshold_on=threshold_on,

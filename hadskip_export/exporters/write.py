@@ -52,7 +52,8 @@ class Source:
         model: the gated student, or a rival of one fixed route.
         full: the fine-tuned BERT, or None to leave it out of the bundle.
         tokenizer: a `tokenizer.json`.
-        point: the student's operating point.
+        points: the student's operating points, by ascending budget.
+        budget: that of the default one.
         texts: real texts for the parity check; the bundle does not keep them.
         label_thresholds: see `Problem`; its own if left out.
     """
@@ -61,7 +62,8 @@ class Source:
     full: Classifier | None
     tokenizer: Path
     max_length: int
-    point: Point
+    points: tuple[Point, ...]
+    budget: float
     task: str
     metric: str
     texts: list[Text]
@@ -83,27 +85,32 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
     found, tokenizer = run.checkpoint(budget), run.paths.tokenizer
     for folder in (run.paths.stage1, tokenizer.parent):
         check_digests(folder)
-    model, settings = load_gated(found.folder)
+    model, _ = load_gated(found.folder)
     fine_tuned, texts = load_classifier(run.paths.stage1), run.texts()
     config = fine_tuned.config
     to_serve = Tokenizer(tokenizer, run.max_length, config.vocab_size, config.type_vocab_size)
     check_same_as_original(run.paths.stage1, to_serve, fine_tuned, texts, fine_tuned=True)
     labelled = run.metric != AGREEMENT  # the bundle's metric is then for whoever has labels later
-    point = Point(
-        budget=found.budget,
-        thresholds=() if model.fixed_route else (settings.threshold,) * len(model.gates),
-        data=found.threshold_on,
-        mean_layers=found.mean_layers,
-        routes=found.routes,
-        metric=found.metric if labelled else None,
-        full_metric=run.teacher_metric if labelled else None,
+    gates = 0 if model.fixed_route else len(model.gates)
+    points = tuple(
+        Point(
+            budget=point.budget,
+            thresholds=(point.threshold,) * gates,
+            data=point.threshold_on,
+            mean_layers=point.mean_layers,
+            routes=point.routes,
+            metric=point.metric if labelled else None,
+            full_metric=run.teacher_metric if labelled else None,
+        )
+        for point in run.points(found)
     )
     return Source(
         model=model,
         full=fine_tuned if full else None,
         tokenizer=tokenizer,
         max_length=run.max_length,
-        point=point,
+        points=points,
+        budget=found.budget,
         task=run.task,
         metric=run.metric if labelled else USUAL[config.problem_type],
         texts=texts,
@@ -164,8 +171,8 @@ def write_model(source: Source, folder: Path) -> Manifest:
         metric=source.metric,
         model=model,
         router=RouterInfo("gates") if route is None else RouterInfo("static", route),
-        points=(source.point,),
-        default_budget=source.point.budget,
+        points=source.points,
+        default_budget=source.budget,
         opset=OPSET,
         pieces=pieces,
         weights=weights,

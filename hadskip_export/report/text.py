@@ -50,7 +50,7 @@ def training(summary: Summary) -> Lines:
     if "mismatched_metric" in teacher:
         told += f" (mismatched {teacher['mismatched_metric']:.4f})"
         columns.insert(1, "mismatched")
-    headings = ["budget", "layers", *columns, "routes", "entropy", "top share", "top alone", "static"]
+    headings = ["budget", "layers", *columns, "routes", "top share", "top alone", "static", "skill"]
     rows = [_trained(row, unlabelled) for row in summary["budgets"]]
     widths = [max(7, *map(len, column)) for column in zip(headings, *rows, strict=True)]
     return [
@@ -69,10 +69,10 @@ def _trained(row: BudgetFigures, unlabelled: bool) -> list[str]:
         *([f"{row['mismatched_metric']:.4f}"] if "mismatched_metric" in row else []),
         f"{row['divergence']:.4f}" if unlabelled else kept,
         str(row["routes"]),
-        f"{row['route_entropy_bits']:.2f}",
         f"{row['top_route_share']:.1%}",
         f"{row['top_route_metric']:.4f}",
         f"{row['static_metric']:.4f}",
+        "" if (skill := row.get("skill")) is None else f"{skill:.0%}",
     ]
 
 

@@ -3,6 +3,8 @@
 from hadskip_export.support.errors import BudgetError
 from hadskip_export.support.words import counted
 
+OFF_BUDGET = 0.03  # share of a budget; thresholds that run more or fewer layers do not keep it
+
 
 def resolve_budget(budget: float, num_layers: int) -> float:
     """A budget as a number of layers: below 1 it is a share of them, else a number, fractions allowed.
@@ -21,3 +23,8 @@ def resolve_budget(budget: float, num_layers: int) -> float:
 def budget_name(budget: float) -> str:
     """The budget as it names a folder: `3`, `4.5`."""
     return str(int(budget)) if float(budget).is_integer() else str(budget)
+
+
+def keeps(budget: float, mean_layers: float) -> bool:
+    """Whether so many layers on average are near enough to the budget."""
+    return abs(mean_layers - budget) <= OFF_BUDGET * budget

@@ -39,6 +39,11 @@ def every_route(sizes: Sequence[int], num_layers: int) -> list[Route]:
 FAMILIES = {"nested": nested, "prefix": prefixes, "all": every_route}
 
 
+def count_routes(family: str, sizes: Sequence[int], num_layers: int) -> int:
+    """How many routes a family has, without making them."""
+    return sum(math.comb(num_layers, size) for size in sizes) if family == "all" else len(sizes)
+
+
 class Draw:
     """Draws a route for each row of a batch: first its size, evenly, then one of the family's routes of that size."""
 

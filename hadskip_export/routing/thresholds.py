@@ -7,6 +7,7 @@ threshold met on SST-2's training phrases runs a tenth more layers on its senten
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +16,59 @@ BISECTIONS = 16
 
 # (some inputs' numbers int [k], threshold) -> routes bool [k, L] and the margins met on the way float32 [k, L]
 Evaluate = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray]]
+
+
+class LayersRun(Protocol):
+    """Mean layers as a function of the threshold, which is rounded to float32, as margins are."""
+
+    @property
+    def margins(self) -> np.ndarray:
+        """Some that were met, float32, any shape: they say where thresholds make a difference."""
+        ...
+
+    def mean_layers(self, threshold: float) -> float: ...
+
+    def around(self, threshold: float) -> tuple[float, float]:
+        """The interval around `threshold`, its end excluded, in which no input's route changes."""
+        ...
+
+
+@dataclass(frozen=True)
+class EveryThreshold:
+    """Every input's route at every threshold: step functions, given by their pieces.
+
+    Args:
+        count: how many inputs there are.
+        rows: whose piece it is, int [m].
+        low, high: where it is, low <= threshold < high, float32 [m].
+        layers: what runs there, bool [m, L].
+        margins: see `LayersRun`.
+    """
+
+    count: int
+    rows: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    layers: np.ndarray
+    margins: np.ndarray
+
+    def routes(self, threshold: float) -> np.ndarray:
+        """bool [n, L]"""
+        here = self._at(threshold)
+        taken = np.zeros((self.count, self.layers.shape[1]), bool)
+        taken[self.rows[here]] = self.layers[here]
+        return taken
+
+    def mean_layers(self, threshold: float) -> float:
+        return float(self.layers[self._at(threshold)].sum() / self.count)
+
+    def around(self, threshold: float) -> tuple[float, float]:
+        here = self._at(threshold)
+        return float(self.low[here].max()), float(self.high[here].min())
+
+    def _at(self, threshold: float) -> np.ndarray:
+        at = np.float32(threshold)
+        return (self.low <= at) & (at < self.high)
 
 
 @dataclass
@@ -39,7 +93,7 @@ class HardRoutes:
         self.intervals = [[] for _ in range(self.count)]
 
     def layers(self, threshold: float) -> np.ndarray:
-        """Layers each input runs at `threshold` (rounded to float32, as margins are), int [n].
+        """Layers each input runs at `threshold`, int [n].
 
         Raises:
             ValueError: margins that are no numbers.
@@ -61,11 +115,18 @@ class HardRoutes:
     def mean_layers(self, threshold: float) -> float:
         return float(self.layers(threshold).mean())
 
+    def around(self, threshold: float) -> tuple[float, float]:
+        """Only of a threshold that was asked before."""
+        threshold = float(np.float32(threshold))
+        found = (next((i[0], i[1]) for i in known if i[0] <= threshold < i[1]) for known in self.intervals)
+        lows, highs = zip(*found, strict=True)
+        return max(lows), min(highs)
+
     def _look_up(self, row: int, threshold: float) -> int | None:
         return next((layers for low, high, layers in self.intervals[row] if low <= threshold < high), None)
 
 
-def find_threshold(routes: HardRoutes, budget: float) -> float:
+def find_threshold(routes: LayersRun, budget: float) -> float:
     """The threshold at which mean layers meet `budget`, in logits.
 
     Where they cross it more than once, the crossing nearest to 0, where training left the gates; where they never do,
@@ -84,7 +145,7 @@ def find_threshold(routes: HardRoutes, budget: float) -> float:
     return _between_margins(routes, float(best))
 
 
-def _bisect(routes: HardRoutes, budget: float, low: float, high: float) -> float:
+def _bisect(routes: LayersRun, budget: float, low: float, high: float) -> float:
     candidates = [low, high]
     rising = routes.mean_layers(low) < budget
     for _ in range(BISECTIONS):
@@ -98,13 +159,9 @@ def _bisect(routes: HardRoutes, budget: float, low: float, high: float) -> float
     return min(candidates, key=lambda threshold: (abs(means[threshold] - budget), -means[threshold]))
 
 
-def _between_margins(routes: HardRoutes, threshold: float) -> float:
+def _between_margins(routes: LayersRun, threshold: float) -> float:
     """The middle of the interval around `threshold` in which no input's route changes."""
-    threshold = float(np.float32(threshold))
-    low, high = -np.inf, np.inf
-    for intervals in routes.intervals:
-        lower, upper = next((i[0], i[1]) for i in intervals if i[0] <= threshold < i[1])
-        low, high = max(low, lower), min(high, upper)
+    low, high = routes.around(threshold)
     if np.isinf(low) or np.isinf(high):  # no margin on that side: keep a distance of one logit from the other
         low, high = max(low, min(threshold, high) - 2), min(high, max(threshold, low) + 2)
     return float(np.float32((low + high) / 2))

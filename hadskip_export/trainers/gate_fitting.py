@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hadskip_export.modeling.encoder import attention_bias
 from hadskip_export.modeling.gated import FIXED_MARGIN, Gate, GatedClassifier, pooled
 from hadskip_export.routing.routes import Route
 from hadskip_export.support.progress import track
 from hadskip_export.trainers.batches import Dataset, count_batches, ordered_batches
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.walk import prefixes, walk
 
 BATCH, FORCED = 256, 64  # rows of a step, and those among them whose decision the family leaves no choice about
 OBSERVE_BATCH = 64
@@ -44,7 +44,6 @@ def run_so_far(family: Iterable[Route], index: int) -> list[Route]:
     return sorted({tuple(layer for layer in route if layer <= index) for route in family})
 
 
-@torch.no_grad()
 def observe(
     model: GatedClassifier, teacher_logits: Tensor, data: Dataset, family: Sequence[Route], session: Session
 ) -> Evidence:
@@ -55,29 +54,23 @@ def observe(
         session: says where to compute, and what a prediction's divergence is.
     """
     model.eval()
-    body = model.classifier
-    n = len(data)
+    n, wanted = len(data), prefixes(list(family), len(model.gates))
     states: dict[Route, Tensor] = {}
     divergence = {route: torch.zeros(n) for route in family}
     batches = ordered_batches(data, OBSERVE_BATCH, session.device)
     for batch in track(batches, count_batches(data, OBSERVE_BATCH), "routes of the family"):
-        rows = torch.from_numpy(batch.rows)
-        input_ids, attention_mask, token_type_ids = batch.inputs
-        hidden: dict[Route, Tensor] = {(): body.embeddings(input_ids, token_type_ids)}
-        bias, distances = attention_bias(attention_mask, hidden[()].dtype), body.distances()
-        for index, layer in enumerate(body.layers):
-            for ran, state in hidden.items():
-                if index == 0 or ran[-1:] == (index,):
-                    seen = pooled(state, attention_mask).cpu()
-                    states.setdefault(ran, torch.zeros(n, seen.shape[1]))[rows] = seen
-            after, number = run_so_far(family, index + 1), index + 1
-            hidden = {
-                ran: layer(hidden[ran[:-1]], bias, distances)[0] if number in ran else hidden[ran] for ran in after
-            }
+        rows, attention_mask = torch.from_numpy(batch.rows), batch.attention_mask
+
+        def branch(index: int, ran: Route, _: Tensor, hidden: Tensor, mask=attention_mask, rows=rows) -> tuple:
+            if index == 0 or ran[-1:] == (index,):  # else the gate before saw the same
+                seen = pooled(hidden, mask).cpu()
+                states.setdefault(ran, torch.zeros(n, seen.shape[1]))[rows] = seen
+            every = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+            return every & ((index + 1, (*ran, index + 1)) in wanted), every & ((index + 1, ran) in wanted)
+
         teacher = teacher_logits[rows.to(teacher_logits.device)]
-        for route, state in hidden.items():
-            student = body.head(state, attention_mask)
-            divergence[route][rows] = session.objective.divergence(student, teacher).cpu()
+        for route, _, logits in walk(model.classifier, batch, branch):
+            divergence[route][rows] = session.objective.divergence(logits, teacher).cpu()
     return Evidence(states, divergence)
 
 

@@ -60,6 +60,10 @@ class Objective:
         """Equation 5: `divergence`, mean over the batch."""
         return self.divergence(student, teacher).mean()
 
+    def each_divergence(self, teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
+        """`divergence`, float [n]; logits, float [n, labels]."""
+        return self.divergence(torch.from_numpy(student), torch.from_numpy(teacher)).numpy()
+
     def mean_divergence(self, teacher: np.ndarray, student: np.ndarray) -> float:
-        """`divergence`, mean over inputs; logits, float [n, labels]."""
-        return float(self.prediction_loss(torch.from_numpy(student), torch.from_numpy(teacher)))
+        """`each_divergence`, mean over inputs."""
+        return float(self.each_divergence(teacher, student).mean())

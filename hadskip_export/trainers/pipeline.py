@@ -6,7 +6,7 @@ What a stopped run has finished is read from its folder instead of being done ag
 import copy
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from hadskip_export.modeling.checkpoint import (
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.budgets import budget_name
+from hadskip_export.routing.routes import RouteStatistics
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.progress import say
 from hadskip_export.support.words import counted
@@ -35,14 +36,14 @@ from hadskip_export.trainers.batches import Dataset, encode
 from hadskip_export.trainers.evaluation import full_logits
 from hadskip_export.trainers.methods.base import Method
 from hadskip_export.trainers.objective import Objective
+from hadskip_export.trainers.outcomes import find_outcomes
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.run_folder import RunFolder, finished_folder, is_finished, write_json, write_texts
 from hadskip_export.trainers.schedule import Leg
 from hadskip_export.trainers.session import Evaluation, Session
 from hadskip_export.trainers.stages import fine_tune, initialise_gates
-from hadskip_export.trainers.summary import budget_row
+from hadskip_export.trainers.summary import Figures
 from hadskip_export.trainers.teacher import Teacher
-from hadskip_export.trainers.threshold import fit_threshold
 from hadskip_export.verification.original import check_same_as_original
 
 PARITY_TEXTS = 500
@@ -214,37 +215,48 @@ class _Stage3:
     run: RunFolder
 
     def train(self, model: GatedClassifier, path: Sequence[Leg]) -> list[BudgetFigures]:
-        """Trains along the path and returns the figures of each budget."""
-        rows = []
-        for leg in path:
-            model, row = self._train_budget(model, leg)
-            rows.append(row)
+        """Trains along the path and returns the figures of every budget that a student of it keeps."""
+        rows: list[BudgetFigures] = []
+        for number, leg in enumerate(path):
+            model, kept = self._train_student(model, leg, number)
+            rows += kept
         return rows
 
-    def _train_budget(self, model: GatedClassifier, leg: Leg) -> tuple[GatedClassifier, BudgetFigures]:
-        """The student of one budget, its threshold and its figures."""
-        session, budget, folder = self.session, leg.budget, self.run.budget(leg.budget)
+    def _train_student(
+        self, model: GatedClassifier, leg: Leg, number: int
+    ) -> tuple[GatedClassifier, list[BudgetFigures]]:
+        """A student, its thresholds and its figures."""
+        session, folder = self.session, self.run.student(leg.budget)
         if is_finished(folder):
-            say(f"stage III, budget {budget_name(budget)}: done before")
-            done: BudgetFigures = read_json(folder / "metrics.json")["evaluation"]
+            say(f"{leg.name}: done before")
+            done: list[BudgetFigures] = read_json(folder / "metrics.json")["evaluation"]
             return load_gated(folder)[0].to(session.device), done
-        torch.manual_seed(session.seed + 2 + round(100 * budget))
+        torch.manual_seed(session.seed + 2 + number)
         model = self.method.learn(model, self.teacher, leg, session)
-        settings = GateSettings(session.recipe.gate_width, self._threshold(model, budget), budget)
-        row, held_out = budget_row(model, settings, self.evaluation, session)
+        rows, held_out = self._figures(model, leg)
+        threshold = next(row["threshold"] for row in rows if row["budget"] == leg.budget)
         with finished_folder(folder) as part:
-            save_gated(model, settings, part)
-            write_json(part / "metrics.json", {"evaluation": row, "held_out": {"routes": asdict(held_out)}})
-        self.run.log(phase="evaluation", **row)
-        say(
-            f"budget {budget_name(budget)}: {session.metric} {row['metric']:.4f} at"
-            f" {row['mean_layers']:.2f} layers, {counted(row['routes'], 'route')}"
-        )
-        return model, row
+            save_gated(model, GateSettings(session.recipe.gate_width, threshold, leg.budget), part)
+            write_json(part / "metrics.json", {"evaluation": rows, "held_out": {"routes": held_out}})
+        for row in rows:
+            self.run.log(phase="evaluation", **row)
+            say(
+                f"budget {budget_name(row['budget'])}: {session.metric} {row['metric']:.4f} at"
+                f" {row['mean_layers']:.2f} layers, {counted(row['routes'], 'route')}"
+            )
+        return model, rows
 
-    def _threshold(self, model: GatedClassifier, budget: float) -> float:
-        if not self.method.fits_threshold:
-            return 0.0
+    def _figures(self, model: GatedClassifier, leg: Leg) -> tuple[list[BudgetFigures], list[RouteStatistics]]:
+        """Of every budget that the student keeps."""
         session = self.session
-        on = self.evaluation.data if session.recipe.threshold_on == "evaluation" else session.held_out
-        return fit_threshold(model, on, budget, session.device)
+        family = self.method.family(session.recipe, leg, len(model.gates))
+        of = {
+            "evaluation": find_outcomes(model, self.evaluation.data, family, session.device),
+            "held-out": find_outcomes(model, session.held_out, family, session.device),
+        }
+        figures = Figures(of["evaluation"], of["held-out"], self.evaluation, session)
+        meets = of[session.recipe.threshold_on]
+        thresholds = [meets.threshold(budget) if self.method.fits_threshold else 0.0 for budget in leg.kept]
+        found = [figures.row(*at) for at in zip(leg.kept, thresholds, strict=True)]
+        rows: list[BudgetFigures] = [{**row, "student": leg.budget} for row, _ in found]
+        return rows, [held_out for _, held_out in found]

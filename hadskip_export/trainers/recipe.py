@@ -64,8 +64,10 @@ class Recipe:
     penalty_unit: Literal["layers", "share"]  # (mean layers - K)^2; "share" is equation 3 as printed, L^2 times weaker
 
     # Nested routing
+    body: Literal["shared", "dedicated"]  # one for all budgets, taught every size; or one for each of the schedule
+    shared_epochs: int  # of a shared body
     family: Literal["nested", "prefix", "all"]  # layers 1..k-1 and the last; layers 1..k; every set of k layers
-    family_spread: int  # sizes k that the body is taught: those within so many layers of the budget
+    family_spread: int  # sizes k that a dedicated body is taught: those within so many layers of the budget
     layer_price: float  # what running a layer costs a gate, in nats of divergence from the teacher
     fit_rows: int  # training rows the gates are fitted on, at most
     fit_steps: int
@@ -80,7 +82,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in (
-            "batch_size", "accumulate", "stage1_epochs", "epochs", "last_epochs", "gate_width", "fit_rows", "fit_steps"
+            "batch_size", "accumulate", "stage1_epochs", "epochs", "last_epochs", "shared_epochs", "gate_width",
+            "fit_rows", "fit_steps",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)}: expected at least 1")

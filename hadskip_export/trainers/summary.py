@@ -1,81 +1,107 @@
-"""The figures of a finished checkpoint and of a run."""
+"""The figures of a finished checkpoint at an operating point."""
 
 import numpy as np
 
 from hadskip_export.data.runs import BudgetFigures
-from hadskip_export.modeling.checkpoint import GateSettings
-from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routing.routes import RouteStatistics, statistics
-from hadskip_export.trainers.evaluation import (
-    above,
-    always,
-    fixed_routes,
-    logits_on_routes,
-    predict_fixed_routes,
-    predict_routed,
-)
+from hadskip_export.routing.hindsight import hindsight
+from hadskip_export.routing.routes import Route, RouteStatistics, statistics
+from hadskip_export.trainers.outcomes import Outcomes, find_outcomes
 from hadskip_export.trainers.session import Evaluation, Session
 
 DEALS = 5
+NOTHING_TO_WIN = 1e-6  # nats between dealing routes out and the best in hindsight: skill would be noise
 
 
-def budget_row(
-    model: GatedClassifier, settings: GateSettings, evaluation: Evaluation, session: Session
-) -> tuple[BudgetFigures, RouteStatistics]:
-    """One row of summary.json, all of it on the evaluation data with hard gates, and the routes of the held-out slice.
+class Figures:
+    """What a student does with the evaluation data and the held-out slice, at any threshold.
 
-    `metric` and all others that are: of texts without labels the share that has the teacher's label.
-    `divergence`: from the teacher's predictions, in nats (`Objective.divergence`); it says more than a metric on few
-    inputs.
-    `shuffled_metric`, `shuffled_divergence`: the same routes dealt out to the inputs at random, mean of some deals:
-    what the routes are worth when nobody chooses.
-    `retained`: None where the teacher's metric is not above 0, for then a share of it says nothing.
-    `static_metric`: the best fixed set of round(budget) layers (4.5: four) of the same weights, chosen on the held-out
-    slice. `held_out_mean_layers`: at the threshold that meets the budget on the evaluation texts, if it was met there.
-    `mismatched_metric`: only with `mismatched`, MNLI's second evaluation data.
+    Args:
+        on_evaluation, held_out: its outcomes, of all inputs on the routes that its body was taught.
     """
-    score, divergence = session.score, session.objective.mean_divergence
-    device, num_layers = session.device, len(model.gates)
-    decide, data, held_out = above(settings.threshold), evaluation.data, session.held_out
-    logits, routes, _ = predict_routed(model, data, decide, device)
-    _, held_out_routes, _ = predict_routed(model, held_out, decide, device)
-    seen, held = statistics(routes), statistics(held_out_routes)
-    top_route, top_share = seen.commonest[0]
-    size = min(max(1, round(settings.budget)), num_layers)
-    candidates = predict_fixed_routes(
-        model.classifier, held_out, fixed_routes(num_layers, size, [route for route, _ in held.commonest]), device
-    )
-    static_route = max(candidates, key=lambda route: score(candidates[route], held_out))
-    static = predict_fixed_routes(model.classifier, data, [static_route], device)[static_route]
-    top, _, _ = predict_routed(model, data, always(top_route, num_layers), device)
-    teacher = evaluation.teacher_logits
-    value, teacher_metric = score(logits, data), score(teacher, data)
-    dealt = [logits_on_routes(model, data, deal, device) for deal in _deals(routes)] or [logits]
-    row: BudgetFigures = {
-        "budget": settings.budget,
-        "mean_layers": seen.mean_layers,
-        "mean_layers_se": seen.standard_error,
-        "metric": value,
-        "retained": value / teacher_metric if teacher_metric > 0 else None,
-        "threshold": settings.threshold,
-        "routes": seen.distinct,
-        "route_entropy_bits": seen.entropy_bits,
-        "top_route": top_route,
-        "top_route_share": top_share,
-        "top_route_metric": score(top, data),
-        "static_route": static_route,
-        "static_metric": score(static, data),
-        "divergence": divergence(teacher, logits),
-        "shuffled_metric": float(np.mean([score(deal, data) for deal in dealt])),
-        "shuffled_divergence": float(np.mean([divergence(teacher, deal) for deal in dealt])),
-        "commonest_routes": seen.commonest,
-        "usage": seen.usage,
-        "histogram": seen.histogram,
-        "held_out_mean_layers": held.mean_layers,
-    }
-    if other := evaluation.mismatched:
-        row["mismatched_metric"] = score(predict_routed(model, other, decide, device)[0], other)
-    return row, held
+
+    def __init__(self, on_evaluation: Outcomes, held_out: Outcomes, evaluation: Evaluation, session: Session):
+        self._outcomes, self._held_out = on_evaluation, held_out
+        self._evaluation, self._session = evaluation, session
+        other = evaluation.mismatched
+        self._mismatched = None if other is None else find_outcomes(on_evaluation.model, other, (), session.device)
+
+    def row(self, budget: float, threshold: float) -> tuple[BudgetFigures, RouteStatistics]:
+        """One row of summary.json, all of it on the evaluation data with hard gates, and the routes of the held-out
+        slice.
+
+        `metric` and all others that are: of texts without labels the share that has the teacher's label.
+        `divergence`: from the teacher's predictions, in nats (`Objective.divergence`); it says more than a metric on
+        few inputs.
+        `shuffled_metric`, `shuffled_divergence`: the same routes dealt out to the inputs at random, mean of some deals:
+        what the routes are worth when nobody chooses.
+        `hindsight_divergence`: the least that the routes which the body was taught allow at as many layers, were each
+        input's best one known; `skill`: how much of the way there from dealing out at random the gates come. Both None
+        where there are no such routes or nothing to win.
+        `retained`: None where the teacher's metric is not above 0, for then a share of it says nothing.
+        `static_metric`: the best fixed set of at most round(budget) layers (4.5: four) of the same weights, chosen on
+        the held-out slice from those that the body was taught and the commonest of the gates'.
+        `held_out_mean_layers`: at the threshold that meets the budget on the evaluation texts, if it was met there.
+        `mismatched_metric`: only with `mismatched`, MNLI's second evaluation data.
+        """
+        evaluation, divergence = self._evaluation, self._session.objective.mean_divergence
+        teacher, outcomes = evaluation.teacher_logits, self._outcomes
+
+        def score(logits: np.ndarray) -> float:
+            return self._session.score(logits, evaluation.data)
+
+        routes, held_out_routes = outcomes.by_threshold.routes(threshold), self._held_out.by_threshold.routes(threshold)
+        logits, seen, held = outcomes.logits(routes), statistics(routes), statistics(held_out_routes)
+        top_route, top_share = seen.commonest[0]
+        static_route = self._best_fixed(round(budget), [route for route, _ in held.commonest])
+        value, teacher_metric = score(logits), score(teacher)
+        dealt = [outcomes.logits(deal) for deal in _deals(routes)] or [logits]
+        shuffled = float(np.mean([divergence(teacher, deal) for deal in dealt]))
+        least, skill = self._skill(seen.mean_layers, divergence(teacher, logits), shuffled)
+        row: BudgetFigures = {
+            "budget": budget,
+            "mean_layers": seen.mean_layers,
+            "mean_layers_se": seen.standard_error,
+            "metric": value,
+            "retained": value / teacher_metric if teacher_metric > 0 else None,
+            "threshold": threshold,
+            "routes": seen.distinct,
+            "route_entropy_bits": seen.entropy_bits,
+            "top_route": top_route,
+            "top_route_share": top_share,
+            "top_route_metric": score(outcomes.on(top_route)),
+            "static_route": static_route,
+            "static_metric": score(outcomes.on(static_route)),
+            "divergence": divergence(teacher, logits),
+            "shuffled_metric": float(np.mean([score(deal) for deal in dealt])),
+            "shuffled_divergence": shuffled,
+            "hindsight_divergence": least,
+            "skill": skill,
+            "commonest_routes": seen.commonest,
+            "usage": seen.usage,
+            "histogram": seen.histogram,
+            "held_out_mean_layers": held.mean_layers,
+        }
+        if self._mismatched is not None:
+            other = self._mismatched.logits(self._mismatched.by_threshold.routes(threshold))
+            row["mismatched_metric"] = self._session.score(other, self._mismatched.data)
+        return row, held
+
+    def _best_fixed(self, size: int, common: list[Route]) -> Route:
+        """Where none of them is as short, the shortest."""
+        candidates = list(dict.fromkeys([*self._outcomes.family, *common]))
+        most = max(size, min(map(len, candidates)))
+        fitting = [route for route in candidates if len(route) <= most]
+        return max(fitting, key=lambda route: self._session.score(self._held_out.on(route), self._held_out.data))
+
+    def _skill(self, mean_layers: float, own: float, shuffled: float) -> tuple[float | None, float | None]:
+        taught = self._outcomes.family
+        if len(taught) < 2 or mean_layers < min(map(len, taught)):
+            return None, None
+        each, teacher = self._session.objective.each_divergence, self._evaluation.teacher_logits
+        cost = np.stack([each(teacher, self._outcomes.on(route)) for route in taught])
+        least = hindsight(cost, np.array(list(map(len, taught))), mean_layers)
+        room = shuffled - least
+        return least, (shuffled - own) / room if room > NOTHING_TO_WIN else None
 
 
 def _deals(routes: np.ndarray) -> list[np.ndarray]:

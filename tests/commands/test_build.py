@@ -61,7 +61,7 @@ def built_otherwise(run_folder: Path, golden_file: Path, tmp_path_factory: pytes
 def one_layer(model_folder: Path, tmp_path: Path):
     """A source that is built quickly."""
     source = make_source(model_folder, tmp_path, layers=1)
-    return building.Source(**{**source.__dict__, "full": None, "point": replace(source.point, budget=1.0)})
+    return replace(source, full=None, points=(replace(source.points[0], budget=1.0),), budget=1.0)
 
 
 def row(run_folder: Path, budget: float) -> dict:
@@ -203,10 +203,48 @@ def test_golden_texts_of_the_user_s_own_are_kept(built_otherwise: Path):
 
 
 def test_a_share_names_a_budget_too(run_folder: Path):
-    assert building.load_source(run_folder, 0.5, full=False).point.budget == 1.5
-    assert building.load_source(run_folder, 1.5, full=False).point.budget == 1.5
-    assert building.load_source(run_folder, None, full=False).point.budget == 1.5
-    assert building.load_source(run_folder, 3, full=False).point.budget == 3
+    assert building.load_source(run_folder, 0.5, full=False).budget == 1.5
+    assert building.load_source(run_folder, 1.5, full=False).budget == 1.5
+    assert building.load_source(run_folder, None, full=False).budget == 1.5
+    assert building.load_source(run_folder, 3, full=False).budget == 3
+
+
+# One body for all budgets
+
+
+def test_a_bundle_of_one_body_answers_at_every_budget_as_the_run_was_measured_to(
+    shared_run: Path, csv_files: tuple[Path, Path], tmp_path: Path
+):
+    out, rows = tmp_path / "bundle", json.loads((shared_run / "summary.json").read_text())["budgets"]
+    assert build(shared_run, out=out).parity == "passed"
+    manifest = read_bundle(out).manifest
+    assert [point.budget for point in manifest.points] == [1.5, 2, 3] and manifest.default_budget == 1.5
+    with csv_files[1].open() as lines:
+        evaluation = list(csv.DictReader(lines))
+    with Predictor.load(out) as predictor:
+        for point in manifest.points:
+            row = next(row for row in rows if row["budget"] == point.budget)
+            assert point.thresholds == (row["threshold"],) * 3 and point.metric == row["metric"]
+            answers = predictor([one["text"] for one in evaluation], batch_size=16, budget=point.budget)
+            assert sum(len(one.layers) for one in answers) / len(answers) == pytest.approx(row["mean_layers"])
+            right = [one.label == wanted["label"] for one, wanted in zip(answers, evaluation, strict=True)]
+            assert sum(right) / len(right) == pytest.approx(row["metric"])
+
+
+def test_another_budget_of_one_body_is_another_default_of_the_same_weights(shared_run: Path):
+    first, other = (building.load_source(shared_run, budget, full=False) for budget in (None, 3))
+    assert (first.budget, other.budget) == (1.5, 3) and first.points == other.points
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(tensor, other.model.state_dict()[name])
+
+
+def test_a_budget_that_the_gates_do_not_keep_is_no_point_unless_it_is_asked_for(shared_run: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(shared_run, tmp_path / "run"))
+    summary = json.loads((copy / "summary.json").read_text())
+    next(row for row in summary["budgets"] if row["budget"] == 2)["mean_layers"] = 2.1
+    (copy / "summary.json").write_text(json.dumps(summary))
+    assert [point.budget for point in building.load_source(copy, None, full=False).points] == [1.5, 3]
+    assert [point.budget for point in building.load_source(copy, 2, full=False).points] == [1.5, 2, 3]
 
 
 # What it refuses, leaving nothing

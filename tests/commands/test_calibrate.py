@@ -18,7 +18,7 @@ from hadskip_export.runtime.programs.chain import Chain
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.errors import BudgetError, DataError, EngineError
 from hadskip_export.trainers.batches import Dataset
-from hadskip_export.trainers.threshold import fit_threshold
+from hadskip_export.trainers.outcomes import find_outcomes
 from tests.conftest import sentences, write_csv
 from tests.exporters.changing import copy_of
 
@@ -36,7 +36,7 @@ def fitted(source: Source) -> list[float]:
     """What training finds for these texts."""
     encoded = Tokenizer(source.tokenizer, source.max_length).encode(TEXTS)
     data = Dataset(encoded, None, np.zeros(len(TEXTS), np.int64))
-    return [fit_threshold(source.model, data, budget) for budget in (1.0, 2.5, 3.0)]
+    return [find_outcomes(source.model, data).threshold(budget) for budget in (1.0, 2.5, 3.0)]
 
 
 def mean_layers(folder: Path, threshold: float) -> float:

@@ -57,7 +57,7 @@ def test_two_builds_of_one_model_have_the_same_bytes(source, tmp_path: Path):
 
 def test_the_manifest_is_known_before_there_is_an_engine(source, tmp_path: Path):
     manifest = write_model(source, tmp_path)
-    assert manifest.points == (source.point,) and manifest.default_point == source.point
+    assert manifest.points == source.points and (manifest.default_point,) == source.points
     assert manifest.engines == () and manifest.router.kind == "gates" and manifest.router.route is None
     assert all((tmp_path / file).is_file() for file in (*manifest.pieces.values(), manifest.weights))
     config = json.loads((tmp_path / "model" / "config.json").read_text())

@@ -53,6 +53,7 @@ BUDGET = {
     "top_route_share": 0.5,
     "top_route_metric": 0.7,
     "static_metric": 0.7,
+    "skill": 0.4,
 }
 SUMMARY = {
     "task": "t",

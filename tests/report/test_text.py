@@ -167,7 +167,7 @@ def test_a_training_is_a_table_that_says_what_was_measured_on_what():
     assert heading == "t: accuracy on dev.csv by budget; teacher 0.8000 with all 4 layers"
     assert len(columns) == len(row)
     assert columns.split()[:4] == ["budget", "layers", "accuracy", "retained"]
-    assert row.split() == ["2", "2.00", "0.7500", "93.8%", "3", "1.50", "50.0%", "0.7000", "0.7000"]
+    assert row.split() == ["2", "2.00", "0.7500", "93.8%", "3", "50.0%", "0.7000", "0.7000", "40%"]
     before = {name: value for name, value in SUMMARY.items() if name != "evaluated_on"}  # a run of an older version
     assert text.training(before)[0].startswith("t: accuracy on the evaluation data by budget")
 

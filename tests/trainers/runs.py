@@ -11,7 +11,7 @@ from hadskip_export import train
 from hadskip_export.modeling.checkpoint import load_classifier, save_classifier
 from tests.conftest import QUICK
 
-QUICKEST = (*QUICK, "stage1_epochs=1", "last_epochs=1")
+QUICKEST = (*QUICK, "stage1_epochs=1", "last_epochs=1", "shared_epochs=1")
 
 
 def read(file: Path) -> Any:

@@ -1,7 +1,4 @@
-"""Whole datasets against one input at a time, and routes that share work against each route by itself."""
-
-import itertools
-import math
+"""Whole datasets against one input at a time."""
 
 import numpy as np
 import pytest
@@ -14,18 +11,10 @@ from hadskip_export.modeling.encoder import attention_bias
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.routes import Route, as_route
 from hadskip_export.trainers.batches import Dataset
-from hadskip_export.trainers.evaluation import (
-    MAX_FIXED_ROUTES,
-    above,
-    always,
-    fixed_routes,
-    full_logits,
-    logits_on_routes,
-    predict_fixed_routes,
-    predict_routed,
-)
+from hadskip_export.trainers.evaluation import full_logits, logits_on_routes
 from tests.modeling.random_models import random_gated
 from tests.trainers.datasets import OBJECTIVE, alone, random_dataset
+from tests.trainers.oracle import above, always, predict_routed
 
 DATA = random_dataset(150)  # more than two batches
 
@@ -116,33 +105,3 @@ def test_one_route_for_every_input(route):
     logits, routes, _ = predict_routed(model, DATA, always(route, 4))
     assert {as_route(row) for row in routes} == {route}
     assert_answers(logits, model, DATA, [route] * len(DATA))
-
-
-def test_routes_that_share_work_equal_each_route_by_itself():
-    model = random_gated()
-    routes = [route for size in range(5) for route in itertools.combinations(range(1, 5), size)]
-    together = predict_fixed_routes(model.classifier.train(), DATA, routes)
-    assert together.keys() == set(routes)
-    for route in routes:
-        apart, _, _ = predict_routed(model, DATA, always(route, 4))
-        np.testing.assert_allclose(together[route], apart, atol=1e-5)
-    assert len({tuple(logits.argmax(-1)) for logits in together.values()}) > 10
-
-
-@pytest.mark.parametrize(("layers", "size"), [(6, 3), (3, 3), (4, 1), (12, 2)])
-def test_all_routes_of_a_size_where_they_are_few(layers, size):
-    routes = fixed_routes(layers, size, [])
-    assert len(set(routes)) == len(routes) == math.comb(layers, size)
-    assert all(len(set(route)) == size and list(route) == sorted(route) for route in routes)
-    assert {layer for route in routes for layer in route} == set(range(1, layers + 1))
-
-
-def test_a_random_choice_with_the_common_ones_where_there_are_too_many():
-    common = [(1, 2, 3, 4, 5, 12), (1, 2), (7, 8, 9, 10, 11, 12)]  # one of another size, as adaptive routes are
-    routes = fixed_routes(12, 6, common)
-    assert len(set(routes)) == len(routes) == MAX_FIXED_ROUTES < math.comb(12, 6)
-    assert {common[0], common[2]} <= set(routes) and common[1] not in routes
-    assert all(
-        len(set(route)) == 6 and list(route) == sorted(route) and set(route) <= set(range(1, 13)) for route in routes
-    )
-    assert routes == fixed_routes(12, 6, common) != fixed_routes(12, 6, common, seed=1)

@@ -5,24 +5,20 @@ import pytest
 
 from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import SINGLE, Problem
-from hadskip_export.modeling.checkpoint import GateSettings
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.report import text
-from hadskip_export.trainers import summary as summaries
+from hadskip_export.routing.families import every_route
+from hadskip_export.routing.hindsight import hindsight
+from hadskip_export.routing.routes import statistics
 from hadskip_export.trainers.batches import Dataset
-from hadskip_export.trainers.evaluation import (
-    above,
-    fixed_routes,
-    full_logits,
-    logits_on_routes,
-    predict_fixed_routes,
-    predict_routed,
-)
+from hadskip_export.trainers.evaluation import full_logits, logits_on_routes
+from hadskip_export.trainers.outcomes import Outcomes, find_outcomes
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.session import Evaluation, Session
-from hadskip_export.trainers.summary import DEALS, budget_row
+from hadskip_export.trainers.summary import DEALS, Figures
 from tests.modeling.random_models import random_classifier, random_fixed, random_gated
 from tests.trainers.datasets import OBJECTIVE, random_dataset
+from tests.trainers.oracle import above, predict_fixed_routes, predict_routed
 
 OF_CLASSES = [name for name, metric in METRICS.items() if SINGLE in metric.problems]
 THRESHOLD = 3.0  # here both classes are predicted
@@ -39,7 +35,9 @@ def answers_right(share: float) -> np.ndarray:
     return np.where(np.arange(2) == predicted[:, None], 1.0, -0.5).astype(np.float32)
 
 
-def row_of(metric: str, teacher: np.ndarray, mismatched=None, model: GatedClassifier = MODEL) -> dict:
+def row_of(
+    metric: str, teacher: np.ndarray, mismatched=None, model: GatedClassifier = MODEL, family=(), threshold=THRESHOLD
+) -> dict:
     evaluation = Evaluation(data=EVALUATION, teacher_logits=teacher, mismatched=mismatched)
     session = Session(
         data=HELD_OUT,
@@ -52,7 +50,8 @@ def row_of(metric: str, teacher: np.ndarray, mismatched=None, model: GatedClassi
         objective=OBJECTIVE,
         metric=metric,
     )
-    return budget_row(model, GateSettings(8, THRESHOLD, 2), evaluation, session)[0]
+    of = [find_outcomes(model, data, family) for data in (EVALUATION, HELD_OUT)]
+    return Figures(*of, evaluation, session).row(2.0, threshold)[0]
 
 
 @pytest.mark.parametrize("metric", OF_CLASSES)
@@ -66,11 +65,11 @@ def test_every_figure_is_in_the_tasks_metric(metric):
     value = score(predict_routed(MODEL, EVALUATION, above(THRESHOLD))[0])
     assert 0 < reference < 1 and row["metric"] == value and row["retained"] == value / reference
     assert "mismatched_metric" not in row
-    routes = fixed_routes(4, 2, [])
-    held_out = predict_fixed_routes(MODEL.classifier, HELD_OUT, routes)
-    best = max(score(predicted, HELD_OUT) for predicted in held_out.values())
-    assert score(held_out[row["static_route"]], HELD_OUT) == best
-    static = predict_fixed_routes(MODEL.classifier, EVALUATION, [row["static_route"]])[row["static_route"]]
+    taken = statistics(predict_routed(MODEL, HELD_OUT, above(THRESHOLD))[1]).commonest
+    short = [route for route, _ in taken if len(route) <= 2]
+    held_out = predict_fixed_routes(MODEL, HELD_OUT, short)
+    assert score(held_out[row["static_route"]], HELD_OUT) == max(score(found, HELD_OUT) for found in held_out.values())
+    static = predict_fixed_routes(MODEL, EVALUATION, [row["static_route"]])[row["static_route"]]
     assert row["static_metric"] == score(static)
 
 
@@ -119,14 +118,16 @@ def test_routes_that_suit_their_inputs_lose_by_being_shuffled():
 def test_shuffled_figures_are_means_over_deals_of_the_same_routes_to_other_inputs(metric, monkeypatch):
     teacher, asked = answers_right(0.8), []
 
-    def listening(model, data, routes, device):
-        asked.append((routes, logits_on_routes(model, data, routes, device)))
-        return asked[-1][1]
+    def listening(outcomes, routes):
+        if outcomes.data is EVALUATION:
+            asked.append((routes, logits_on_routes(MODEL, EVALUATION, routes)))
+        return looked_up(outcomes, routes)
 
-    monkeypatch.setattr(summaries, "logits_on_routes", listening)
+    looked_up = Outcomes.logits
+    monkeypatch.setattr(Outcomes, "logits", listening)
     row = row_of(metric, teacher)
     _, own, _ = predict_routed(MODEL, EVALUATION, above(THRESHOLD))
-    deals = [(routes, logits) for routes, logits in asked if (routes != own).any()]
+    deals = [(routes, logits) for routes, logits in asked if (routes != own).any() and (routes != routes[0]).any()]
     assert len(deals) == DEALS > 1 and len(np.unique(own, axis=0)) > 3
     for routes, _ in deals:
         assert sorted(map(tuple, routes)) == sorted(map(tuple, own))
@@ -146,3 +147,19 @@ def test_of_one_route_there_is_nothing_to_shuffle(route):
     assert row["routes"] == 1 and row["top_route"] == route and row["mean_layers"] == len(route)
     assert row["shuffled_divergence"] == row["divergence"]
     assert row["shuffled_metric"] == row["metric"] == row["top_route_metric"]
+
+
+def test_skill_is_how_far_the_gates_come_from_chance_to_hindsight():
+    family = every_route([1, 2, 3, 4], 4)
+    teacher = full_logits(random_classifier(labels=("0", "1")), EVALUATION)
+    row = row_of("accuracy", teacher, family=family)
+    each = np.stack([OBJECTIVE.each_divergence(teacher, logits)
+                     for logits in predict_fixed_routes(MODEL, EVALUATION, family).values()])  # fmt: skip
+    least = hindsight(each, np.array(list(map(len, family))), row["mean_layers"])
+    assert row["hindsight_divergence"] == pytest.approx(least, abs=1e-6)
+    room = row["shuffled_divergence"] - least
+    assert room > 0.001
+    assert row["skill"] == pytest.approx((row["shuffled_divergence"] - row["divergence"]) / room, abs=1e-4)
+    assert row_of("accuracy", teacher)["skill"] is None
+    everything = row_of("accuracy", teacher, family=family, threshold=-100.0)
+    assert everything["mean_layers"] == 4 and everything["skill"] is None  # nothing to win: hindsight is one route, too

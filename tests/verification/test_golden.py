@@ -53,7 +53,7 @@ def test_what_a_bundle_keeps_is_what_the_model_gave(bundle: Path, source):
     assert golden.logits.shape == (COUNT, 2)
     assert golden.routes.dtype == bool
     assert golden.labels == source.config.labels
-    np.testing.assert_array_equal(golden.routes, golden.margins > np.float32(source.point.thresholds))
+    np.testing.assert_array_equal(golden.routes, golden.margins > np.float32(source.points[0].thresholds))
 
 
 def test_what_a_static_bundle_keeps_is_its_route(static_bundle: Path):

@@ -3,6 +3,7 @@
 from typing import ClassVar, Protocol
 
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routing.routes import Route
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import Leg
 from hadskip_export.trainers.session import Session
@@ -15,16 +16,21 @@ class Method(Protocol):
     initialises_gates: ClassVar[bool]  # whether stage II comes first, where the recipe has epochs for it
     fits_threshold: ClassVar[bool]  # whether a threshold on its gates' margins makes the mean layers meet the budget
 
-    def check(self, budget: float, num_layers: int) -> None:
+    def check(self, recipe: Recipe, budget: float, num_layers: int) -> None:
         """Called before anything is trained.
 
         Raises:
             BudgetError: the method cannot have this budget, in layers, or not with its options.
+            RecipeError: it cannot have the recipe.
         """
         ...
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
-        """The budgets on the way, the last of which is `budget`. Each gets a checkpoint."""
+        """The students on the way, the last of which is that of `budget`. Each gets a checkpoint."""
+        ...
+
+    def family(self, recipe: Recipe, leg: Leg, num_layers: int) -> list[Route]:
+        """The routes that the student's body is taught; none where they are not known beforehand."""
         ...
 
     def learn(self, model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routing.routes import Route
 from hadskip_export.trainers.methods.one_route import check_whole, learn_route, straight_path
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import Leg
@@ -18,11 +19,14 @@ class Budgeted:
     initialises_gates: ClassVar[bool] = False
     fits_threshold: ClassVar[bool] = False
 
-    def check(self, budget: float, num_layers: int) -> None:
+    def check(self, recipe: Recipe, budget: float, num_layers: int) -> None:
         check_whole("budgeted", budget)
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
         return straight_path(recipe, budget, num_layers)
+
+    def family(self, recipe: Recipe, leg: Leg, num_layers: int) -> list[Route]:
+        return []
 
     def learn(self, model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:
         return learn_route(tuple(range(1, int(leg.budget) + 1)), teacher, leg, session)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routing.routes import Route
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import Leg, budget_path
 from hadskip_export.trainers.session import Session
@@ -18,11 +19,14 @@ class Joint:
     initialises_gates: ClassVar[bool] = True
     fits_threshold: ClassVar[bool] = True
 
-    def check(self, budget: float, num_layers: int) -> None:
+    def check(self, recipe: Recipe, budget: float, num_layers: int) -> None:
         """Takes any budget."""
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
         return budget_path(recipe, budget, num_layers)
+
+    def family(self, recipe: Recipe, leg: Leg, num_layers: int) -> list[Route]:
+        return []
 
     def learn(self, model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:
         train_jointly(model, teacher, leg, session)

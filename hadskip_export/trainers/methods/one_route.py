@@ -7,7 +7,7 @@ from hadskip_export.routing.families import Draw
 from hadskip_export.routing.routes import Route
 from hadskip_export.support.errors import BudgetError
 from hadskip_export.trainers.recipe import Recipe
-from hadskip_export.trainers.schedule import Leg, budget_path
+from hadskip_export.trainers.schedule import Leg, all_epochs
 from hadskip_export.trainers.session import Session
 from hadskip_export.trainers.stages import distil
 from hadskip_export.trainers.teacher import Teacher
@@ -26,7 +26,7 @@ def check_whole(method: str, budget: float) -> None:
 
 def straight_path(recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
     """Straight to the budget, with the epochs of the recipe's whole way: a fair comparison sees as many samples."""
-    return [Leg(num_layers, budget, sum(leg.epochs for leg in budget_path(recipe, budget, num_layers)))]
+    return [Leg(num_layers, budget, all_epochs(recipe, budget, num_layers))]
 
 
 def student_of(teacher: Teacher, session: Session, route: Route | None = None) -> GatedClassifier:

@@ -1,13 +1,16 @@
 """A rival: every input runs the best set of layers, or the one that was asked for."""
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.families import Draw
 from hadskip_export.routing.routes import Route, is_route
 from hadskip_export.support.errors import BudgetError
-from hadskip_export.trainers.evaluation import fixed_routes
 from hadskip_export.trainers.gate_fitting import observe
 from hadskip_export.trainers.methods.one_route import check_whole, learn_route, straight_path, student_of
 from hadskip_export.trainers.recipe import Recipe
@@ -17,6 +20,7 @@ from hadskip_export.trainers.stages import distil
 from hadskip_export.trainers.teacher import Teacher
 
 SEARCH_EPOCHS = 1
+MOST_ROUTES = 200  # that the search compares
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Static:
     initialises_gates: ClassVar[bool] = False
     fits_threshold: ClassVar[bool] = False
 
-    def check(self, budget: float, num_layers: int) -> None:
+    def check(self, recipe: Recipe, budget: float, num_layers: int) -> None:
         check_whole("static", budget)
         if self.route is not None and (len(self.route) != budget or not is_route(self.route, num_layers)):
             layers = ",".join(map(str, self.route))
@@ -40,6 +44,9 @@ class Static:
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
         return straight_path(recipe, budget, num_layers)
+
+    def family(self, recipe: Recipe, leg: Leg, num_layers: int) -> list[Route]:
+        return []
 
     def learn(self, model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:
         route = self.route or find_route(teacher, leg.budget, session)
@@ -50,10 +57,20 @@ def find_route(teacher: Teacher, budget: float, session: Session) -> Route:
     """The best route of its size, found before it is trained by itself: an epoch on all of them at random, then the
     one that is nearest to the teacher on the held-out slice."""
     student = student_of(teacher, session)
-    candidates = fixed_routes(len(student.gates), round(budget), [])
+    candidates = fixed_routes(len(student.gates), round(budget))
     draw = Draw(candidates, len(student.gates), session.seed)
     distil(student, teacher, draw, session, epochs=SEARCH_EPOCHS, label="search")
     held_out = Teacher(teacher.model, session.held_out, session.device)
     found = observe(student, held_out.logits(), session.held_out, candidates, session).divergence
     session.log(phase="search", divergence={str(route): float(cost.mean()) for route, cost in found.items()})
     return min(candidates, key=lambda route: float(found[route].mean()))
+
+
+def fixed_routes(num_layers: int, size: int, seed: int = 0) -> list[Route]:
+    """All routes of `size` layers or, where there are too many, a random choice."""
+    if math.comb(num_layers, size) <= MOST_ROUTES:
+        return list(itertools.combinations(range(1, num_layers + 1), size))
+    random, chosen = np.random.default_rng(seed), set[Route]()
+    while len(chosen) < MOST_ROUTES:
+        chosen.add(tuple(sorted(int(layer) + 1 for layer in random.choice(num_layers, size, replace=False))))
+    return sorted(chosen)

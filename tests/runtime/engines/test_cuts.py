@@ -36,7 +36,7 @@ def model(request, model_folder: Path, bundle: Path, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("cuts")
     source = make_source(model_folder, folder, layers=request.param, seed=request.param)
     # A budget of 2 is one that a model of one layer has not got.
-    write_bundle(replace(source, point=replace(source.point, budget=1.0)), folder / "bundle")
+    write_bundle(replace(source, points=(replace(source.points[0], budget=1.0),), budget=1.0), folder / "bundle")
     return folder / "bundle"
 
 

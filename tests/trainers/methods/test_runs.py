@@ -22,12 +22,7 @@ from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, HadskipError, RecipeError
 from hadskip_export.trainers import pipeline
 from hadskip_export.trainers.batches import encode
-from hadskip_export.trainers.evaluation import (
-    above,
-    full_logits,
-    logits_on_routes,
-    predict_routed,
-)
+from hadskip_export.trainers.evaluation import full_logits, logits_on_routes
 from hadskip_export.trainers.methods import nested
 from hadskip_export.trainers.methods.nested import Nested
 from hadskip_export.trainers.methods.static import SEARCH_EPOCHS, Static
@@ -35,18 +30,20 @@ from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.schedule import Leg
 from hadskip_export.trainers.session import Session
 from hadskip_export.trainers.stages import distil
-from hadskip_export.trainers.summary import budget_row
+from hadskip_export.trainers.summary import Figures
 from hadskip_export.trainers.teacher import Teacher
 from tests.conftest import QUICK, sentences, write_csv
 from tests.modeling.random_models import random_classifier, random_gated
 from tests.trainers.datasets import OBJECTIVE, PROBLEM, random_dataset
+from tests.trainers.oracle import above, predict_routed
 from tests.trainers.runs import as_model, assert_bit_equal, read, repeat
 
 # One budget of a random model
 
 
 def session(log: list[dict[str, Any]], *settings: str) -> Session:
-    recipe = load_recipe("adaptive", ["batch_size=16", "gate_width=8", "fit_steps=30", "body_lr=1e-3", *settings])
+    settings = ("batch_size=16", "gate_width=8", "fit_steps=30", "body_lr=1e-3", "body=dedicated", *settings)
+    recipe = load_recipe("adaptive", settings)
     return Session(
         data=random_dataset(96, 1), held_out=random_dataset(60, 2), recipe=recipe, seed=0, device="cpu",
         log=lambda **record: log.append(record), problem=PROBLEM, objective=OBJECTIVE,
@@ -162,15 +159,17 @@ def test_after_a_budget_that_left_a_gate_no_choice_it_gets_one():
 
 # Whole runs from the user's own classifier
 
-FITTING = ("fit_steps=300", "fit_lr=1e-2", "last_epochs=2")
+FITTING = ("fit_steps=300", "fit_lr=1e-2", "last_epochs=2", "shared_epochs=3")
 COMMANDS: dict[str, dict[str, Any]] = {
-    "adaptive": {"recipe": "adaptive", "budget": 2, "settings": (*QUICK, *FITTING, "schedule=direct")},
-    "adaptive, on the way": {"recipe": "adaptive", "budget": 1.5},
+    "adaptive": {"recipe": "adaptive", "budget": 2},
+    "adaptive, fraction": {"recipe": "adaptive", "budget": 1.5},
+    "adaptive, dedicated": {"recipe": "adaptive", "budget": 1.5, "settings": (*QUICK, *FITTING, "body=dedicated")},
     "budgeted": {"method": "budgeted", "budget": 2},
     "static": {"method": "static", "route": (1, 3), "budget": 2},
     "search": {"method": "static", "budget": 2},
 }
-ADAPTIVE, RIVALS = list(COMMANDS)[:2], list(COMMANDS)[2:]
+ADAPTIVE, RIVALS = list(COMMANDS)[:3], list(COMMANDS)[3:]
+BUDGETS = {"adaptive": "3 2", "adaptive, fraction": "3 2 1.5", "adaptive, dedicated": "3 2 1.5"}
 
 
 @dataclass(frozen=True)
@@ -217,9 +216,10 @@ def held_out(trained: Trained, csv_files):
 
 
 def test_a_run_has_a_checkpoint_for_each_budget_and_a_summary(trained):
-    budgets = ["3", "2", "1.5"] if "way" in trained.name else ["2"]
+    budgets = BUDGETS.get(trained.name, "2").split()
+    students = budgets if "dedicated" in trained.name else budgets[-1:]
     names = [file.name for file in trained.folders]
-    assert names == ["stage1", *sorted(budgets)] and not (trained.out / "stage2").exists()
+    assert names == ["stage1", *sorted(students)] and not (trained.out / "stage2").exists()
     assert json.loads(json.dumps(trained.summary)) == read(trained.out / "summary.json")
     assert trained.summary["method"] == trained.arguments.get("method", "hadskip")
     assert [row["budget"] for row in trained.summary["budgets"]] == [float(budget) for budget in budgets]
@@ -234,9 +234,10 @@ def test_the_figures_are_those_of_the_checkpoint_on_the_evaluation_data(trained,
     evaluation = encoded(trained, csv_files[1])
     answers = full_logits(load_classifier(trained.out / "stage1"), evaluation)
     for row in trained.summary["budgets"]:
-        model, settings = load_gated(trained.out / "budgets" / f"{row['budget']:g}")
-        predicted, routes, _ = predict_routed(model, evaluation, above(settings.threshold))
-        assert settings.threshold == row["threshold"] and settings.budget == row["budget"]
+        model, settings = load_gated(trained.out / "budgets" / f"{row['student']:g}")
+        predicted, routes, _ = predict_routed(model, evaluation, above(row["threshold"]))
+        if settings.budget == row["budget"]:
+            assert settings.threshold == row["threshold"]
         assert row["metric"] == pytest.approx(np.mean(predicted.argmax(-1) == evaluation.targets))
         assert row["mean_layers"] == pytest.approx(routes.sum(axis=1).mean())
         assert row["divergence"] == pytest.approx(
@@ -260,7 +261,7 @@ def test_an_adaptive_run_routes_within_its_family_at_the_budget(trained, csv_fil
     data = encoded(trained, csv_files[0])
     _, routes, margins = predict_routed(model, data, above(0.0))
     assert (margins[:, 2] == 20).all() and margins[:, 0].std() > 0
-    family = {(3,), (1, 3), (1, 2, 3)} if trained.arguments["budget"] == 2 else {(3,), (1, 3)}
+    family = {(3,), (1, 3)} if "dedicated" in trained.name else {(3,), (1, 3), (1, 2, 3)}
     assert np.mean([as_route(route) in family for route in routes]) > 0.95
     row = trained.summary["budgets"][-1]
     assert abs(row["mean_layers"] - trained.arguments["budget"]) < 0.1
@@ -286,7 +287,7 @@ def test_a_rival_runs_one_route_for_all_and_has_nothing_to_shuffle(trained, csv_
 
 @pytest.mark.parametrize("trained", RIVALS, indirect=True)
 def test_a_rival_goes_straight_to_its_budget_in_the_time_of_the_whole_way(trained):
-    """The paper's way to 2 of 3 layers: an epoch at 3, then two (`last_epochs`)."""
+    """Which of the paper's recipe is, to 2 of 3 layers, an epoch at 3, then two (`last_epochs`)."""
     epochs = [record for record in trained.log if record.get("phase", "").startswith("stage III")]
     assert [record["epoch"] for record in epochs] == [1, 2, 3] and len({record["phase"] for record in epochs}) == 1
     searches = [record for record in trained.log if record.get("phase") == "search"]
@@ -299,11 +300,11 @@ def test_a_rival_goes_straight_to_its_budget_in_the_time_of_the_whole_way(traine
 
 @pytest.mark.parametrize("recipe", ["paper", "adaptive"])
 @pytest.mark.parametrize(
-    "way", [(), ("schedule=direct",), ("schedule=homotopic", "schedule_step=0.5")], ids=["its own", "direct", "halves"]
+    "way", [(), ("body=dedicated",), ("body=dedicated", "schedule=direct"), ("body=dedicated", "schedule_step=0.5")]
 )
 def test_a_rival_has_as_many_epochs_as_the_recipe_at_any_budget(recipe, way, teacher, csv_files, tmp_path):
     epochs = {}
-    settings = (*QUICK, "fit_steps=1", "stage2_epochs=0", "last_epochs=2", "batch_size=128", *way)
+    settings = (*QUICK, "fit_steps=1", "stage2_epochs=0", "last_epochs=2", "shared_epochs=4", "batch_size=128", *way)
     for method in ("hadskip", "budgeted"):
         out = tmp_path / method
         arguments = {"method": method, "budget": 1, "recipe": recipe, "settings": settings}
@@ -311,8 +312,8 @@ def test_a_rival_has_as_many_epochs_as_the_recipe_at_any_budget(recipe, way, tea
         log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         epochs[method] = sum(r.get("phase", "").startswith("stage III") and "epoch" in r for r in log)
     assert epochs["hadskip"] == epochs["budgeted"]
-    budgets = 1 if "schedule=direct" in way else 5 if way else 3
-    assert epochs["budgeted"] == budgets - 1 + 2
+    budgets = 1 if "schedule=direct" in way else 5 if "schedule_step=0.5" in way else 3
+    assert epochs["budgeted"] == (4 if recipe == "adaptive" and not way else budgets - 1 + 2)
 
 
 def test_a_stopped_run_ends_with_the_very_weights_and_figures(trained, teacher, csv_files, tmp_path):
@@ -335,7 +336,7 @@ def test_a_stopped_run_ends_with_the_very_weights_and_figures(trained, teacher, 
 
 
 def test_resuming_as_another_method_is_refused(trained, teacher, csv_files):
-    other = {"method": "static", "route": (2, 3)} if trained.name != "adaptive, on the way" else {"seed": 5}
+    other = {"method": "static", "route": (2, 3)} if "adaptive," not in trained.name else {"seed": 5}
     with pytest.raises(BundleError, match="--resume with another"):
         repeat(teacher, csv_files, trained.out, resume=True, **(trained.arguments | other))
 
@@ -406,11 +407,11 @@ def test_without_labels_the_held_out_slice_has_the_teachers_answers(teacher, csv
     """What it decides, as the best fixed route of the weights, is decided by them."""
     seen = []
 
-    def listening(model, settings, evaluation, session):
-        seen.append(session.held_out)
-        return budget_row(model, settings, evaluation, session)
+    def listening(on_evaluation, held_out, *others):
+        seen.append(held_out.data)
+        return Figures(on_evaluation, held_out, *others)
 
-    monkeypatch.setattr(pipeline, "budget_row", listening)
+    monkeypatch.setattr(pipeline, "Figures", listening)
     texts = write_csv(tmp_path / "texts.csv", [(text,) for text, _ in sentences(400, 5)], header=("text",))
     arguments = {"fine_tuned": True, "method": "budgeted", "budget": 3, "settings": (*QUICK, "last_epochs=1")}
     repeat(teacher, (texts, csv_files[1]), tmp_path / "run", **arguments)
