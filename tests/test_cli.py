@@ -126,7 +126,8 @@ def test_train_knows_other_ways_to_routes(made: Made, tmp_path: Path, options: l
     result = succeeded(
         run(
             "train", "--model", made.model, "--budget", 2, "--train", made.train, "--eval", made.eval, "--out", out,
-            "--max-length", 32, *SETTINGS, "--set", "stage1_epochs=1", "--set", "last_epochs=1", "--set", "shared_epochs=1", *options,
+            "--max-length", 32, *SETTINGS, "--set", "stage1_epochs=1", "--set", "last_epochs=1",
+            "--set", "shared_epochs=1", *options,
         )
     )  # fmt: skip
     row = json.loads((out / "summary.json").read_text())["budgets"][-1]
