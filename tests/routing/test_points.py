@@ -76,9 +76,9 @@ def test_between_two_points_each_threshold_lies_between_theirs_and_moves_one_way
 def test_a_point_that_lies_on_the_way_changes_nothing(points: tuple[Point, ...], share: float):
     budget = points[0].budget + share * (points[1].budget - points[0].budget)
     between = point(budget, *at(points, budget))
-    for part in (0.25, 0.5, 0.9):
+    for part in (0.25, 0.5, 0.9):  # a share's layers are rounded to nine digits, and thresholds may be steep in them
         asked = points[0].budget + part * (points[1].budget - points[0].budget)
-        np.testing.assert_allclose(at(with_point(points, between), asked), at(points, asked), atol=1e-9)
+        np.testing.assert_allclose(at(with_point(points, between), asked), at(points, asked), atol=1e-6)
 
 
 def test_below_one_a_budget_is_a_share_of_the_layers():
