@@ -3,10 +3,12 @@
     python benchmarks/study.py run --glue GLUE_FOLDER --runs FOLDER [NAME ...]   # resumable; one after the other
     python benchmarks/study.py table                                             # from the summaries kept in study/
     python benchmarks/study.py evidence                                          # recipes beside rivals, by seed
+    python benchmarks/study.py twelve                                            # twelve layers, beside the paper
 
-Every run is `hadskip_export.train` on the 6-layer MiniLM of the demo. Teachers come first, one per task and seed; all
-students of a seed share its teacher and its held-out slice. Run folders hold weights and stay out of the repository;
-their summaries are small and are kept in benchmarks/study/, so that a table can be printed without training again.
+Every run is `hadskip_export.train` on the 6-layer MiniLM of the demo or on the 12 layers of e5-small (`e5_small.py`).
+Teachers come first, one per task and seed; all students of a seed share its teacher and its held-out slice. Run folders
+hold weights and stay out of the repository; their summaries are small and are kept in benchmarks/study/, so that a
+table can be printed without training again.
 """
 
 import hashlib
@@ -19,6 +21,7 @@ from typing import Any
 
 import click
 import numpy as np
+from e5_small import make_e5_small
 
 from hadskip_export import train
 from hadskip_export.commands.demo import find_model
@@ -39,23 +42,30 @@ class Run:
     method: str = "hadskip"
     recipe: str = "adaptive"
     settings: tuple[str, ...] = ()
+    layers: int = 6  # which says of what model
 
     @property
     def data(self) -> str:
         return self.task if self.rows is None else f"{self.task}-{self.rows}"
 
     @property
+    def _of_seed(self) -> str:
+        return f"{'' if self.layers == 6 else f'{self.layers}-'}{self.data}-s{self.seed}"
+
+    @property
     def name(self) -> str:
-        return f"{self.data}-s{self.seed}-{self.label}-{self.budget:g}"
+        return f"{self._of_seed}-{self.label}-{self.budget:g}"
 
     @property
     def teacher(self) -> str:
-        return f"{self.data}-s{self.seed}-teacher"
+        return f"{self._of_seed}-teacher"
 
 
 PRECISION = "precision=bf16"
 SMALL = [("cola", None), ("sst2", 8000)]
 EVIDENCE = [("cola", None, 3), ("sst2", 20000, 4)]  # and seeds: the second of SST-2 has a teacher below .87
+TWELVE = [("sst2", 8000), ("rte", None), ("cola", None)]
+PAPER = {"sst2": (0.957, 0.973, 1.002), "rte": (0.792, 0.902, 0.964), "cola": (0.599, 0.855, 0.981)}  # at 3, 6 and 9
 RIVALS = ("budgeted", "static")
 COMPARED = ("paper", *RIVALS)  # with `adaptive`
 DIRECT = ("schedule=direct",)  # three epochs at the budget asked for, none on the way
@@ -75,11 +85,17 @@ ADAPTIVE_KNOBS = ("batch_size=16", "batch_size=64", "body_lr=2e-5", "body_lr=1e-
 PAPER_KNOBS = ("glide=0", "margin_limit=inf", "gate_bias=0", "gate_bias=3", "gate_lr=1e-4")
 
 
-def student(task: str, rows: int | None, seed: int, who: str, budget: float, *settings: str, name: str = "") -> Run:
-    """`who` is a recipe or a rival; `name` what makes this run another than the plain one."""
-    method, recipe = (who, "adaptive") if who in RIVALS else ("hadskip", who)
+def student(
+    task: str, rows: int | None, seed: int, who: str, budget: float, *settings: str, name: str = "", layers: int = 6
+) -> Run:
+    """`who` is a recipe or a rival: `shared` is `adaptive` as it ships, one body for all budgets, and what is called
+    `adaptive` a body for each, as are the rivals of six layers, which have as many epochs; `name` is what makes this
+    run another than the plain one."""
+    method, recipe = (who, "adaptive") if who in RIVALS else ("hadskip", "adaptive" if who == "shared" else who)
     label = "-".join(filter(None, (who, name)))
-    return Run(task, rows, seed, label, budget, method, recipe, (PRECISION, *settings))
+    if recipe == "adaptive" and who != "shared" and layers == 6:
+        settings = ("body=dedicated", *settings)
+    return Run(task, rows, seed, label, budget, method, recipe, (PRECISION, *settings), layers)
 
 
 def study() -> list[Run]:
@@ -143,7 +159,18 @@ def precision() -> list[Run]:
     ]
 
 
+def twelve() -> list[Run]:
+    """One body of twelve layers at every budget, against rivals that are each trained for theirs alone."""
+    runs = []
+    for seed in range(3):
+        for task, rows in TWELVE:
+            runs.append(student(task, rows, seed, "shared", 6, layers=12))
+            runs += [student(task, rows, seed, who, k, layers=12) for who in RIVALS for k in (3, 6, 9)]
+    return runs
+
+
 GROUPS = {
+    "twelve": twelve,
     "study": study,
     "evidence": evidence,
     "ablations": ablations,
@@ -173,11 +200,20 @@ def teacher_folder(data: Path, runs: Path, run: Run) -> Path:
     out = runs / run.teacher
     if not (out / "summary.json").is_file():
         train(
-            model=str(find_model()), task=run.task, data_dir=str(data), budget=6, out=out, seed=run.seed,
-            method="budgeted", settings=("last_epochs=1", PRECISION), recipe="adaptive", resume=True,
+            model=str(model_folder(runs, run.layers)), task=run.task, data_dir=str(data), budget=run.layers, out=out,
+            seed=run.seed, method="budgeted", settings=("shared_epochs=1", PRECISION), recipe="adaptive", resume=True,
         )  # fmt: skip
-    shutil.copy(out / "tokenizer" / "tokenizer.json", out / "stage1")
     return out / "stage1"
+
+
+def model_folder(runs: Path, layers: int) -> Path:
+    """The pretrained model."""
+    if layers == 6:
+        return find_model()
+    folder = runs / "e5-small"
+    if not (folder / "model.safetensors").is_file():  # the last to be written
+        make_e5_small(folder)
+    return folder
 
 
 @click.group()
@@ -290,6 +326,44 @@ def evidence_table() -> None:
         _print_row(*cells)
 
 
+@main.command("twelve")
+def twelve_table() -> None:
+    """Twelve layers: what is retained of the teacher's metric, mean of the seeds, beside the paper's; then how far one
+    body is above the better of its rivals, in the metric, and below it in divergence, paired by seed."""
+    _print_row("data, budget", "seeds", "teacher", "paper", "one body", *RIVALS, "above the better", "KL less", "skill")
+    _print_row(*["---"] * (8 + len(RIVALS)))
+    for task, rows in TWELVE:
+        for k, retained in zip((3, 6, 9), PAPER[task], strict=True):
+            seeds = []
+            for seed in range(3):
+                found = [_kept(student(task, rows, seed, "shared", 6, layers=12), k)]
+                found += [_kept(student(task, rows, seed, who, k, layers=12), k) for who in RIVALS]
+                if all(found):
+                    seeds.append(found)
+            if not seeds:
+                continue
+            shares = [np.mean([found[who]["retained"] for found in seeds]) for who in range(1 + len(RIVALS))]
+            above = [found[0]["metric"] - max(other["metric"] for other in found[1:]) for found in seeds]
+            best = [min(other["divergence"] for other in found[1:]) for found in seeds]
+            less = [1 - found[0]["divergence"] / low for found, low in zip(seeds, best, strict=True)]
+            _print_row(
+                f"{task if rows is None else f'{task}, {rows:,}'}, {k} of 12", str(len(seeds)),
+                _short(float(np.mean([found[0]["teacher"] for found in seeds]))), f"{retained:.1%}",
+                *(f"{share:.1%}" for share in shares), f"{np.mean(above):+.3f}", f"{np.mean(less):+.0%}",
+                f"{np.mean([found[0]['skill'] for found in seeds]):.2f}",
+            )  # fmt: skip
+
+
+def _kept(run: Run, budget: float) -> dict[str, Any]:
+    """The figures of a run at a budget, with its teacher's metric; none if it has not run."""
+    file = SUMMARIES / f"{run.name}.json"
+    if not file.is_file():
+        return {}
+    summary = json.loads(file.read_text())
+    row = next(row for row in summary["budgets"] if row["budget"] == budget)
+    return row | {"teacher": summary["teacher"]["metric"]}
+
+
 def _print_row(*cells: str) -> None:
     click.echo("| " + " | ".join(cells) + " |")
 
@@ -307,16 +381,10 @@ def _beside(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
 def _at(task: str, rows: int | None, seed: int, who: str, budget: float) -> dict[str, Any] | None:
     """The figures of a recipe or a rival at a budget, with its teacher's metric; None if it has not run. `paper` goes
     down to 2 in one run, from which those at 4 are, and those at 3 where it has no run of its own."""
-    names = [student(task, rows, seed, who, budget).name]
+    runs = [student(task, rows, seed, who, budget)]
     if who == "paper":
-        names.append(student(task, rows, seed, who, 2).name)
-    for name in names:
-        file = SUMMARIES / f"{name}.json"
-        if file.is_file():
-            summary = json.loads(file.read_text())
-            row = next(row for row in summary["budgets"] if row["budget"] == budget)
-            return row | {"teacher": summary["teacher"]["metric"]}
-    return None
+        runs.append(student(task, rows, seed, who, 2))
+    return next((found for run in runs if (found := _kept(run, budget))), None)
 
 
 if __name__ == "__main__":
