@@ -103,7 +103,21 @@ def test_no_command_on_local_files_asks_a_host(tmp_path: Path, model_folder: Pat
         ["predict", bundle, "a good film"],
         ["inspect", bundle],
         ["doctor"],
+        ["estimate", "--model", "minilm", "--layers-run", 3, "--seq", 16],
     ]  # fmt: skip
     asked, written, _ = watched(tmp_path, COMMANDS, json.dumps([[str(word) for word in line] for line in commands]))
     assert asked == ""
     assert [file for file in written if "Microsoft" in file or "intel" in file] == []
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["inspect", "BUNDLE"], ["predict", "BUNDLE", "a good film"]], ids=str)
+def test_whoever_has_no_home_can_work_all_the_same(bundle: Path, command: list[str]):
+    environment = {name: value for name, value in os.environ.items() if name not in ("USER", "LOGNAME")}
+    words = [str(bundle) if word == "BUNDLE" else word for word in command]
+    code = "import sys; from hadskip_export.cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False,
+        env=environment | {"HOME": "/nonexistent"}, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout and "Traceback" not in done.stderr
