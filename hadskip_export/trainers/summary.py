@@ -35,8 +35,8 @@ class Figures:
         `shuffled_metric`, `shuffled_divergence`: the same routes dealt out to the inputs at random, mean of some deals:
         what the routes are worth when nobody chooses.
         `hindsight_divergence`: the least that the routes which the body was taught allow at as many layers, were each
-        input's best one known; `skill`: how much of the way there from dealing out at random the gates come. Both None
-        where there are no such routes or nothing to win.
+        input's best one known; `skill`: how much of the way there from dealing out at random the gates come. None where
+        there are no such routes; skill also where all take one route or there is nothing to win.
         `retained`: None where the teacher's metric is not above 0, for then a share of it says nothing.
         `static_metric`: the best fixed set of at most round(budget) layers (4.5: four) of the same weights, chosen on
         the held-out slice from those that the body was taught and the commonest of the gates'.
@@ -56,7 +56,8 @@ class Figures:
         value, teacher_metric = score(logits), score(teacher)
         dealt = [outcomes.logits(deal) for deal in _deals(routes)] or [logits]
         shuffled = float(np.mean([divergence(teacher, deal) for deal in dealt]))
-        least, skill = self._skill(seen.mean_layers, divergence(teacher, logits), shuffled)
+        own = divergence(teacher, logits)
+        least, skill = self._skill(seen.mean_layers, own, shuffled)
         row: BudgetFigures = {
             "budget": budget,
             "mean_layers": seen.mean_layers,
@@ -71,11 +72,11 @@ class Figures:
             "top_route_metric": score(outcomes.on(top_route)),
             "static_route": static_route,
             "static_metric": score(outcomes.on(static_route)),
-            "divergence": divergence(teacher, logits),
+            "divergence": own,
             "shuffled_metric": float(np.mean([score(deal) for deal in dealt])),
             "shuffled_divergence": shuffled,
             "hindsight_divergence": least,
-            "skill": skill,
+            "skill": skill if seen.distinct > 1 else None,
             "commonest_routes": seen.commonest,
             "usage": seen.usage,
             "histogram": seen.histogram,

@@ -162,4 +162,4 @@ def test_skill_is_how_far_the_gates_come_from_chance_to_hindsight():
     assert row["skill"] == pytest.approx((row["shuffled_divergence"] - row["divergence"]) / room, abs=1e-4)
     assert row_of("accuracy", teacher)["skill"] is None
     everything = row_of("accuracy", teacher, family=family, threshold=-100.0)
-    assert everything["mean_layers"] == 4 and everything["skill"] is None  # nothing to win: hindsight is one route, too
+    assert everything["mean_layers"] == 4 and everything["skill"] is None  # nobody chooses
