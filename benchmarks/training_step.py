@@ -84,10 +84,10 @@ def main(threads: int, tokens: int, model: str | None, precision: str, device: s
     fifth = copy.deepcopy(classifier)
     once, held = replace(paper, stage1_epochs=1), Leg(BUDGET, BUDGET, 1)
     systems: dict[str, Callable[[], object]] = {
-        "plain": lambda: distil(first, forgets, plain, session(predictions), epochs=1, label="plain"),
+        "plain": lambda: distil(first, forgets, plain, session(predictions), epochs=1, phase="plain"),
         "paper": lambda: train_jointly(second, keeps, held, session(paper)),
         "paper, predictions only": lambda: train_jointly(third, keeps, held, session(predictions)),
-        "adaptive": lambda: distil(fourth, keeps, family, session(adaptive), epochs=1, label="adaptive"),
+        "adaptive": lambda: distil(fourth, keeps, family, session(adaptive), epochs=1, phase="adaptive"),
         "fine-tuning": lambda: fine_tune(fifth, session(once)),
     }
     spent: dict[str, list[float]] = {name: [] for name in systems}

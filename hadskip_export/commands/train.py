@@ -20,7 +20,7 @@ from hadskip_export.trainers.methods import create_method
 from hadskip_export.trainers.pipeline import Plan, run_training
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.run_folder import open_run
-from hadskip_export.trainers.session import check_device
+from hadskip_export.trainers.session import check_device, fixed_threads
 
 DEFAULT_MAX_LENGTH = 128
 
@@ -72,7 +72,7 @@ def train(
             `budgeted`, the first `budget` layers, and `static`, the best ones, whose search has an epoch of its own.
         route: of `static`, the layers to run, from 1, instead of a search for the best.
         recipe, settings: a shipped recipe or a TOML file, and `key=value` overrides, see `load_recipe`.
-        resume: go on after the last finished stage or budget of the same command; or
+        resume: go on where the same command was stopped, to the same weights, bit for bit on one machine; or
         force: remove the run that `out` is, and begin anew.
         max_length: tokens per input; the model's maximum, but at most 128, if left out.
 
@@ -131,12 +131,13 @@ def train(
         "seed": seed,
         "max_length": length,
         "recipe": asdict(chosen),
+        "threads": torch.get_num_threads(),
     }
     plan = Plan(
         model=folder, config=config, data=data, recipe=chosen, method=learner, method_name=method, budget=layers,
         seed=seed, device=device, max_length=length, fine_tuned=fine_tuned,
     )  # fmt: skip
-    with open_run(Path(out), identity, resume, force) as run:
+    with open_run(Path(out), identity, resume, force) as run, fixed_threads(run.threads):
         try:
             return run_training(plan, run)
         except torch.OutOfMemoryError as error:

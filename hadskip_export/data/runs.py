@@ -104,6 +104,11 @@ class RunPaths:
         """Real texts for the parity check of a build: the held-out slice, topped up from the evaluation data."""
         return self.path / "state" / "texts.jsonl"
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where phases that have begun are; gone when the training has finished."""
+        return self.path / "state" / "checkpoints"
+
     def student(self, budget: float) -> Path:
         """The checkpoint that was trained for a budget, in layers."""
         return self.path / "budgets" / budget_name(budget)

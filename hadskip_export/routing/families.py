@@ -50,9 +50,10 @@ class Draw:
     def __init__(self, family: Sequence[Route], num_layers: int, seed: int):
         by_size = itertools.groupby(sorted(family, key=len), key=len)
         self._rows = [np.stack([as_row(route, num_layers) for route in routes]) for _, routes in by_size]
-        self._random = np.random.default_rng(seed)
+        self._seed = seed
 
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """bool [b, L]; which rows they are, int [b], plays no part."""
-        sizes = self._random.integers(len(self._rows), size=len(rows))
-        return np.stack([alike[self._random.integers(len(alike))] for alike in (self._rows[size] for size in sizes)])
+    def __call__(self, rows: np.ndarray, number: int) -> np.ndarray:
+        """bool [b, L], of the batch of this number; which rows they are, int [b], plays no part."""
+        random = np.random.default_rng([self._seed, number])
+        sizes = random.integers(len(self._rows), size=len(rows))
+        return np.stack([alike[random.integers(len(alike))] for alike in (self._rows[size] for size in sizes)])

@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import click
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_LOOKS = 1.0  # of a bar, at what else there is to say
 
 
 def say(text: str) -> None:
@@ -16,17 +17,31 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def track(items: Iterable[T], length: int, label: str) -> Iterator[T]:
-    """Yields `items` while showing on stderr how many of `length` are done."""
-    if sys.stderr.isatty():
-        with click.progressbar(items, length=length, label=label, file=sys.stderr, show_pos=True) as bar:
-            yield from bar
-        return
+def track(
+    items: Iterable[T], length: int, label: str, begun: int = 0, about: Callable[[], str] = lambda: ""
+) -> Iterator[T]:
+    """Yields `items` while showing on stderr how many of `length` are done.
+
+    Args:
+        begun: how many were done before, and are not among `items`.
+        about: what else there is to say, asked now and then.
+    """
     started = last = time.monotonic()
-    for done, item in enumerate(items, start=1):
+    if sys.stderr.isatty():
+        with click.progressbar(length=length, label=label, file=sys.stderr, show_pos=True) as bar:
+            bar.update(begun)
+            for item in items:
+                yield item
+                now = time.monotonic()
+                if now - last > SECONDS_BETWEEN_LOOKS:
+                    last = now
+                    bar.label = f"{label}{about()}"
+                bar.update(1)
+        return
+    for done, item in enumerate(items, start=begun + 1):
         yield item
         now = time.monotonic()
         if now - last > SECONDS_BETWEEN_LINES and done < length:
             last = now
-            say(f"{label}: {done}/{length}, {now - started:.0f} s")
+            say(f"{label}: {done}/{length}, {now - started:.0f} s{about()}")
     say(f"{label}: done in {time.monotonic() - started:.0f} s")

@@ -1,4 +1,4 @@
-"""Predictions over a whole dataset, with every layer or on routes given from outside."""
+"""Predictions over a whole dataset: with every layer, as the gates decide, or on routes given from outside."""
 
 import numpy as np
 import torch
@@ -15,6 +15,16 @@ def full_logits(model: Classifier, data: Dataset, device: str = "cpu") -> np.nda
     logits = np.zeros((len(data), len(model.config.labels)), np.float32)
     for batch in ordered_batches(data, device=device):
         logits[batch.rows] = model(*batch.inputs).logits.cpu().numpy()
+    return logits
+
+
+@torch.no_grad()
+def gated_logits(model: GatedClassifier, data: Dataset, device: str = "cpu") -> np.ndarray:
+    """Logits, float32 [n, labels], where the gates decide, at threshold 0."""
+    model.eval()
+    logits = np.zeros((len(data), len(model.classifier.config.labels)), np.float32)
+    for batch in ordered_batches(data, device=device):
+        logits[batch.rows] = model.route(*batch.inputs, lambda _, margin: margin > 0).logits.cpu().numpy()
     return logits
 
 

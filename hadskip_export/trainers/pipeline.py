@@ -32,7 +32,9 @@ from hadskip_export.routing.routes import RouteStatistics
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.progress import say
 from hadskip_export.support.words import counted
-from hadskip_export.trainers.batches import Dataset, encode
+from hadskip_export.trainers.batches import Dataset, count_batches, encode
+from hadskip_export.trainers.checkpoints import Checkpoints
+from hadskip_export.trainers.display import Display
 from hadskip_export.trainers.evaluation import full_logits
 from hadskip_export.trainers.methods.base import Method
 from hadskip_export.trainers.objective import Objective
@@ -73,6 +75,10 @@ class Plan:
     max_length: int
     fine_tuned: bool
 
+    @property
+    def path(self) -> list[Leg]:
+        return self.method.path(self.recipe, self.budget, self.config.num_layers)
+
 
 def run_training(plan: Plan, run: RunFolder) -> Summary:
     """Carries out `plan` in `run`, or what is left of it to do, and returns summary.json."""
@@ -92,7 +98,6 @@ def run_training(plan: Plan, run: RunFolder) -> Summary:
         say(f"teacher: {data.metric} {figures['metric']:.4f}")
     teacher, num_layers = Teacher(classifier, session.data, device), len(classifier.layers)
     model = _initial_gates(teacher, session, run, stage2=plan.method.initialises_gates).to(device)
-    path = plan.method.path(plan.recipe, plan.budget, num_layers)
     stage3 = _Stage3(method=plan.method, teacher=teacher, session=session, evaluation=evaluation, run=run)
     summary: Summary = {
         "task": data.name,
@@ -105,9 +110,10 @@ def run_training(plan: Plan, run: RunFolder) -> Summary:
         "layers": num_layers,
         "max_length": plan.max_length,
         "teacher": figures,
-        "budgets": stage3.train(model, path),
+        "budgets": stage3.train(model, plan.path),
     }
     write_json(run.summary, summary)
+    session.checkpoints.clear()  # of a phase after which it was stopped
     return summary
 
 
@@ -129,13 +135,22 @@ def _tokenise(plan: Plan, run: RunFolder) -> tuple[Session, Dataset, Dataset | N
     session = Session(
         data=dataset, held_out=encoded(held_out), recipe=plan.recipe, seed=plan.seed, device=plan.device,
         log=run.log, problem=data.problem, objective=Objective.of(data.problem.type, dataset.targets),
-        metric=data.metric,
+        metric=data.metric, checkpoints=Checkpoints(run.checkpoints),
+        display=Display(_epochs_left(plan, run) * count_batches(dataset, plan.recipe.batch_size)),
     )  # fmt: skip
     inputs, mismatched = encoded(data.evaluation), encoded(data.mismatched) if data.mismatched else None
     say(f"{counted(len(training), 'text')} to train on, {len(held_out)} held out, {len(inputs)} to evaluate on")
     if data.train.labels:
         say(_about_labels(data.problem, data.train.labels))
     return session, inputs, mismatched
+
+
+def _epochs_left(plan: Plan, run: RunFolder) -> int:
+    """Of all phases that are not finished."""
+    recipe = plan.recipe
+    stage1 = 0 if plan.fine_tuned or run.stage1.is_dir() else recipe.stage1_epochs
+    stage2 = 0 if not plan.method.initialises_gates or run.stage2.is_dir() else recipe.stage2_epochs
+    return stage1 + stage2 + sum(leg.epochs for leg in plan.path if not run.student(leg.budget).is_dir())
 
 
 def _about_labels(problem: Problem, labels: Sequence[Label]) -> str:
@@ -180,6 +195,7 @@ def _classifier(plan: Plan, session: Session, run: RunFolder) -> Classifier:
     with finished_folder(run.stage1) as part:  # a model folder like any other
         save_classifier(model, part)
         load_tokenizer(plan.model).save_pretrained(part)
+    session.checkpoints.clear()
     return model
 
 
@@ -201,6 +217,7 @@ def _initial_gates(teacher: Teacher, session: Session, run: RunFolder, stage2: b
     initialise_gates(model, teacher, session)
     with finished_folder(run.stage2) as part:
         save_gated(model, GateSettings(recipe.gate_width, 0.0, len(model.gates)), part)
+    session.checkpoints.clear()
     return model
 
 
@@ -238,6 +255,7 @@ class _Stage3:
         with finished_folder(folder) as part:
             save_gated(model, GateSettings(session.recipe.gate_width, threshold, leg.budget), part)
             write_json(part / "metrics.json", {"evaluation": rows, "held_out": {"routes": held_out}})
+        session.checkpoints.clear()
         for row in rows:
             self.run.log(phase="evaluation", **row)
             say(

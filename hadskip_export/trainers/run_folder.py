@@ -19,9 +19,16 @@ from hadskip_export.support.digests import check_digests, write_digests
 from hadskip_export.support.errors import BundleError
 from hadskip_export.support.files import named, new_folder, replaced
 
+TAKEN_OVER = ("threads",)  # by a resumed run from the one it goes on with; all else it has to repeat
+
 
 class RunFolder(RunPaths):
     """A run folder that is being trained into."""
+
+    @property
+    def threads(self) -> int:
+        """Of torch, with which the run began."""
+        return read_json(self.recipe)["threads"]
 
     def log(self, **record: Any) -> None:
         """Appends a line to metrics.jsonl, all of it or nothing."""
@@ -73,13 +80,15 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool, force: bool = F
                 begun = False
             if run.recipe.is_file():
                 before = read_json(run.recipe)
+                settings |= {key: before[key] for key in TAKEN_OVER if key in before}
                 different = [key for key in settings if settings[key] != before.get(key)]
                 if different:
                     raise BundleError(f"{path}: --resume with another {different[0]}; repeat the first command line")
             write_json(run.recipe, settings)
             yield run
     except BaseException:
-        learned = run.stage1.is_dir() or (run.metrics.is_file() and run.metrics.stat().st_size > 0)
+        logged = run.metrics.is_file() and run.metrics.stat().st_size > 0
+        learned = logged or run.stage1.is_dir() or run.checkpoints.is_dir()
         if not learned and not begun:  # stopped before anything was: leave nothing behind
             shutil.rmtree(path, ignore_errors=True)
         raise

@@ -1,7 +1,8 @@
 """What the stages of one training share: its data and its settings."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import Problem
 from hadskip_export.support.errors import RecipeError, first_line
 from hadskip_export.trainers.batches import Dataset
+from hadskip_export.trainers.checkpoints import Checkpoints
+from hadskip_export.trainers.display import Display
 from hadskip_export.trainers.objective import Objective
 from hadskip_export.trainers.recipe import Recipe
 
@@ -29,6 +32,8 @@ class Session:
     problem: Problem
     objective: Objective
     metric: str
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    display: Display = field(default_factory=Display)
 
     def score(self, logits: np.ndarray, data: Dataset) -> float:
         """The metric of logits, float [n, labels], on data that have targets."""
@@ -62,3 +67,14 @@ def check_device(device: str) -> None:
             f"--device {device}: torch cannot compute there ({first_line(error)}); leave --device out to train on the"
             " CPU, or install a torch for this device"
         ) from error
+
+
+@contextmanager
+def fixed_threads(count: int) -> Iterator[None]:
+    """With as many threads of torch: a sum's last bits depend on how many share it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

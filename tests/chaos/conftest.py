@@ -19,6 +19,10 @@ MINUTES = float(os.environ.get("MINUTES", "0.5"))
 SIZES = int(os.environ.get("SIZES", "12"))
 MAIN = "from hadskip_export.cli import main; main()"
 JOBS = ("train", "build", "openvino", "int8", "predict")
+CHECKPOINT_EVERY_STEP = """
+from hadskip_export.trainers import checkpoints
+checkpoints.SECONDS_BETWEEN, checkpoints.SHARE = 0.0, float("inf")
+"""
 TEXTS = [text for text, _ in sentences(60, 5)]
 
 
@@ -44,6 +48,7 @@ class Job:
         check: looks at the finished target.
         finished: whether the target is there, so that the next command would begin something new.
         prepare: puts into the folder what the command changes.
+        before: Python that a command which is to be killed runs first.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Job:
     check: Callable[[Path], None]
     finished: Callable[[Path], bool]
     prepare: Callable[[Path], None] = field(default=lambda _: None)
+    before: str = ""
 
 
 @pytest.fixture
@@ -79,7 +85,10 @@ class _Jobs:
             weights = "budgets/1.5/model.safetensors"
             assert (target / weights).read_bytes() == (run / weights).read_bytes()
 
-        return Job("train", lambda folder: [*command, "--out", folder / "run"], "run", check, lambda _: False)
+        return Job(
+            "train", lambda folder: [*command, "--out", folder / "run"], "run", check, lambda _: False,
+            before=CHECKPOINT_EVERY_STEP,
+        )  # fmt: skip
 
     def build(self) -> Job:
         run = self.bring.getfixturevalue("run_folder")

@@ -64,7 +64,7 @@ def _life(job: Job, folder: Path) -> float:
 
 
 def _killed(job: Job, folder: Path, number: int, after: float) -> subprocess.CompletedProcess:
-    process = start(*job.arguments(folder))
+    process = start(*job.arguments(folder), before=job.before)
     try:
         out, err = process.communicate(timeout=after)
     except subprocess.TimeoutExpired:

@@ -77,10 +77,10 @@ def families(draw) -> tuple[list[Route], int]:
 @given(families(), st.integers(1, 40), st.integers(0, 1000))
 def test_every_row_drawn_is_a_route_of_the_family_and_the_seed_decides_which(case, count, seed):
     family, layers = case
-    drawn = Draw(family, layers, seed)(np.arange(count))
+    drawn = Draw(family, layers, seed)(np.arange(count), 3)
     assert drawn.shape == (count, layers) and drawn.dtype == bool
     assert {as_route(row) for row in drawn} <= set(family)
-    assert (drawn == Draw(family, layers, seed)(np.arange(count))).all()
+    assert (drawn == Draw(family, layers, seed)(np.arange(count), 3)).all()
 
 
 def standard_errors(count: int, share: float, n: int) -> float:
@@ -91,7 +91,7 @@ def standard_errors(count: int, share: float, n: int) -> float:
 def test_sizes_come_evenly_and_routes_of_a_size_evenly_too():
     """Not all routes evenly: of six layers there are 20 of three and one of six."""
     family, n = FAMILIES["all"]([1, 3, 6], 6), 6000
-    routes = [as_route(row) for row in Draw(family, 6, 0)(np.arange(n))]
+    routes = [as_route(row) for row in Draw(family, 6, 0)(np.arange(n), 0)]
     sizes, counts = Counter(map(len, routes)), Counter(routes)
     assert all(standard_errors(sizes[size], 1 / 3, n) < 4 for size in (1, 3, 6))
     assert all(standard_errors(counts[route], 1 / 3 / math.comb(6, len(route)), n) < 4.5 for route in family)
@@ -100,6 +100,6 @@ def test_sizes_come_evenly_and_routes_of_a_size_evenly_too():
 def test_one_batch_is_not_like_the_next_and_seeds_differ():
     family = FAMILIES["nested"]([2, 3, 4], 6)
     draw, rows = Draw(family, 6, 0), np.arange(64)
-    first, second, other = draw(rows), draw(rows), Draw(family, 6, 1)(rows)
-    assert (first != second).any() and (first != other).any()
+    first, second, other = draw(rows, 0), draw(rows, 1), Draw(family, 6, 1)(rows, 0)
+    assert (first != second).any() and (first != other).any() and (first == draw(rows, 0)).all()
     assert len(np.unique(first, axis=0)) == 3

@@ -39,5 +39,5 @@ def learn_route(route: Route, teacher: Teacher, leg: Leg, session: Session) -> G
     """The student that runs `route` for every input."""
     student = student_of(teacher, session, route)
     draw = Draw([route], len(student.gates), session.seed)
-    distil(student, teacher, draw, session, epochs=leg.epochs, label=f"stage III, layers {' '.join(map(str, route))}")
+    distil(student, teacher, draw, session, epochs=leg.epochs, phase=f"stage III, layers {' '.join(map(str, route))}")
     return student
