@@ -10,6 +10,7 @@ repository, GLUE's folders of SST-2, RTE and CoLA (5 MB), and e5-small-enpt-q4.b
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from pathlib import Path
 import click
 import torch
 
+from hadskip_export.trainers.run_folder import write_json
+
 HERE = Path(__file__).parent
 LEAST = 20.0  # seconds that a step must have left to begin
 DONE = "done.json"  # name of a step -> its seconds
@@ -26,7 +29,7 @@ DONE = "done.json"  # name of a step -> its seconds
 
 @dataclass(frozen=True)
 class Step:
-    """A command, the seconds after which it is stopped, and whether it is run again though it was done before."""
+    """A command, the seconds after which it is stopped, and whether it is run each time, whatever is done and left."""
 
     name: str
     command: list[str]
@@ -68,14 +71,15 @@ def main(out: Path, glue: Path, e5: Path | None, minutes: float, toy: bool) -> N
     end = time.monotonic() + 60 * minutes
     if not toy and not torch.cuda.is_available():
         raise SystemExit("no GPU here; --toy runs without one, and its figures mean nothing")
+    out = out / "toy" if toy else out
     out.mkdir(parents=True, exist_ok=True)
-    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    chip, failed = chip_name(), []
     done: dict[str, float] = json.loads((out / DONE).read_text()) if (out / DONE).is_file() else {}
     for step in steps(out.resolve(), glue.resolve(), e5 and e5.resolve(), toy):
-        left = min(step.seconds, end - time.monotonic())
+        left = step.seconds if step.again else min(step.seconds, end - time.monotonic())
         if step.name in done and not step.again:
             click.echo(f"{step.name}: done before")
-        elif left < LEAST:
+        elif left < LEAST and not step.again:
             click.echo(f"{step.name}: no time left")
         else:
             about = f"# {time.strftime('%F %R')}, {chip}, torch {torch.__version__}: {' '.join(step.command)}\n"
@@ -83,9 +87,20 @@ def main(out: Path, glue: Path, e5: Path | None, minutes: float, toy: bool) -> N
             click.echo(f"{step.name}: {status} in {seconds:.0f} s")
             if status == "done":
                 done[step.name] = round(seconds, 1)
-                (out / DONE).write_text(json.dumps(done, indent=2) + "\n")
-    if toy and len(done) < len(steps(out, glue, e5, toy)):
-        raise SystemExit("a step failed; OUT/STEP.txt says why")
+                write_json(out / DONE, done)
+            else:
+                failed.append(step.name)
+    if failed:
+        raise SystemExit(f"not done: {', '.join(failed)}; {out}/STEP.txt says why")
+
+
+def chip_name() -> str:
+    """Asked in another process: this one is not to hold any of the GPU."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.check_output(query, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "no GPU"
 
 
 def run(step: Step, seconds: float, log: Path, about: str) -> tuple[str, float]:
@@ -98,12 +113,15 @@ def run(step: Step, seconds: float, log: Path, about: str) -> tuple[str, float]:
     with log.open("a", encoding="utf-8") as file:
         file.write(about)
         file.flush()
+        process = subprocess.Popen(
+            step.command, stdout=file, stderr=subprocess.STDOUT, cwd=HERE.parent, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
         try:
-            ended = subprocess.run(
-                step.command, stdout=file, stderr=subprocess.STDOUT, timeout=seconds, cwd=HERE.parent, env=environment
-            )
-            status = "done" if ended.returncode == 0 else f"failed ({ended.returncode})"
+            status = "done" if process.wait(seconds) == 0 else f"failed ({process.returncode})"
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its children, too: the GPU has to be free
+            process.wait()
             status = "stopped"
         file.write(f"# {status} in {time.monotonic() - started:.0f} s\n")
     return status, time.monotonic() - started

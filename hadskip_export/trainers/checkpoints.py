@@ -3,21 +3,21 @@
 import re
 import shutil
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hadskip_export.support.digests import check_digests, write_digests
-from hadskip_export.support.files import new_folder
+from hadskip_export.support.errors import BundleError
+from hadskip_export.support.files import replaced
 
 SECONDS_BETWEEN = 60.0
 SHARE = 0.03  # of the time, that writing them may take
-STATE = "state.pt"
 
 
 class Checkpoints:
-    """A folder for every phase that has begun, until what it trains is kept.
+    """A file for every phase that has begun, until what it trains is kept.
 
     Args:
         folder: where they lie; theirs alone. None are written where left out.
@@ -37,9 +37,9 @@ class Checkpoints:
         if self._folder is None:
             return
         started = time.monotonic()
-        with new_folder(_folder(self._folder, phase), replace=True) as part:
-            torch.save(state, part / STATE)
-            write_digests(part)
+        self._folder.mkdir(exist_ok=True)
+        with replaced(_file(self._folder, phase)) as part, part.open("wb", buffering=0) as handle:
+            torch.save(state, handle)  # by a handle of ours, for torch's own does not say that a disk is full
         self._last = time.monotonic()
         self._took = self._last - started
 
@@ -49,10 +49,18 @@ class Checkpoints:
         Raises:
             BundleError: it is damaged.
         """
-        if self._folder is None or not (folder := _folder(self._folder, phase)).is_dir():
+        if self._folder is None or not (file := _file(self._folder, phase)).is_file():
             return None
-        check_digests(folder)
-        return torch.load(folder / STATE, map_location=device, weights_only=True)
+        try:
+            with zipfile.ZipFile(file) as parts:  # torch.load looks at no checksum
+                damaged = parts.testzip()
+        except (zipfile.BadZipFile, EOFError):
+            damaged = "no archive"
+        if damaged:
+            raise BundleError(
+                f"{file}: damaged ({damaged}); remove it and go on with --resume, this phase from its start"
+            )
+        return torch.load(file, map_location=device, weights_only=True)
 
     def clear(self) -> None:
         """What the phases trained is kept elsewhere now."""
@@ -60,5 +68,5 @@ class Checkpoints:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _folder(among: Path, phase: str) -> Path:
-    return among / re.sub(r"[^a-z0-9.]+", "-", phase.lower())
+def _file(folder: Path, phase: str) -> Path:
+    return folder / f"{re.sub(r'[^a-z0-9.]+', '-', phase.lower())}.pt"

@@ -35,7 +35,7 @@ class Display:
 
     def new_phase(self) -> None:
         """Its loss is another one."""
-        self._loss = None
+        self._loss = self.held_out = None
 
     def __str__(self) -> str:
         parts = [] if self._loss is None else [f"loss {float(self._loss):.3f}"]

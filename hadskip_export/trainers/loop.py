@@ -35,6 +35,7 @@ def train_epochs(
     epochs: int,
     phase: str,
     carried: dict[str, Any] | None = None,
+    saves_end: bool = True,
 ) -> Iterator[int]:
     """Trains for `epochs` and yields after each one (number from 1), with the mean of the step's figures logged. Epochs
     that a stopped run had behind it are not yielded again.
@@ -43,6 +44,7 @@ def train_epochs(
         groups: parameters and their peak learning rates.
         phase: what is trained, by a name that no other phase of the run has.
         carried: what the caller keeps from one epoch to the next, and has back after a stop.
+        saves_end: whether a checkpoint says that the phase has ended; not where the caller keeps its result at once.
 
     Raises:
         RecipeError: one of the figures is no number.
@@ -51,10 +53,8 @@ def train_epochs(
     per_epoch = count_batches(session.data, recipe.batch_size)
     last = epochs * per_epoch
     state = _State.new(module, groups, recipe, epochs * math.ceil(per_epoch / recipe.accumulate), carried)
-    if found := checkpoints.load(phase, session.device):
-        state.restore(found)
-        display.skip(state.done)
-    begun = state.done
+    begun = state.restore(checkpoints.load(phase, session.device))
+    display.skip(begun)
     display.new_phase()
     while state.done < last:
         epoch, done = 1 + state.done // per_epoch, state.done % per_epoch
@@ -79,12 +79,14 @@ def train_epochs(
         if not all(map(math.isfinite, means.values())):
             rates = ", ".join(f"{rate:g}" for _, rate in groups)
             raise RecipeError(
-                f"{label}: the loss is no longer a number; train anew at a learning rate lower than {rates} (stage1_lr,"
-                " body_lr, gate_lr; see --set)"
+                f"{phase}, epoch {epoch}: the loss is no longer a number; train anew at a learning rate lower than"
+                f" {rates} (stage1_lr, body_lr, gate_lr; see --set)"
             )
         session.log(phase=phase, epoch=epoch, **means)
         yield epoch
-    if begun < last:
+        if state.done < last and checkpoints.due():
+            checkpoints.save(phase, state.all())
+    if saves_end and begun < last:
         checkpoints.save(phase, state.learned())
     seed_step(session.seed, phase, last)
 
@@ -165,8 +167,10 @@ class _State:
         learning = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(), "sums": self.sums}
         return self.learned() | learning
 
-    def restore(self, found: dict[str, Any]) -> None:
-        """From either."""
+    def restore(self, found: dict[str, Any] | None) -> int:
+        """From either, or from nothing; returns the batches done then."""
+        if found is None:
+            return 0
         self.module.load_state_dict(found["module"])
         self.carried |= found["carried"]
         self.done = found["done"]
@@ -174,3 +178,4 @@ class _State:
             self.optimizer.load_state_dict(found["optimizer"])
             self.schedule.load_state_dict(found["schedule"])
             self.sums = found["sums"]
+        return self.done

@@ -10,6 +10,8 @@ import torch
 from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import Problem
 from hadskip_export.support.errors import RecipeError, first_line
+from hadskip_export.support.progress import say
+from hadskip_export.support.words import counted
 from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.checkpoints import Checkpoints
 from hadskip_export.trainers.display import Display
@@ -73,6 +75,8 @@ def check_device(device: str) -> None:
 def fixed_threads(count: int) -> Iterator[None]:
     """With as many threads of torch: a sum's last bits depend on how many share it."""
     before = torch.get_num_threads()
+    if count != before:
+        say(f"with {counted(count, 'thread')}, as the run began: its weights depend on that to their last bits")
     torch.set_num_threads(count)
     try:
         yield

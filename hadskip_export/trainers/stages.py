@@ -36,9 +36,11 @@ def fine_tune(model: Classifier, session: Session) -> None:
     groups = [(model.parameters(), recipe.stage1_lr)]
     best: dict[str, Any] = {"value": float("-inf")}
     epochs = recipe.stage1_epochs
-    for epoch in train_epochs(model, groups, step, session, epochs=epochs, phase="stage I", carried=best):
+    for epoch in train_epochs(
+        model, groups, step, session, epochs=epochs, phase="stage I", carried=best, saves_end=False
+    ):
         value = _held_out(full_logits(model, session.held_out, session.device), "1", epoch, session)
-        if value > best["value"]:
+        if "weights" not in best or value > best["value"]:
             best |= {"value": value, "weights": copy.deepcopy(model.state_dict())}
     model.load_state_dict(best["weights"])
     model.eval()
@@ -59,7 +61,9 @@ def initialise_gates(model: GatedClassifier, teacher: Teacher, session: Session)
         return loss, {"task": loss.detach(), "layers": output.gates.detach().sum(dim=1).mean()}
 
     groups = [(model.gates.parameters(), session.recipe.gate_lr)]
-    for _ in train_epochs(model.gates, groups, step, session, epochs=session.recipe.stage2_epochs, phase="stage II"):
+    for _ in train_epochs(
+        model.gates, groups, step, session, epochs=session.recipe.stage2_epochs, phase="stage II", saves_end=False
+    ):
         pass
     model.classifier.requires_grad_(True)
     model.eval()

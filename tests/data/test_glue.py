@@ -351,7 +351,7 @@ def test_mnli_reports_both_evaluations(model_folder, tmp_path):
     write(folder / "dev_matched.tsv", [MNLI_DEV, *rows(40, 0)])
     write(folder / "dev_mismatched.tsv", [MNLI_DEV, *rows(40, 1)])
     out = tmp_path / "run"
-    settings = (*QUICK, "shared_epochs=2")
+    settings = (*QUICK, "stage1_epochs=8", "shared_epochs=2")
     summary = train(
         model=str(model_folder), budget=2.5, out=out, task="mnli", data_dir=str(tmp_path), settings=settings,
         max_length=32,
