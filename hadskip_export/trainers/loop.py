@@ -1,8 +1,8 @@
 """The loop over batches that all stages share: optimiser, learning rate, figures, and going on after a stop.
 
 What a step draws at random comes of the run's seed, the phase and the number of the step. So a phase's weights, its
-optimiser and how far it came are all that a checkpoint needs, and a run that was killed ends with the same weights, bit
-for bit, as one that was not.
+optimiser and how far it came are all that a checkpoint needs, and a run that was killed ends with the same weights as
+one that was not: on a CPU bit for bit.
 """
 
 import itertools

@@ -188,7 +188,6 @@ def _classifier(plan: Plan, session: Session, run: RunFolder) -> Classifier:
         plan.model, _tokenizer(plan, run), model, plan.data.evaluation.texts, fine_tuned=plan.fine_tuned
     )
     if not plan.fine_tuned:
-        torch.manual_seed(plan.seed)
         fine_tune(model.to(session.device), session)
     elif model.config.labels != labels:
         model.config = replace(model.config, labels=labels)
@@ -234,21 +233,18 @@ class _Stage3:
     def train(self, model: GatedClassifier, path: Sequence[Leg]) -> list[BudgetFigures]:
         """Trains along the path and returns the figures of every budget that a student of it keeps."""
         rows: list[BudgetFigures] = []
-        for number, leg in enumerate(path):
-            model, kept = self._train_student(model, leg, number)
+        for leg in path:
+            model, kept = self._train_student(model, leg)
             rows += kept
         return rows
 
-    def _train_student(
-        self, model: GatedClassifier, leg: Leg, number: int
-    ) -> tuple[GatedClassifier, list[BudgetFigures]]:
+    def _train_student(self, model: GatedClassifier, leg: Leg) -> tuple[GatedClassifier, list[BudgetFigures]]:
         """A student, its thresholds and its figures."""
         session, folder = self.session, self.run.student(leg.budget)
         if is_finished(folder):
             say(f"{leg.name}: done before")
             done: list[BudgetFigures] = read_json(folder / "metrics.json")["evaluation"]
             return load_gated(folder)[0].to(session.device), done
-        torch.manual_seed(session.seed + 2 + number)
         model = self.method.learn(model, self.teacher, leg, session)
         rows, held_out = self._figures(model, leg)
         threshold = next(row["threshold"] for row in rows if row["budget"] == leg.budget)

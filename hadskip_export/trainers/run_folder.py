@@ -81,8 +81,7 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool, force: bool = F
             if run.recipe.is_file():
                 before = read_json(run.recipe)
                 settings |= {key: before[key] for key in TAKEN_OVER if key in before}
-                repeated = settings.keys() - set(TAKEN_OVER)
-                different = [key for key in settings if key in repeated and settings[key] != before.get(key)]
+                different = [key for key in settings if key not in TAKEN_OVER and settings[key] != before.get(key)]
                 if different:
                     raise BundleError(f"{path}: --resume with another {different[0]}; repeat the first command line")
             write_json(run.recipe, settings)

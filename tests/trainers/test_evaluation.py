@@ -11,7 +11,7 @@ from hadskip_export.modeling.encoder import attention_bias
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.routes import Route, as_route
 from hadskip_export.trainers.batches import Dataset
-from hadskip_export.trainers.evaluation import full_logits, logits_on_routes
+from hadskip_export.trainers.evaluation import full_logits, gated_logits, logits_on_routes
 from tests.modeling.random_models import random_gated
 from tests.trainers.datasets import OBJECTIVE, alone, random_dataset
 from tests.trainers.oracle import above, always, predict_routed
@@ -41,6 +41,14 @@ def test_logits_with_every_layer():
     assert logits.shape == (150, 3) and logits.dtype == np.float32
     wanted = torch.stack([logits_along(model, DATA, row, (1, 2, 3, 4)) for row in range(len(DATA))])
     np.testing.assert_allclose(logits, wanted.numpy(), atol=1e-5)
+
+
+def test_logits_where_the_gates_decide():
+    model = random_gated(dropout=0.5).train()
+    logits = gated_logits(model, DATA)
+    routes = [as_route(row) for row in predict_routed(model, DATA, above(0.0))[1]]
+    assert len(set(routes)) > 1
+    assert_answers(logits, model, DATA, routes)
 
 
 # Routes given from outside
