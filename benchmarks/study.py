@@ -303,8 +303,8 @@ def evidence_table() -> None:
         "routes, commonest",
         "held out",
     )
-    _print_row(*head, *(f"{name}, KL" for name in COMPARED))
-    _print_row(*["---"] * (len(head) + len(COMPARED)))
+    print_row(*head, *(f"{name}, KL" for name in COMPARED))
+    print_row(*["---"] * (len(head) + len(COMPARED)))
     means = []
     for task, rows, seeds in EVIDENCE:
         for budget in (4, 3, 2):
@@ -321,7 +321,7 @@ def evidence_table() -> None:
                     if theirs is not None and theirs["teacher"] == ours["teacher"]:
                         metric, divergence = (ours[key] - theirs[key] for key in ("metric", "divergence"))
                         differences[name].append((metric, divergence / theirs["divergence"]))
-                _print_row(
+                print_row(
                     "" if seed else where, str(seed), _short(ours["teacher"]), _short(ours["metric"]),
                     f"{ours['retained'] or 0:.1%}", _short(ours["divergence"]),
                     f"{_short(ours['shuffled_metric'])}, {_short(ours['shuffled_divergence'])}",
@@ -334,10 +334,10 @@ def evidence_table() -> None:
                           for pair, count in zip(found, counts, strict=True)))
             )  # fmt: skip
     click.echo()
-    _print_row("adaptive less", *COMPARED)
-    _print_row(*["---"] * (1 + len(COMPARED)))
+    print_row("adaptive less", *COMPARED)
+    print_row(*["---"] * (1 + len(COMPARED)))
     for cells in means:
-        _print_row(*cells)
+        print_row(*cells)
 
 
 @main.command("twelve")
@@ -345,14 +345,14 @@ def evidence_table() -> None:
 def twelve_table(summaries: Path) -> None:
     """Twelve layers: what is retained of the teacher's metric, mean of the seeds, beside the paper's; then how far one
     body is above the better of its rivals, in the metric, and below it in divergence, paired by seed."""
-    _print_row("data, budget", "seeds", "teacher", "paper", "one body", *RIVALS, "above the better", "KL less", "skill")
-    _print_row(*["---"] * (8 + len(RIVALS)))
+    print_row("data, budget", "seeds", "teacher", "paper", "one body", *RIVALS, "above the better", "KL less", "skill")
+    print_row(*["---"] * (8 + len(RIVALS)))
     for task, rows in TWELVE:
         for k, retained in zip((3, 6, 9), PAPER[task], strict=True):
             seeds = []
             for seed in range(SEEDS):
-                found = [_kept(student(task, rows, seed, "shared", 6, layers=12), k, summaries)]
-                found += [_kept(student(task, rows, seed, who, k, layers=12), k, summaries) for who in RIVALS]
+                found = [kept(student(task, rows, seed, "shared", 6, layers=12), k, summaries)]
+                found += [kept(student(task, rows, seed, who, k, layers=12), k, summaries) for who in RIVALS]
                 if all(found):
                     seeds.append(found)
             if not seeds:
@@ -362,7 +362,7 @@ def twelve_table(summaries: Path) -> None:
             best = [min(other["divergence"] for other in found[1:]) for found in seeds]
             skills = [found[0]["skill"] for found in seeds if found[0]["skill"] is not None]  # None: one route for all
             less = [1 - found[0]["divergence"] / low for found, low in zip(seeds, best, strict=True)]
-            _print_row(
+            print_row(
                 f"{task if rows is None else f'{task}, {rows:,}'}, {k} of 12", str(len(seeds)),
                 _short(float(np.mean([found[0]["teacher"] for found in seeds]))), f"{retained:.1%}",
                 *(f"{share:.1%}" for share in shares), f"{np.mean(above):+.3f}", f"{np.mean(less):+.0%}",
@@ -370,7 +370,7 @@ def twelve_table(summaries: Path) -> None:
             )  # fmt: skip
 
 
-def _kept(run: Run, budget: float, summaries: Path = SUMMARIES) -> dict[str, Any]:
+def kept(run: Run, budget: float, summaries: Path = SUMMARIES) -> dict[str, Any]:
     """The figures of a run at a budget, with its teacher's metric; none if it has not run."""
     file = summaries / f"{run.name}.json"
     if not file.is_file():
@@ -380,7 +380,7 @@ def _kept(run: Run, budget: float, summaries: Path = SUMMARIES) -> dict[str, Any
     return row | {"teacher": summary["teacher"]["metric"]}
 
 
-def _print_row(*cells: str) -> None:
+def print_row(*cells: str) -> None:
     click.echo("| " + " | ".join(cells) + " |")
 
 
@@ -400,7 +400,7 @@ def _at(task: str, rows: int | None, seed: int, who: str, budget: float) -> dict
     runs = [student(task, rows, seed, who, budget)]
     if who == "paper":
         runs.append(student(task, rows, seed, who, 2))
-    return next((found for run in runs if (found := _kept(run, budget))), None)
+    return next((found for run in runs if (found := kept(run, budget))), None)
 
 
 if __name__ == "__main__":

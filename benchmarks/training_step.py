@@ -23,7 +23,7 @@ from hadskip_export.data.problems import SINGLE, Problem
 from hadskip_export.modeling.checkpoint import load_classifier
 from hadskip_export.modeling.encoder import Classifier, Output
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routing.families import Draw, nested, sizes_around
+from hadskip_export.routing.families import Draw, nested
 from hadskip_export.runtime.tokenization import Encoded
 from hadskip_export.trainers.batches import Dataset, TrainingBatch
 from hadskip_export.trainers.objective import Objective
@@ -65,8 +65,8 @@ def main(threads: int, tokens: int, model: str | None, precision: str, device: s
     encoded = [Encoded(row, np.zeros_like(row), False) for row in ids]
     data = Dataset(encoded, random.integers(2, size=len(ids)), np.zeros(len(ids), np.int64))
     predictions = replace(paper, alpha2=0.0, alpha3=0.0, alpha4=0.0)
-    plain = Draw([tuple(range(1, layers + 1))], layers, 0)
-    family = Draw(nested(sizes_around(BUDGET, 1, layers), layers), layers, 0)
+    plain = Draw([tuple(range(1, layers + 1))], 0)
+    family = Draw(nested(range(2, layers + 1), layers), 0)
 
     held_out = Dataset(encoded[:1], np.zeros(1, np.int64), np.zeros(1, np.int64))
 

@@ -1,6 +1,7 @@
 """`train`: from labelled text to a run folder with a gated student for all budgets, or one for each."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hadskip_export.support.progress import say
 from hadskip_export.support.seeds import check_seed
 from hadskip_export.trainers.methods import create_method
 from hadskip_export.trainers.pipeline import Plan, run_training
+from hadskip_export.trainers.processes import joined
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.run_folder import open_run
 from hadskip_export.trainers.session import check_device, fixed_threads
@@ -138,9 +140,16 @@ def train(
         model=folder, config=config, data=data, recipe=chosen, method=learner, method_name=method, budget=layers,
         seed=seed, device=device, max_length=length, fine_tuned=fine_tuned,
     )  # fmt: skip
-    with open_run(Path(out), identity, resume, force) as run, fixed_threads(run.threads):
+    with joined(device) as processes, ExitStack() as opened:
+        if processes.rank:
+            copy = opened.enter_context(processes.copy_of(Path(out)))
+            run = opened.enter_context(open_run(copy, identity, resume=True))
+        else:
+            run = opened.enter_context(open_run(Path(out), identity, resume, force))
+            processes.let_copy()
+        opened.enter_context(fixed_threads(run.threads))
         try:
-            return run_training(plan, run)
+            return run_training(replace(plan, processes=processes), run)
         except torch.OutOfMemoryError as error:
             raise RecipeError(
                 f"--device {device}: too little memory ({first_line(error)}); if others use it, go on with --resume"

@@ -1,7 +1,8 @@
 """The gated classifier: before each layer a gate decides, per input, whether the layer runs (paper, section 4.2)."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -143,30 +144,42 @@ class GatedClassifier(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         token_type_ids: Tensor,
-        routes: Tensor,
+        routes: Sequence[Route],
         keep_states: bool = False,
-    ) -> Output:
-        """The pass on routes given from outside, with a gradient where layers run; no gate is asked.
+    ) -> list[Output]:
+        """The pass on each of some routes, for every input, with a gradient; no gate is asked. What the routes have in
+        common at their beginning is computed once.
 
         Args:
-            routes: bool [b, L], the layers each input runs.
+            routes: at least one.
             keep_states: as in `forward`.
+
+        Returns:
+            A route's output each.
         """
         model = self.classifier
-        hidden = model.embeddings(input_ids, token_type_ids)
-        bias, distances = attention_bias(attention_mask, hidden.dtype), model.distances()
-        states, maps = [hidden], []
-        for layer, rows in zip(model.layers, routes.T, strict=True):
-            run = rows.nonzero()[:, 0]
-            attention = None
-            if len(run):
-                output, attention = layer(hidden[run], bias[run], distances)
-                hidden = hidden.index_copy(0, run, output)
-            if keep_states:
-                ran = hidden.new_zeros(hidden.shape[0], hidden.shape[1], hidden.shape[1])
-                maps.append(ran if attention is None else ran.index_copy(0, run, attention.mean(dim=1)))
-                states.append(hidden)
-        return Output(model.head(hidden, attention_mask), states if keep_states else [], maps)
+        embedded = model.embeddings(input_ids, token_type_ids)
+        bias, distances = attention_bias(attention_mask, embedded.dtype), model.distances()
+        after: dict[Route, Tensor] = {(): embedded}  # the layers run -> hidden states
+        maps: dict[Route, Tensor] = {}
+        for route in routes:
+            for count, number in enumerate(route, 1):
+                ran = route[:count]
+                if ran not in after:
+                    after[ran], probabilities = model.layers[number - 1](after[ran[:-1]], bias, distances)
+                    if keep_states:
+                        maps[ran] = probabilities.mean(dim=1)
+        none = embedded.new_zeros(len(embedded), embedded.shape[1], embedded.shape[1])
+
+        def output(route: Route) -> Output:
+            logits = model.head(after[route], attention_mask)
+            if not keep_states:
+                return Output(logits)
+            ran = [tuple(layer for layer in route if layer <= number) for number in range(len(model.layers) + 1)]
+            seen = [maps[now] if now != before else none for before, now in itertools.pairwise(ran)]
+            return Output(logits, [after[now] for now in ran], seen)
+
+        return [output(route) for route in routes]
 
     @torch.no_grad()
     def route(

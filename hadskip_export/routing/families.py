@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hadskip_export.routing.routes import Route, as_row
+from hadskip_export.routing.routes import Route
+
+SIZES_OF_A_BATCH = 4
 
 
 def sizes_around(budget: float, spread: int, num_layers: int) -> list[int]:
@@ -45,15 +47,18 @@ def count_routes(family: str, sizes: Sequence[int], num_layers: int) -> int:
 
 
 class Draw:
-    """Draws a route for each row of a batch: first its size, evenly, then one of the family's routes of that size."""
+    """Draws the routes that a batch runs: one each of at most `SIZES_OF_A_BATCH` sizes, the smallest and the largest
+    of which are always among them (the sandwich rule of Yu and Huang 2019, arXiv:1903.05134)."""
 
-    def __init__(self, family: Sequence[Route], num_layers: int, seed: int):
-        by_size = itertools.groupby(sorted(family, key=len), key=len)
-        self._rows = [np.stack([as_row(route, num_layers) for route in routes]) for _, routes in by_size]
+    def __init__(self, family: Sequence[Route], seed: int):
+        self._by_size = [list(alike) for _, alike in itertools.groupby(sorted(family, key=len), key=len)]
         self._seed = seed
 
-    def __call__(self, rows: np.ndarray, number: int) -> np.ndarray:
-        """bool [b, L], of the batch of this number; which rows they are, int [b], plays no part."""
+    def __call__(self, number: int) -> list[Route]:
+        """Of the batch of this number, the shortest first."""
         random = np.random.default_rng([self._seed, number])
-        sizes = random.integers(len(self._rows), size=len(rows))
-        return np.stack([alike[random.integers(len(alike))] for alike in (self._rows[size] for size in sizes)])
+        first, *between = self._by_size
+        last = [between.pop()] if between else []
+        drawn = random.choice(len(between), min(len(between), SIZES_OF_A_BATCH - 2), replace=False)
+        sizes = [first, *(between[index] for index in sorted(drawn)), *last]
+        return [alike[random.integers(len(alike))] for alike in sizes]

@@ -1,5 +1,6 @@
 """One progress bar for everything long: a bar on a terminal, plain lines now and then elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,9 +13,15 @@ SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_LOOKS = 1.0  # of a bar, at what else there is to say
 
 
+def speaks() -> bool:
+    """Whether this process is the one to say something: of several that torchrun started the first."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
+
+
 def say(text: str) -> None:
     """A line for the person watching; standard output stays free for results."""
-    click.echo(text, err=True)
+    if speaks():
+        click.echo(text, err=True)
 
 
 def track(
@@ -26,6 +33,9 @@ def track(
         begun: how many were done before, and are not among `items`.
         about: what else there is to say, asked now and then.
     """
+    if not speaks():
+        yield from items
+        return
     started = last = time.monotonic()
     if sys.stderr.isatty():
         with click.progressbar(

@@ -42,15 +42,27 @@ def encode(tokenizer: Tokenizer, texts: list[Text], targets: np.ndarray | None) 
 @dataclass(frozen=True)
 class TrainingBatch:
     """`inputs`: input_ids, attention_mask, token_type_ids, int64 [b, s]; `targets`: as the dataset's, [b] or [b,
-    labels]; `rows`: where they came from in the dataset, int [b]."""
+    labels]; `rows`: where they came from in the dataset, int [b]; `altered`: whose text is no longer that of the
+    dataset, so that its target says nothing of them, bool [b]; None where all are; `share`: what part of a step's rows
+    these are."""
 
     inputs: tuple[Tensor, Tensor, Tensor]
     targets: Tensor | None
     rows: np.ndarray
+    altered: Tensor | None = None
+    share: float = 1.0
 
     @property
     def attention_mask(self) -> Tensor:
         return self.inputs[1]
+
+    def part(self, rows: Tensor) -> "TrainingBatch":
+        """Some of the rows, int64 [m], no wider than they have to be."""
+        width = int(self.attention_mask[rows].sum(dim=1).max())
+        ids, mask, types = (values[rows, :width] for values in self.inputs)
+        targets, altered = (None if values is None else values[rows] for values in (self.targets, self.altered))
+        share = self.share * len(rows) / len(self.rows)
+        return TrainingBatch((ids, mask, types), targets, self.rows[rows.numpy()], altered, share)
 
 
 def count_batches(data: Dataset, batch_size: int) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.trainers.batches import Dataset, TrainingBatch, ordered_batches
+from hadskip_export.trainers.walk import walk
 
 
 def full_logits(model: Classifier, data: Dataset, device: str = "cpu") -> np.ndarray:
@@ -25,7 +26,11 @@ def logits_on_routes(model: GatedClassifier, data: Dataset, routes: np.ndarray, 
     """Logits, float32 [n, labels], where every input runs the layers it is told to, bool [n, L]."""
 
     def answer(batch: TrainingBatch) -> Tensor:
-        return model.follow(*batch.inputs, torch.from_numpy(routes[batch.rows]).to(device)).logits
+        runs = torch.from_numpy(routes[batch.rows]).to(device)
+        logits = torch.zeros(len(runs), len(model.classifier.config.labels), device=device)
+        for _, rows, found in walk(model.classifier, batch, lambda i, ran, rows, _: (runs[rows, i], ~runs[rows, i])):
+            logits[rows] = found
+        return logits
 
     return _logits(model, data, device, answer)
 

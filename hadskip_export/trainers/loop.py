@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hadskip_export.support.errors import RecipeError
 from hadskip_export.support.progress import track
 from hadskip_export.trainers.batches import TrainingBatch, count_batches, shuffled_batches
+from hadskip_export.trainers.processes import Processes
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.session import Session
 
@@ -32,6 +33,7 @@ def train_epochs(
     step: Step,
     session: Session,
     *,
+    alter: Callable[[TrainingBatch], TrainingBatch] = lambda batch: batch,
     epochs: int,
     phase: str,
     carried: dict[str, Any] | None = None,
@@ -42,6 +44,7 @@ def train_epochs(
 
     Args:
         groups: parameters and their peak learning rates.
+        alter: what is done to each batch before a step sees it.
         phase: what is trained, by a name that no other phase of the run has.
         carried: what the caller keeps from one epoch to the next, and has back after a stop.
         saves_end: whether a checkpoint says that the phase has ended; not where the caller keeps its result at once.
@@ -49,7 +52,7 @@ def train_epochs(
     Raises:
         RecipeError: one of the figures is no number.
     """
-    recipe, checkpoints, display = session.recipe, session.checkpoints, session.display
+    recipe, checkpoints, display, processes = session.recipe, session.checkpoints, session.display, session.processes
     per_epoch = count_batches(session.data, recipe.batch_size)
     last = epochs * per_epoch
     state = _State.new(module, groups, recipe, epochs * math.ceil(per_epoch / recipe.accumulate), carried)
@@ -64,15 +67,18 @@ def train_epochs(
         left = itertools.islice(batches, done, None)
         for batch in track(left, per_epoch, label, done, display.__str__):
             seed_step(session.seed, phase, state.done)
+            batch = processes.part(alter(batch))
+            if processes.rank:
+                seed_step(session.seed, phase, state.done, processes.rank)  # another dropout
             loss, figures = _forward(step, batch, state.done, session)
             first = done - done % recipe.accumulate
             together = min(recipe.accumulate, per_epoch - first)
-            (loss / together).backward()
-            state.add(figures)
+            (loss * (batch.share / together)).backward()
+            state.add(processes.total({name: figure * batch.share for name, figure in figures.items()}))
             display.saw(loss.detach())
             done += 1
             if done == first + together:
-                state.step(recipe.max_grad_norm)
+                state.step(recipe.max_grad_norm, processes)
                 if done < per_epoch and checkpoints.due():
                     checkpoints.save(phase, state.all())
         means = state.means(per_epoch)
@@ -91,9 +97,9 @@ def train_epochs(
     seed_step(session.seed, phase, last)
 
 
-def seed_step(seed: int, phase: str, number: int) -> None:
+def seed_step(seed: int, phase: str, *numbers: int) -> None:
     """Makes what torch draws next depend on these alone."""
-    mixed = np.random.SeedSequence([seed, zlib.crc32(phase.encode()), number])
+    mixed = np.random.SeedSequence([seed, zlib.crc32(phase.encode()), *numbers])
     torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
 
 
@@ -146,8 +152,9 @@ class _State:
             self.sums[name] = self.sums[name] + figure if name in self.sums else figure.float()  # MPS has no doubles
         self.done += 1
 
-    def step(self, max_grad_norm: float) -> None:
+    def step(self, max_grad_norm: float, processes: Processes) -> None:
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        processes.add_gradients(trained)
         nn.utils.clip_grad_norm_(trained, max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

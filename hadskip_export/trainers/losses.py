@@ -1,5 +1,7 @@
 """The training loss: the objective's terms, the budget penalty (paper, equation 3) and distillation (appendix B)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,16 +11,21 @@ from hadskip_export.trainers.batches import TrainingBatch
 from hadskip_export.trainers.session import Session
 
 
-def budget_penalty(gates: Tensor, budget: float, unit: str) -> Tensor:
+def budget_penalty(
+    gates: Tensor, budget: float, unit: str, mean: Callable[[Tensor], Tensor] = lambda own: own
+) -> Tensor:
     """`(mean layers run - budget)^2`, the mean over the batch, so single inputs may use more or fewer.
 
     Args:
         gates: 0. or 1. with the estimator's gradient, [b, L].
+        mean: own mean layers, without gradient -> those of the batch of which these rows are a part.
         budget: in layers.
         unit: `layers`, or `share` for equation 3 as printed (both terms divided by L).
     """
     scale = 1 if unit == "layers" else gates.shape[1]
-    return ((gates.sum(dim=1).mean() - budget) / scale) ** 2
+    own = gates.sum(dim=1).mean()
+    layers = own + (mean(own.detach()) - own.detach())
+    return ((layers - budget) / scale) ** 2
 
 
 def token_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
@@ -38,7 +45,7 @@ def attention_loss(student: list[Tensor], teacher: list[Tensor], ran: Tensor, at
     not run, and has no map, counts as 0.
 
     Args:
-        ran: bool [b, L].
+        ran: bool [b, L] or, of all inputs, [L].
     """
     mask = attention_mask.to(student[0].dtype)
     pairs_of_tokens = mask[:, :, None] * mask[:, None, :]
@@ -55,7 +62,7 @@ def distillation_loss(
     """The task's loss and appendix B's, weighted, and their terms, each before its weight.
 
     Args:
-        ran: bool [b, L], the layers that the student ran.
+        ran: bool [b, L], or [L] of all inputs, the layers that the student ran.
         batch: without targets it is learned from the teacher alone.
     """
     recipe, objective, attention_mask = session.recipe, session.objective, batch.attention_mask
@@ -63,7 +70,8 @@ def distillation_loss(
     weights |= {"embedding": recipe.alpha4}
     terms = {}
     if batch.targets is not None:
-        terms["task"] = objective.task_loss(student.logits, batch.targets)
+        losses = objective.task_losses(student.logits, batch.targets)
+        terms["task"] = (losses if batch.altered is None else losses * ~batch.altered).mean()
     if recipe.alpha1:
         terms["prediction"] = objective.prediction_loss(student.logits, teacher.logits)
     if recipe.alpha2:
@@ -83,5 +91,9 @@ def stage3_loss(
     assert student.gates is not None
     ran = student.gates.detach() > 0
     loss, terms = distillation_loss(student, teacher, ran, batch, session)
-    penalty = budget_penalty(student.gates, budget, session.recipe.penalty_unit)
+
+    def over_processes(own: Tensor) -> Tensor:
+        return session.processes.total({"layers": own * batch.share})["layers"]
+
+    penalty = budget_penalty(student.gates, budget, session.recipe.penalty_unit, over_processes)
     return loss + session.recipe.beta * penalty, terms | {"budget": penalty.detach()}

@@ -32,18 +32,24 @@ class Objective:
             return cls(problem_type)
         return cls(problem_type, float(np.var(targets, dtype=np.float64)) or 1.0)
 
-    def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Equation 4: cross-entropy, binary of several labels and of relevance; the squared error of a regression.
+    def task_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Equation 4, float [b]: cross-entropy, binary of several labels (their mean) and of relevance; the squared
+        error of a regression.
 
         Args:
             targets: as `Problem.targets` has them.
         """
         if self.problem_type == SINGLE:
-            return F.cross_entropy(logits, targets)
+            return F.cross_entropy(logits, targets, reduction="none")
         logits = logits.view_as(targets)
         if self.problem_type == REGRESSION:
-            return F.mse_loss(logits, targets) / self.variance
-        return F.binary_cross_entropy_with_logits(logits, targets)
+            return F.mse_loss(logits, targets, reduction="none") / self.variance
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return losses.reshape(len(losses), -1).mean(dim=1)
+
+    def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """`task_losses`, mean over the batch."""
+        return self.task_losses(logits, targets).mean()
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """KL divergence of each prediction from the teacher's, float [b], in nats: of the classes; of each label or

@@ -6,7 +6,7 @@ What a stopped run has finished is read from its folder instead of being done ag
 import copy
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ from hadskip_export.trainers.evaluation import full_logits
 from hadskip_export.trainers.methods.base import Method
 from hadskip_export.trainers.objective import Objective
 from hadskip_export.trainers.outcomes import find_outcomes
+from hadskip_export.trainers.processes import Processes
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.run_folder import RunFolder, finished_folder, is_finished, write_json, write_texts
 from hadskip_export.trainers.schedule import Leg
@@ -74,6 +75,7 @@ class Plan:
     device: str
     max_length: int
     fine_tuned: bool
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def path(self) -> list[Leg]:
@@ -137,6 +139,7 @@ def _tokenise(plan: Plan, run: RunFolder) -> tuple[Session, Dataset, Dataset | N
         log=run.log, problem=data.problem, objective=Objective.of(data.problem.type, dataset.targets),
         metric=data.metric, checkpoints=Checkpoints(run.checkpoints),
         display=Display(_epochs_left(plan, run) * count_batches(dataset, plan.recipe.batch_size)),
+        processes=plan.processes,
     )  # fmt: skip
     inputs, mismatched = encoded(data.evaluation), encoded(data.mismatched) if data.mismatched else None
     say(f"{counted(len(training), 'text')} to train on, {len(held_out)} held out, {len(inputs)} to evaluate on")

@@ -16,6 +16,7 @@ from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.checkpoints import Checkpoints
 from hadskip_export.trainers.display import Display
 from hadskip_export.trainers.objective import Objective
+from hadskip_export.trainers.processes import Processes
 from hadskip_export.trainers.recipe import Recipe
 
 Log = Callable[..., None]
@@ -36,6 +37,7 @@ class Session:
     metric: str
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     display: Display = field(default_factory=Display)
+    processes: Processes = field(default_factory=Processes)
 
     def score(self, logits: np.ndarray, data: Dataset) -> float:
         """The metric of logits, float [n, labels], on data that have targets."""

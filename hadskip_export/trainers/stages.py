@@ -1,8 +1,8 @@
 """The three stages of HadSkip (paper, section 4.3), each one loop over batches with a loss of its own."""
 
 import copy
+import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch import Tensor
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.modeling.reinmax import ESTIMATORS
+from hadskip_export.routing.families import Draw
+from hadskip_export.routing.routes import as_row
 from hadskip_export.trainers.batches import TrainingBatch, count_batches
 from hadskip_export.trainers.evaluation import full_logits, gated_logits, logits_on_routes
 from hadskip_export.trainers.loop import train_epochs
@@ -19,9 +21,7 @@ from hadskip_export.trainers.losses import distillation_loss, stage3_loss
 from hadskip_export.trainers.schedule import Leg, glide
 from hadskip_export.trainers.session import Session
 from hadskip_export.trainers.teacher import Teacher
-
-# (rows of the data, int [b]; how many batches there were before) -> their routes, bool [b, L]
-Choose = Callable[[np.ndarray, int], np.ndarray]
+from hadskip_export.trainers.word_dropout import drop_words
 
 
 def fine_tune(model: Classifier, session: Session) -> None:
@@ -95,23 +95,24 @@ def train_jointly(model: GatedClassifier, teacher: Teacher, leg: Leg, session: S
     model.eval()
 
 
-def distil(
-    model: GatedClassifier, teacher: Teacher, choose: Choose, session: Session, *, epochs: int, phase: str
-) -> None:
-    """The body learns from the task and the frozen teacher, each row on a route chosen for it; the gates stay."""
-    recipe = session.recipe
+def distil(model: GatedClassifier, teacher: Teacher, draw: Draw, session: Session, *, epochs: int, phase: str) -> None:
+    """The body learns from the task and the frozen teacher, every row on all routes drawn for its batch; the gates
+    stay. The loss is the mean of the routes'."""
+    recipe, num_layers = session.recipe, len(model.gates)
 
     def step(batch: TrainingBatch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
-        routes = torch.from_numpy(choose(batch.rows, number)).to(session.device)
-        output = model.follow(*batch.inputs, routes, keep_states=recipe.distils_states)
-        target = teacher(batch, recipe.distils_states)
-        return distillation_loss(output, target, routes, batch, session)
+        target, routes = teacher(batch, recipe.distils_states), draw(number)
+        outputs = model.follow(*batch.inputs, routes, keep_states=recipe.distils_states)
+        ran = [torch.from_numpy(as_row(route, num_layers)).to(session.device) for route in routes]
+        found = [distillation_loss(*of, batch, session) for of in zip(outputs, itertools.repeat(target), ran)]
+        losses, terms = zip(*found, strict=True)
+        return torch.stack(losses).mean(), {name: torch.stack([of[name] for of in terms]).mean() for name in terms[0]}
 
     groups = [(model.classifier.parameters(), recipe.body_lr)]
-    for epoch in train_epochs(model, groups, step, session, epochs=epochs, phase=phase):
-        held_out = session.held_out
-        routes = choose(np.arange(len(held_out)), 0)  # every time the same
-        _held_out(logits_on_routes(model, held_out, routes, session.device), "3", epoch, session)
+    rows = np.stack([as_row(route, num_layers) for route in draw(0)])
+    routes = rows[np.arange(len(session.held_out)) % len(rows)]
+    for epoch in train_epochs(model, groups, step, session, alter=drop_words, epochs=epochs, phase=phase):
+        _held_out(logits_on_routes(model, session.held_out, routes, session.device), "3", epoch, session)
     model.eval()
 
 

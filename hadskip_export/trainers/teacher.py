@@ -25,16 +25,22 @@ class Teacher:
         """For every row of the training data, float32 [n, classes]."""
         if self._logits is None:
             logits = torch.zeros(len(self._data), len(self.model.config.labels), device=self._device)
-            # In fp32, though a step in bf16 may be the first to ask.
-            with torch.autocast(torch.device(self._device).type, enabled=False):
-                for batch in ordered_batches(self._data, device=self._device):
-                    logits[torch.from_numpy(batch.rows)] = self.model(*batch.inputs).logits
+            for batch in ordered_batches(self._data, device=self._device):
+                logits[torch.from_numpy(batch.rows)] = self._answer(*batch.inputs)
             self._logits = logits
         return self._logits
 
+    def _answer(self, *inputs: Tensor) -> Tensor:
+        """In fp32, though a step in bf16 asks."""
+        with torch.autocast(torch.device(self._device).type, enabled=False):
+            return self.model(*inputs).logits
+
     @torch.no_grad()
     def __call__(self, batch: TrainingBatch, keep_states: bool) -> Output:
-        """The teacher's output for a batch of the training data."""
+        """The teacher's output for a batch of the training data, or what was made of it."""
         if keep_states:
             return self.model(*batch.inputs, keep_states=True)
-        return Output(self.logits()[torch.from_numpy(batch.rows)])
+        logits = self.logits()[torch.from_numpy(batch.rows)]
+        if batch.altered is not None and batch.altered.any():
+            logits[batch.altered] = self._answer(*(values[batch.altered] for values in batch.inputs))
+        return Output(logits)

@@ -4,13 +4,12 @@ import itertools
 import math
 from collections import Counter
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hadskip_export.routing.families import FAMILIES, Draw, sizes_around
-from hadskip_export.routing.routes import Route, as_route, is_route
+from hadskip_export.routing.routes import Route, is_route
 
 
 @st.composite
@@ -66,21 +65,22 @@ def test_a_family_has_the_routes_that_it_promises_each_once(name, case):
 
 
 @st.composite
-def families(draw) -> tuple[list[Route], int]:
-    """Any routes in any order, and the number of layers."""
+def families(draw) -> list[Route]:
+    """Any routes in any order."""
     layers = draw(st.integers(1, 6))
     every = [r for size in range(1, layers + 1) for r in itertools.combinations(range(1, layers + 1), size)]
-    return draw(st.lists(st.sampled_from(every), min_size=1, max_size=12, unique=True)), layers
+    return draw(st.lists(st.sampled_from(every), min_size=1, max_size=12, unique=True))
 
 
 @settings(deadline=None)
-@given(families(), st.integers(1, 40), st.integers(0, 1000))
-def test_every_row_drawn_is_a_route_of_the_family_and_the_seed_decides_which(case, count, seed):
-    family, layers = case
-    drawn = Draw(family, layers, seed)(np.arange(count), 3)
-    assert drawn.shape == (count, layers) and drawn.dtype == bool
-    assert {as_route(row) for row in drawn} <= set(family)
-    assert (drawn == Draw(family, layers, seed)(np.arange(count), 3)).all()
+@given(families(), st.integers(0, 100), st.integers(0, 1000))
+def test_a_batch_gets_routes_of_the_family_among_them_a_shortest_and_a_longest(case, number, seed):
+    drawn = Draw(case, seed)(number)
+    sizes, every = [len(route) for route in drawn], sorted({len(route) for route in case})
+    assert set(drawn) <= set(case) and sizes == sorted(set(sizes))  # one of a size
+    assert (sizes[0], sizes[-1]) == (every[0], every[-1])
+    assert len(sizes) == min(4, len(every))
+    assert drawn == Draw(case, seed)(number)
 
 
 def standard_errors(count: int, share: float, n: int) -> float:
@@ -88,18 +88,21 @@ def standard_errors(count: int, share: float, n: int) -> float:
     return abs(count - n * share) / math.sqrt(n * share * (1 - share))
 
 
-def test_sizes_come_evenly_and_routes_of_a_size_evenly_too():
-    """Not all routes evenly: of six layers there are 20 of three and one of six."""
-    family, n = FAMILIES["all"]([1, 3, 6], 6), 6000
-    routes = [as_route(row) for row in Draw(family, 6, 0)(np.arange(n), 0)]
-    sizes, counts = Counter(map(len, routes)), Counter(routes)
-    assert all(standard_errors(sizes[size], 1 / 3, n) < 4 for size in (1, 3, 6))
-    assert all(standard_errors(counts[route], 1 / 3 / math.comb(6, len(route)), n) < 4.5 for route in family)
+def test_sizes_between_come_evenly_and_routes_of_a_size_evenly_too():
+    n = 3000
+    drawn = [Draw(FAMILIES["all"](range(1, 7), 6), seed=1)(number) for number in range(n)]
+    sizes, counts = Counter(len(route) for routes in drawn for route in routes), Counter(itertools.chain(*drawn))
+    assert sizes[1] == sizes[6] == n
+    assert all(standard_errors(sizes[size], 1 / 2, n) < 4 for size in (2, 3, 4, 5))
+    assert all(standard_errors(counts[layer,], 1 / 6, n) < 4 for layer in range(1, 7))
+    assert all(
+        standard_errors(counts[route], 1 / 2 / math.comb(6, size), n) < 4.5
+        for size in (2, 3, 4, 5)
+        for route in itertools.combinations(range(1, 7), size)
+    )
 
 
 def test_one_batch_is_not_like_the_next_and_seeds_differ():
-    family = FAMILIES["nested"]([2, 3, 4], 6)
-    draw, rows = Draw(family, 6, 0), np.arange(64)
-    first, second, other = draw(rows, 0), draw(rows, 1), Draw(family, 6, 1)(rows, 0)
-    assert (first != second).any() and (first != other).any() and (first == draw(rows, 0)).all()
-    assert len(np.unique(first, axis=0)) == 3
+    family = FAMILIES["nested"](range(2, 13), 12)
+    batches = [[Draw(family, seed)(number) for number in range(20)] for seed in (0, 1)]
+    assert all(len({tuple(routes) for routes in of_seed}) > 10 for of_seed in batches) and batches[0] != batches[1]

@@ -1,6 +1,7 @@
 """The loss terms against slow loops over inputs, layers, tokens and heads, written from the paper's equations."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -225,6 +226,16 @@ def test_without_labels_the_task_has_no_term_and_the_others_are_as_they_were():
     assert without.keys() == {"prediction", "hidden", "attention", "embedding"}
     assert {"task": with_task["task"]} | without == with_task
     close(unlabelled, labelled.item() - with_task["task"].item())
+
+
+def test_a_text_that_was_altered_has_the_teachers_answer_alone():
+    here, (student, teacher) = session("paper", "alpha1=2", "alpha2=3", "alpha3=5", "alpha4=7"), outputs()
+    labels, altered = torch.tensor([0, 1, 1]), torch.tensor([False, True, False])
+    _, plain = distillation_loss(student, teacher, RAN, batch(labels), here)
+    _, terms = distillation_loss(student, teacher, RAN, replace(batch(labels), altered=altered), here)
+    wanted = torch.nn.functional.cross_entropy(student.logits[[0, 2]], labels[[0, 2]], reduction="sum") / 3
+    close(terms["task"], wanted.item())
+    assert terms | {"task": None} == plain | {"task": None}
 
 
 def test_what_unlabelled_text_teaches_reaches_the_student():

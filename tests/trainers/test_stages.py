@@ -198,7 +198,7 @@ ROUTES: list[Route] = [(1, 4), (1, 2, 4)]  # no route runs layer 3
 
 def distilled(model: GatedClassifier, here: Session, epochs: int = 1, routes=ROUTES, teacher=None) -> GatedClassifier:
     torch.manual_seed(0)
-    distil(model, teacher or teacher_of(here), Draw(routes, 4, here.seed), here, epochs=epochs, phase="distillation")
+    distil(model, teacher or teacher_of(here), Draw(routes, here.seed), here, epochs=epochs, phase="distillation")
     return model
 
 
@@ -233,9 +233,9 @@ def test_distillation_brings_the_student_nearer_to_the_teacher_on_its_routes():
 def test_distillation_learns_the_task_too():
     log: list[dict[str, Any]] = []
     here = session(log, alpha1=0.0, alpha2=0.0, alpha3=0.0, alpha4=0.0, body_lr=3e-3)
-    distilled(random_gated(dropout=0.0, attention_dropout=0.0), here, 12)
+    distilled(random_gated(dropout=0.0, attention_dropout=0.0), here, 24)
     losses = [record["task"] for record in log if "task" in record]
-    assert len(losses) == 12 and losses[-1] < 0.85 * losses[0]
+    assert len(losses) == 24 and losses[-1] < 0.5 * losses[0]
 
 
 def test_a_fixed_route_can_be_distilled():
@@ -269,7 +269,7 @@ def test_in_bf16_only_the_products_of_training_are(loop):
             module.register_forward_hook(note)
         torch.manual_seed(0)
         if loop == "distil":
-            distil(model, teacher, Draw(ROUTES, 4, 0), here, epochs=1, phase="distillation")
+            distil(model, teacher, Draw(ROUTES, 0), here, epochs=1, phase="distillation")
         elif loop == "train_jointly":
             train_jointly(model, teacher, Leg(4.0, 3.0, 1), here)
         elif loop == "fine_tune":

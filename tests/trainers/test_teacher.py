@@ -1,5 +1,7 @@
 """The teacher's answers against the model itself, how often it is run, and that no gradient comes near it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,21 @@ def test_a_batch_gets_the_answers_for_its_own_rows(keep_states):
     for batch in shuffled_batches(DATA, 16, 3):
         logits = teacher(batch, keep_states).logits
         torch.testing.assert_close(logits, one_by_one(model, DATA, batch.rows), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("keep_states", [False, True])
+def test_a_text_that_was_altered_is_answered_as_it_is_now(keep_states):
+    model = random_classifier(dropout=0.5)
+    teacher = Teacher(model, DATA)
+    kept = teacher.logits().clone()
+    batch = next(iter(ordered_batches(DATA.subset(np.arange(8)), 8)))
+    other, altered = next(iter(ordered_batches(random_dataset(8, 5), 8))), torch.arange(8) % 3 == 1
+    ids = torch.where(altered[:, None], other.inputs[0][:, :1], batch.inputs[0])
+    mixed = replace(batch, inputs=(ids, *batch.inputs[1:]), altered=altered)
+    logits = teacher(mixed, keep_states).logits
+    torch.testing.assert_close(logits, model(*mixed.inputs).logits, atol=1e-5, rtol=0)
+    assert (logits - kept[torch.from_numpy(batch.rows)])[altered].abs().max() > 1e-3
+    assert torch.equal(teacher.logits(), kept)  # those of the dataset's texts stay
 
 
 def test_states_and_maps_are_there_where_they_are_asked_for_and_anew_each_time():

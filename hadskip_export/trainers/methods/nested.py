@@ -55,9 +55,9 @@ class Nested:
 
     def learn(self, model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:
         """First the body, on routes drawn from the family; then the gates, by backward induction."""
-        recipe, num_layers = session.recipe, len(model.gates)
-        family = self.family(recipe, leg, num_layers)
-        distil(model, teacher, Draw(family, num_layers, session.seed), session, epochs=leg.epochs, phase=leg.name)
+        recipe = session.recipe
+        family = self.family(recipe, leg, len(model.gates))
+        distil(model, teacher, Draw(family, session.seed), session, epochs=leg.epochs, phase=leg.name)
         rows = np.random.default_rng(session.seed).permutation(len(session.data))[: recipe.fit_rows]
         logits = teacher.logits()[torch.from_numpy(rows)]
         evidence = observe(model, logits, session.data.subset(rows), family, session)

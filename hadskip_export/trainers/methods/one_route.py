@@ -38,6 +38,6 @@ def student_of(teacher: Teacher, session: Session, route: Route | None = None) -
 def learn_route(route: Route, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:
     """The student that runs `route` for every input."""
     student = student_of(teacher, session, route)
-    draw = Draw([route], len(student.gates), session.seed)
-    distil(student, teacher, draw, session, epochs=leg.epochs, phase=f"stage III, layers {' '.join(map(str, route))}")
+    phase = f"stage III, layers {' '.join(map(str, route))}"
+    distil(student, teacher, Draw([route], session.seed), session, epochs=leg.epochs, phase=phase)
     return student

@@ -58,8 +58,7 @@ def find_route(teacher: Teacher, budget: float, session: Session) -> Route:
     one that is nearest to the teacher on the held-out slice."""
     student = student_of(teacher, session)
     candidates = fixed_routes(len(student.gates), round(budget))
-    draw = Draw(candidates, len(student.gates), session.seed)
-    distil(student, teacher, draw, session, epochs=SEARCH_EPOCHS, phase="search")
+    distil(student, teacher, Draw(candidates, session.seed), session, epochs=SEARCH_EPOCHS, phase="search")
     held_out = Teacher(teacher.model, session.held_out, session.device)
     found = observe(student, held_out.logits(), session.held_out, candidates, session).divergence
     session.log(phase="search", divergence={str(route): float(cost.mean()) for route, cost in found.items()})
