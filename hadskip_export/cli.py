@@ -28,6 +28,7 @@ from hadskip_export.runtime.bundle import MANIFEST
 from hadskip_export.runtime.engines import ENGINES, PRECISIONS, Cut
 from hadskip_export.support.errors import HadskipError
 from hadskip_export.support.files import NO_ROOM, replaced
+from hadskip_export.support.progress import speaks
 from hadskip_export.support.signals import Ended, interruption, unwinding
 from hadskip_export.trainers.methods import HADSKIP, METHODS
 
@@ -299,7 +300,8 @@ def train(
     summary = hadskip_export.train(
         train=train_file, eval=eval_file, route=layers, label_thresholds=_thresholds(label_thresholds), **options
     )
-    _show([*text.training(summary), f"written: {options['out']}"], summary, json_file)
+    if speaks():
+        _show([*text.training(summary), f"written: {options['out']}"], summary, json_file)
 
 
 @main.command()
@@ -324,6 +326,27 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
     checked = [] if report is None else text.parity(report)
     _show([*checked, f"written: {options['out'] or options['source']}"], report, json_file)
     sys.exit(0 if report is None or report.parity == "passed" else 1)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 for all that may ask.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--token", envvar="HADSKIP_TOKEN", help="What clients must send as bearer token. [env: HADSKIP_TOKEN]")
+@click.option("--budget", type=float, help="Layers per input on average; the bundle's default point if left out.")
+@click.option("--least-budget", type=float, help="While requests queue, lower the budget step by step, down to this.")
+@click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
+@click.option("--threads", type=int, help="The most threads a batch is computed with; all CPUs if left out.")
+@click.option("--inputs", type=int, help="The most inputs of a request. [128]")
+@click.option("--queue", type=int, help="The most inputs that wait; more are refused with 429. [1024]")
+@click.option("--batch-tokens", type=int, help="Tokens computed together. [16384]")
+@click.option("--body", type=int, help="The most bytes of a request. [4000000]")
+@click.option("--timeout", type=float, help="Seconds after which a request is given up. [30]")
+@_label_thresholds
+@_engine
+def serve(label_thresholds: Sequence[str], **options: Any) -> None:
+    """Serve a bundle over HTTP, by the routes that clients of text-embeddings-inference and Hugging Face know."""
+    hadskip_export.serve(label_thresholds=_thresholds(label_thresholds), **options)
 
 
 @main.command()

@@ -11,6 +11,7 @@ from typing import Literal, NoReturn, TypedDict, Unpack, get_args, overload
 
 import numpy as np
 
+from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.points import thresholds_at
 from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime.answers import Prediction, Ranked, answers_of, ranked
@@ -339,6 +340,14 @@ class Predictor:
             raise EngineError(self._why_closed)
         return self._engine
 
+    @property
+    def budget(self) -> float | None:
+        """Layers per input on average, of the operating point in use; None where `gate_threshold` is in its place."""
+        if self._options.gate_threshold is not None:
+            return None
+        manifest, asked = self.bundle.manifest, self._options.budget
+        return manifest.default_budget if asked is None else resolve_budget(asked, manifest.model.layers)
+
     def close(self) -> None:
         """Frees the engines. A closed predictor raises `EngineError` when called."""
         with self._lock:
@@ -374,8 +383,7 @@ class Predictor:
         options, bundle = self._options, self.bundle
         shown: dict[str, object] = {"engine": self.engine_info.name, "threads": self._engine_options.thread_count}
         shown |= {"router": options.router, "gate_threshold": options.gate_threshold, "max_layers": options.max_layers}
-        if options.gate_threshold is None:
-            shown["budget"] = bundle.manifest.default_budget if options.budget is None else options.budget
+        shown["budget"] = self.budget
         told = " ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
         return f"<Predictor {str(bundle.path)!r} {told} {'closed' if self._engine is None else 'open'}>"
 

@@ -1,0 +1,58 @@
+"""`serve`: a bundle behind HTTP, as text-embeddings-inference's clients and Hugging Face's speak it."""
+
+from pathlib import Path
+from typing import Any
+
+from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.support.errors import DataError, optional_import
+from hadskip_export.support.progress import say
+
+
+def serve(
+    bundle: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    least_budget: float | None = None,
+    inputs: int | None = None,
+    queue: int | None = None,
+    batch_tokens: int | None = None,
+    body: int | None = None,
+    timeout: float | None = None,
+    **options: Any,
+) -> None:
+    """Serves until it is told to end (SIGTERM, Ctrl-C), then answers what it has accepted. A bundle that takes the
+    place of this one is read and served from then on, without a request lost.
+
+    On FastAPI and uvicorn: what most who serve a model in Python know, with the page that documents the routes.
+
+    Args:
+        host, port: where to listen; this machine's programs alone are heard unless told otherwise.
+        token: what clients must send as their bearer token; nothing if left out.
+        least_budget: while requests queue, lower the budget step by step, down to this one.
+        inputs, queue, batch_tokens, body, timeout: how much is taken on, see `serving.limits.Limits`.
+        options: as for `Predictor.load`.
+
+    Raises:
+        DataError: limits that are no numbers above 0; a port that is taken.
+        EngineError: the server's libraries are missing.
+        HadskipError: see `Predictor.load`.
+    """
+    for library in ("uvicorn", "fastapi", "prometheus_client"):
+        optional_import(library, "serve")
+    from hadskip_export.serving.app import create_app
+    from hadskip_export.serving.limits import Limits
+    from hadskip_export.serving.server import listen, run
+    from hadskip_export.serving.service import Service
+
+    asked = {"inputs": inputs, "queue": queue, "batch_tokens": batch_tokens, "body": body, "timeout": timeout}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    for name, value in given.items():
+        if not value > 0:
+            raise DataError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
+    with listen(host, port) as place:
+        service = Service(lambda: Predictor.load(bundle, **options), Limits(**given), least_budget)
+        say(f"{service.predictor!r}")
+        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}; its routes: /docs")
+        run(create_app(service, token), service, place)

@@ -1,0 +1,286 @@
+"""The routes: what a client sends and gets, by the names of those who have clients already.
+
+`/predict` and `/rerank` are text-embeddings-inference's, `/` is that of Hugging Face's inference endpoints, which its
+`InferenceClient` speaks. `/rank` is ours and says what the others have no place for.
+"""
+
+import hmac
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+import hadskip_export
+from hadskip_export.data.problems import MULTI, Problem
+from hadskip_export.runtime.answers import ranked
+from hadskip_export.runtime.tokenization import Text
+from hadskip_export.serving.limits import RequestError
+from hadskip_export.serving.middleware import Count, LimitBody, problem
+from hadskip_export.serving.service import Answered, Service
+from hadskip_export.support.errors import BudgetError, BundleError, DataError, HadskipError
+
+LAYERS_RUN = "X-Layers-Run"  # of each input, in the order of the inputs
+Inputs = Annotated[
+    str | list[str] | list[list[str]],
+    Field(
+        description="A text; a pair [first, second]; or many [[text], [first, second], ...]", examples=["a fine film"]
+    ),
+]
+Budget = Annotated[float | None, Field(description="Layers per input on average; the operating point if left out")]
+Truncate = Annotated[bool, Field(description="Whether the end of a text that is too long may be left out")]
+Raw = Annotated[bool, Field(description="Logits in place of probabilities")]
+
+
+class Question(BaseModel):
+    """What `/predict` takes."""
+
+    inputs: Inputs
+    raw_scores: Raw = False
+    truncate: Truncate = True
+    budget: Budget = None
+
+
+class Parameters(BaseModel):
+    """Of Hugging Face's text classification."""
+
+    top_k: int | None = Field(default=None, ge=1)
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
+
+
+class EndpointQuestion(BaseModel):
+    """What `/` takes."""
+
+    inputs: Inputs
+    parameters: Parameters = Parameters()
+
+
+class Score(BaseModel):
+    """A label and its probability, or its logit; of a model that gives a score, that."""
+
+    score: float
+    label: str
+
+
+class RerankQuestion(BaseModel):
+    """What `/rerank` takes."""
+
+    query: str
+    texts: list[str]
+    raw_scores: Raw = False
+    return_text: bool = False
+    truncate: Truncate = True
+    budget: Budget = None
+
+
+class Rank(BaseModel):
+    """A text's place."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class RankQuestion(BaseModel):
+    """What `/rank` takes."""
+
+    query: str
+    documents: list[str]
+    top: int | None = Field(default=None, ge=1)
+    budget: Budget = None
+
+
+class RankedDocument(BaseModel):
+    """A document's place, and what was computed for it."""
+
+    index: int
+    document: str
+    score: float
+    layers: list[int]
+    truncated: bool
+
+
+class Problemed(BaseModel):
+    """What went wrong."""
+
+    error: str
+    error_type: str
+
+
+def create_app(service: Service, token: str | None = None) -> FastAPI:
+    """
+    Args:
+        token: what a client must send as its bearer token; nothing if left out.
+    """
+    app = FastAPI(
+        title="hadskip-export", version=hadskip_export.__version__, lifespan=lambda _: service.running(),
+        responses={code: {"model": Problemed} for code in (413, 422, 429, 500, 504)},
+    )  # fmt: skip
+    app.add_middleware(LimitBody, limits=service.limits)
+    app.add_middleware(Count, metrics=service.metrics)
+    _explain(app)
+    may = [Depends(_bearer(token))] if token else []
+
+    @app.post("/predict", dependencies=may)
+    async def predict(question: Question, response: Response) -> list[Score] | list[list[Score]]:
+        """Every label's probability, the likeliest first: of a text or pair a list, of many a list of lists."""
+        texts, many = _texts(question.inputs)
+        answers = await service.answer(texts, question.budget, question.truncate)
+        _tell_layers(response, answers)
+        scores = [_scores(service.predictor.problem, answer, question.raw_scores) for answer in answers]
+        return scores if many else scores[0]
+
+    @app.post("/", dependencies=may)
+    async def endpoint(question: EndpointQuestion, response: Response) -> list[list[Score]]:
+        """The same, of a text too a list of lists."""
+        wanted, texts = question.parameters, _texts(question.inputs)[0]
+        own = "sigmoid" if service.predictor.problem.type == MULTI else "softmax"
+        if wanted.function_to_apply not in (None, "none", own):
+            raise DataError(f"function_to_apply: {wanted.function_to_apply}; this model's is {own}, or none")
+        answers = await service.answer(texts)
+        _tell_layers(response, answers)
+        raw = wanted.function_to_apply == "none"
+        return [_scores(service.predictor.problem, answer, raw)[: wanted.top_k] for answer in answers]
+
+    @app.post("/rerank", dependencies=may, response_model_exclude_none=True)
+    async def rerank(question: RerankQuestion, response: Response) -> list[Rank]:
+        """The texts' places by their relevance, from 0 to 1, the best first."""
+        answers = await _relevance(service, question.query, question.texts, question.budget, question.truncate)
+        _tell_layers(response, answers)
+        order = ranked(question.texts, [a.prediction for a in answers], [a.logits[0] for a in answers])
+        return [
+            Rank(
+                index=place.index,
+                score=answers[place.index].logits[0] if question.raw_scores else place.score,
+                text=place.document if question.return_text else None,
+            )
+            for place in order
+        ]
+
+    @app.post("/rank", dependencies=may)
+    async def rank(question: RankQuestion) -> list[RankedDocument]:
+        """`Predictor.rank`: the documents by their relevance, the best first, with the layers that each ran."""
+        answers = await _relevance(service, question.query, question.documents, question.budget, truncate=True)
+        order = ranked(question.documents, [a.prediction for a in answers], [a.logits[0] for a in answers])
+        return [
+            RankedDocument(
+                index=place.index, document=place.document, score=place.score, layers=list(place.layers),
+                truncated=place.truncated,
+            )
+            for place in order[: question.top]
+        ]  # fmt: skip
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the process lives."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready(response: Response) -> dict[str, bool]:
+        """Whether it takes requests: 503 while its queue is full, and once it was told to end."""
+        response.status_code = 200 if service.has_room else 503
+        return {"ready": service.has_room}
+
+    @app.get("/info", dependencies=may)
+    async def info() -> dict[str, Any]:
+        """What is served."""
+        predictor, limits = service.predictor, service.limits
+        model = predictor.bundle.manifest.model
+        return {
+            "bundle": str(predictor.bundle.path), "engine": predictor.engine_info.name, "labels": predictor.labels,
+            "problem_type": predictor.problem.type, "layers": model.layers, "max_input_length": model.max_length,
+            "max_client_batch_size": limits.inputs, "budget": service.budget,
+            "version": hadskip_export.__version__,
+        }  # fmt: skip
+
+    @app.get("/metrics", dependencies=may, include_in_schema=False)
+    async def metrics() -> Response:
+        text, kind = service.metrics.text()
+        return Response(text, headers={"Content-Type": kind})
+
+    return app
+
+
+def _texts(inputs: str | list[str] | list[list[str]]) -> tuple[list[Text], bool]:
+    """The texts and pairs, and whether they are many.
+
+    Raises:
+        DataError: a list that is neither.
+    """
+    several = [item for item in inputs if isinstance(item, list)] if isinstance(inputs, list) else []
+    every = several or [[inputs] if isinstance(inputs, str) else list(map(str, inputs))]
+    texts: list[Text] = []
+    for number, parts in enumerate(every, start=1):
+        if not 1 <= len(parts) <= 2:
+            raise DataError(
+                f"input {number}: a list of {len(parts)} texts; give a text, a pair [first, second], or many as"
+                " [[text], [text], ...]"
+            )
+        texts.append(parts[0] if len(parts) == 1 else (parts[0], parts[1]))
+    return texts, bool(several)
+
+
+async def _relevance(
+    service: Service, query: str, documents: list[str], budget: float | None, truncate: bool
+) -> list[Answered]:
+    """
+    Raises:
+        BundleError: the model gives no score.
+    """
+    if not service.predictor.problem.is_score:
+        raise BundleError(f"this model gives labels ({service.predictor.problem.type}), and documents need a score")
+    return await service.answer([(query, document) for document in documents], budget, truncate)
+
+
+def _scores(problem: Problem, answer: Answered, raw: bool) -> list[Score]:
+    """The likeliest first."""
+    values: dict[str, float] = answer.prediction.probabilities or {problem.labels[0]: answer.prediction.score}
+    if raw:
+        values = dict(zip(problem.labels, answer.logits, strict=True))
+    return [Score(score=value, label=label) for label, value in sorted(values.items(), key=lambda item: -item[1])]
+
+
+def _tell_layers(response: Response, answers: list[Answered]) -> None:
+    response.headers[LAYERS_RUN] = ",".join(str(len(answer.prediction.layers)) for answer in answers)
+
+
+def _bearer(token: str) -> Callable[..., None]:
+    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> None:
+        """
+        Raises:
+            RequestError: another token, or none.
+        """
+        if given is None or not hmac.compare_digest(given.credentials.encode(), token.encode()):
+            raise RequestError(401, "Unauthorized", "send the service's token: Authorization: Bearer TOKEN")
+
+    return check
+
+
+def _explain(app: FastAPI) -> None:
+    """Errors as text-embeddings-inference has them, a line each."""
+
+    @app.exception_handler(HadskipError)
+    async def own(_: Request, error: HadskipError) -> JSONResponse:
+        if isinstance(error, RequestError):
+            headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+            return problem(error.status, error.kind, str(error), headers)
+        client = isinstance(error, DataError | BudgetError | BundleError)
+        return problem(422, "Validation", str(error)) if client else problem(500, "Backend", str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return problem(422, "Validation", f"{where}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, "Validation", str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return problem(500, "Backend", type(error).__name__)

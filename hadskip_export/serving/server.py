@@ -1,0 +1,49 @@
+"""The process that serves: where it listens, and how it ends."""
+
+import asyncio
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from hadskip_export.serving.service import Service
+from hadskip_export.support.errors import DataError
+
+LINGER = 1.0  # seconds between being told to end and hearing no more: what was sent before then has come
+BACKLOG = 2048  # connections that wait to be taken
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """
+    Raises:
+        DataError: nobody can listen there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise DataError(
+            f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another"
+        ) from error
+
+
+def run(app: FastAPI, service: Service, place: socket.socket) -> None:
+    """Until SIGTERM or Ctrl-C; then what was asked is answered. A second one ends it at once."""
+    patience = int(service.limits.timeout) + 1
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=patience)
+    _Server(config, service).run(sockets=[place])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._service.ending:
+            super().handle_exit(sig, frame)
+            return
+        self._service.ending = True
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(loop.call_later, LINGER, super().handle_exit, sig, frame)

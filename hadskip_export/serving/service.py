@@ -1,0 +1,188 @@
+"""The bundle that is served, and what becomes of a request: tokens, a place in the queue, an answer."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hadskip_export.routing.budgets import resolve_budget
+from hadskip_export.routing.points import thresholds_at
+from hadskip_export.routing.routes import as_route
+from hadskip_export.runtime.answers import Prediction, answers_of
+from hadskip_export.runtime.bundle import MANIFEST
+from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.runtime.tokenization import Text
+from hadskip_export.serving.batcher import Batcher, Served
+from hadskip_export.serving.limits import Limits, RequestError
+from hadskip_export.serving.load import LoadControl
+from hadskip_export.serving.metrics import Metrics
+from hadskip_export.support.errors import BudgetError, DataError, HadskipError
+
+SECONDS_BETWEEN_LOOKS = 1.0  # at whether the bundle was replaced
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One input's answer and the logits it is made of."""
+
+    prediction: Prediction
+    logits: list[float]
+
+
+class Service:
+    """
+    Args:
+        load: reads the bundle, now and each time that it was replaced.
+        floor: the fewest layers, on average, that load may lower the budget to; it does not where left out.
+    """
+
+    def __init__(self, load: Callable[[], Predictor], limits: Limits, floor: float | None = None):
+        self.limits = limits
+        self.ending = False  # still answering, but to be asked no more
+        self._load, self._floor = load, floor
+        self._served = self._read()
+        self.metrics = Metrics(self.predictor.bundle.manifest.model.layers)
+        self.metrics.serves(self.predictor)
+        self.metrics.set_budget(self.budget)
+        self._batcher: Batcher | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self):
+        """While the event loop serves."""
+        self._batcher = Batcher(self.limits, self.metrics)
+        watch = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await self._batcher.close()
+            self.predictor.close()
+
+    async def answer(self, texts: Sequence[Text], budget: float | None = None, truncate: bool = True) -> list[Answered]:
+        """
+        Args:
+            budget: see `Predictor.__call__`; the service's own where left out.
+            truncate: whether a text that is too long may lose its end; else it is refused.
+
+        Raises:
+            RequestError: too many inputs, or see `Batcher.ask`.
+            DataError, BudgetError, EngineError: see `Predictor.__call__`.
+        """
+        served = self._served
+        served.asking += 1
+        try:
+            return await self._answer(served, texts, budget, truncate)
+        finally:
+            served.asking -= 1
+
+    async def _answer(
+        self, served: Served, texts: Sequence[Text], budget: float | None, truncate: bool
+    ) -> list[Answered]:
+        assert self._batcher is not None
+        predictor = served.predictor
+        if len(texts) > self.limits.inputs:
+            raise RequestError(
+                413, "Validation", f"{len(texts)} inputs; at most {self.limits.inputs} are taken in one request"
+            )
+        if not texts:
+            raise DataError("no inputs; give at least one text")
+        encoded = await asyncio.to_thread(predictor.tokenizer.encode, list(texts))
+        long = [number for number, item in enumerate(encoded, start=1) if item.truncated]
+        if long and not truncate:
+            most = predictor.tokenizer.max_length
+            raise DataError(f"input {long[0]}: longer than the model's {most} tokens; ask with truncate, or shorten it")
+        logits, routes = await self._batcher.ask(served, encoded, budget)
+        self.metrics.saw(routes, [item.truncated for item in encoded])
+        return _answers(predictor, logits, routes, [item.truncated for item in encoded])
+
+    @property
+    def predictor(self) -> Predictor:
+        """Of the bundle that is served now."""
+        return self._served.predictor
+
+    @property
+    def budget(self) -> float | None:
+        """Layers per input on average that are asked for just now; None where a threshold takes the place of one."""
+        return self._served.control.budget or self.predictor.budget
+
+    @property
+    def has_room(self) -> bool:
+        return self._batcher is not None and self._batcher.has_room and not self.ending
+
+    def _read(self) -> Served:
+        """
+        Raises:
+            HadskipError: see `Predictor.load`, and `_budgets`.
+        """
+        predictor = self._load()
+        try:
+            return Served(predictor, LoadControl(_budgets(predictor, self._floor)))
+        except BudgetError:
+            predictor.close()
+            raise
+
+    async def _watch(self) -> None:
+        """Serves the bundle that has come in the place of this one, and closes this one after its last request."""
+        assert self._batcher is not None
+        file = self.predictor.bundle.path / MANIFEST
+        seen = _state(file)
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            now = _state(file)
+            if now is None or now == seen:
+                continue
+            seen = now
+            try:
+                new = await asyncio.to_thread(self._read)
+            except HadskipError as error:
+                self.metrics.reloads.labels("failed").inc()
+                logger.error("the bundle that was read before is served on: %s", error)
+                continue
+            before, self._served = self._served, new
+            self.metrics.reloads.labels("done").inc()
+            self.metrics.serves(new.predictor)
+            self.metrics.set_budget(self.budget)
+            while before.asking:
+                await asyncio.sleep(SECONDS_BETWEEN_LOOKS / 10)
+            await self._batcher.computed()
+            before.predictor.close()
+
+
+def _budgets(predictor: Predictor, floor: float | None) -> Sequence[float | None]:
+    """The operating points from the one in use down to the floor; without, that alone.
+
+    Raises:
+        BudgetError: a floor that is no budget of the bundle, or not below the one in use.
+    """
+    if floor is None:
+        return [None]
+    default, manifest = predictor.budget, predictor.bundle.manifest
+    if not manifest.router.asks_gates or default is None:
+        raise BudgetError(f"least budget {floor:g}: there are no gates to ask, or a threshold that overrules it")
+    thresholds_at(manifest.points, floor, manifest.model.layers)
+    floor = resolve_budget(floor, manifest.model.layers)
+    if not 1 <= floor < default:
+        raise BudgetError(f"least budget {floor:g}: expected at least 1 layer, and less than the budget {default:g}")
+    between = {point.budget for point in manifest.points if floor < point.budget < default}
+    return sorted({default, floor, *between}, reverse=True)
+
+
+def _answers(predictor: Predictor, logits: np.ndarray, routes: np.ndarray, truncated: list[bool]) -> list[Answered]:
+    answer = answers_of(predictor.problem)
+    rows = zip(logits.tolist(), routes.tolist(), truncated, strict=True)
+    return [Answered(answer(row, as_route(route), cut), row) for row, route, cut in rows]
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    """What changes when another bundle takes its place; None while there is none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
