@@ -41,9 +41,10 @@ class _Server(uvicorn.Server):
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """In place of uvicorn's, which raises the signal once more when all is done: to end as told is no error."""
         if self._service.ending:
-            super().handle_exit(sig, frame)
+            self.should_exit = self.force_exit = True
             return
         self._service.ending = True
         loop = asyncio.get_running_loop()
-        loop.call_soon_threadsafe(loop.call_later, LINGER, super().handle_exit, sig, frame)
+        loop.call_soon_threadsafe(loop.call_later, LINGER, setattr, self, "should_exit", True)

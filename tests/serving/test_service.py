@@ -4,7 +4,6 @@ import concurrent.futures
 import http.client
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -70,7 +69,7 @@ def test_told_to_end_it_answers_what_it_has_accepted(points_bundle: Path):
     assert {answer.status for answer in answers} == {200}
     assert all(len(json.loads(answer.read())) == len(inputs) for answer in answers)
     _, said = process.communicate(timeout=60)
-    assert process.returncode in (0, 128 + signal.SIGTERM) and "Traceback" not in said
+    assert process.returncode == 0 and "Traceback" not in said and "Error" not in said
     with pytest.raises(ConnectionRefusedError):
         post(port, "/predict", {"inputs": "a"})
 
@@ -192,5 +191,4 @@ def test_the_token_may_come_from_the_environment(points_bundle: Path, monkeypatc
     assert post(port, "/predict", {"inputs": "a"}, {"Authorization": "Bearer t"})[0] == 200
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert "Traceback" not in said and not re.search(r"\bt\b", said.replace("'t'", ""))
-    assert process.returncode in (0, 130)
+    assert process.returncode == 0 and "Traceback" not in said and "Error" not in said
