@@ -91,12 +91,12 @@ def student(
     task: str, rows: int | None, seed: int, who: str, budget: float, *settings: str, name: str = "", layers: int = 6
 ) -> Run:
     """`who` is a recipe or a rival: `shared` is `adaptive` as it ships, one body for all budgets, and what is called
-    `adaptive` a body for each, as are the rivals of six layers, which have as many epochs; `name` is what makes this
-    run another than the plain one."""
+    `adaptive` a body for each, as are the rivals of six layers, which have as many epochs. Those of twelve have twice
+    as many as `shared`, of which each computes four sizes. `name` is what makes this run another than the plain one."""
     method, recipe = (who, "adaptive") if who in RIVALS else ("hadskip", "adaptive" if who == "shared" else who)
     label = "-".join(filter(None, (who, name)))
-    if recipe == "adaptive" and who != "shared" and layers == 6:
-        settings = ("body=dedicated", *settings)
+    if recipe == "adaptive" and who != "shared":
+        settings = ("body=dedicated" if layers == 6 else "shared_epochs=6", *settings)
     return Run(task, rows, seed, label, budget, method, recipe, (PRECISION, *settings), layers)
 
 

@@ -1,7 +1,6 @@
 """The three stages of HadSkip (paper, section 4.3), each one loop over batches with a loss of its own."""
 
 import copy
-import itertools
 import math
 from typing import Any
 
@@ -103,9 +102,12 @@ def distil(model: GatedClassifier, teacher: Teacher, draw: Draw, session: Sessio
     def step(batch: TrainingBatch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
         target, routes = teacher(batch, recipe.distils_states), draw(number)
         outputs = model.follow(*batch.inputs, routes, keep_states=recipe.distils_states)
-        ran = [torch.from_numpy(as_row(route, num_layers)).to(session.device) for route in routes]
-        found = [distillation_loss(*of, batch, session) for of in zip(outputs, itertools.repeat(target), ran)]
-        losses, terms = zip(*found, strict=True)
+        losses, terms = [], []
+        for output, route in zip(outputs, routes, strict=True):
+            ran = torch.from_numpy(as_row(route, num_layers)).to(session.device)
+            loss, of_route = distillation_loss(output, target, ran, batch, session)
+            losses.append(loss)
+            terms.append(of_route)
         return torch.stack(losses).mean(), {name: torch.stack([of[name] for of in terms]).mean() for name in terms[0]}
 
     groups = [(model.classifier.parameters(), recipe.body_lr)]
