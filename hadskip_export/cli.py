@@ -332,7 +332,7 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 for all that may ask.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-@click.option("--token", envvar="HADSKIP_TOKEN", help="What clients must send as bearer token. [env: HADSKIP_TOKEN]")
+@click.option("--token", help="What clients must send as their bearer token; else what HADSKIP_TOKEN says, if set.")
 @click.option("--budget", type=float, help="Layers per input on average; the bundle's default point if left out.")
 @click.option("--least-budget", type=float, help="While requests queue, lower the budget step by step, down to this.")
 @click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
@@ -344,9 +344,10 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
 @click.option("--timeout", type=float, help="Seconds after which a request is given up. [30]")
 @_label_thresholds
 @_engine
-def serve(label_thresholds: Sequence[str], **options: Any) -> None:
+def serve(label_thresholds: Sequence[str], token: str | None, **options: Any) -> None:
     """Serve a bundle over HTTP, by the routes that clients of text-embeddings-inference and Hugging Face know."""
-    hadskip_export.serve(label_thresholds=_thresholds(label_thresholds), **options)
+    token = os.environ.get("HADSKIP_TOKEN") if token is None else token  # not click's: empty, it would be none
+    hadskip_export.serve(label_thresholds=_thresholds(label_thresholds), token=token, **options)
 
 
 @main.command()

@@ -1,10 +1,11 @@
 """`serve`: a bundle behind HTTP, as text-embeddings-inference's clients and Hugging Face's speak it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 from hadskip_export.runtime.predictor import Predictor
-from hadskip_export.support.errors import DataError, optional_import
+from hadskip_export.support.errors import BudgetError, DataError, optional_import
 from hadskip_export.support.progress import say
 
 
@@ -35,7 +36,9 @@ def serve(
         options: as for `Predictor.load`.
 
     Raises:
-        DataError: limits that are no numbers above 0; a port that is taken.
+        DataError: limits that are no numbers above 0; a port that is taken; an empty token, or one that no header can
+            hold.
+        BudgetError: `least_budget` that cannot be.
         EngineError: the server's libraries are missing.
         HadskipError: see `Predictor.load`.
     """
@@ -49,10 +52,14 @@ def serve(
     asked = {"inputs": inputs, "queue": queue, "batch_tokens": batch_tokens, "body": body, "timeout": timeout}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     for name, value in given.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise DataError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
+    if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+        raise DataError("--token (or HADSKIP_TOKEN): empty, or more than printable ASCII; leave it out to serve all")
+    if least_budget is not None and options.get("router") == "full":
+        raise BudgetError(f"--least-budget {least_budget:g}: --router full runs every layer, whatever the budget")
     with listen(host, port) as place:
-        service = Service(lambda: Predictor.load(bundle, **options), Limits(**given), least_budget)
+        service = Service(lambda: Predictor.load(bundle, **options), Path(bundle), Limits(**given), least_budget)
         say(f"{service.predictor!r}")
         say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}; its routes: /docs")
         run(create_app(service, token), service, place)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -115,8 +116,7 @@ def train(
         raise RecipeError("alpha1=0: training texts without labels are learned from the teacher's predictions alone")
     learner = create_method(method, chosen, {"route": route})
     learner.check(chosen, layers, config.num_layers)
-    check_device(device)
-    identity = {
+    identity: dict[str, Any] = {
         "model": str(model),
         "budget": layers,
         "method": method,
@@ -141,6 +141,8 @@ def train(
         seed=seed, device=device, max_length=length, fine_tuned=fine_tuned,
     )  # fmt: skip
     with joined(device) as processes, ExitStack() as opened:
+        check_device(device)
+        identity["processes"] = processes.count
         if processes.rank:
             copy = opened.enter_context(processes.copy_of(Path(out)))
             run = opened.enter_context(open_run(copy, identity, resume=True))

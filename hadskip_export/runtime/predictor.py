@@ -383,7 +383,7 @@ class Predictor:
         options, bundle = self._options, self.bundle
         shown: dict[str, object] = {"engine": self.engine_info.name, "threads": self._engine_options.thread_count}
         shown |= {"router": options.router, "gate_threshold": options.gate_threshold, "max_layers": options.max_layers}
-        shown["budget"] = self.budget
+        shown["budget"] = self.budget if options.budget is None else options.budget
         told = " ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
         return f"<Predictor {str(bundle.path)!r} {told} {'closed' if self._engine is None else 'open'}>"
 

@@ -12,11 +12,12 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, FailFast, Field
 from starlette.exceptions import HTTPException
+from typing_extensions import TypeAliasType
 
 import hadskip_export
-from hadskip_export.data.problems import MULTI, Problem
+from hadskip_export.data.problems import MULTI
 from hadskip_export.runtime.answers import ranked
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.serving.limits import RequestError
@@ -25,8 +26,11 @@ from hadskip_export.serving.service import Answered, Service
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, HadskipError
 
 LAYERS_RUN = "X-Layers-Run"  # of each input, in the order of the inputs
+# One error is enough of a list: a body may hold a million.
+Texts = TypeAliasType("Texts", Annotated[list[str], FailFast()])
+ManyTexts = TypeAliasType("ManyTexts", Annotated[list[Texts], FailFast()])
 Inputs = Annotated[
-    str | list[str] | list[list[str]],
+    str | Texts | ManyTexts,
     Field(
         description="A text; a pair [first, second]; or many [[text], [first, second], ...]", examples=["a fine film"]
     ),
@@ -70,7 +74,7 @@ class RerankQuestion(BaseModel):
     """What `/rerank` takes."""
 
     query: str
-    texts: list[str]
+    texts: Texts
     raw_scores: Raw = False
     return_text: bool = False
     truncate: Truncate = True
@@ -89,7 +93,7 @@ class RankQuestion(BaseModel):
     """What `/rank` takes."""
 
     query: str
-    documents: list[str]
+    documents: Texts
     top: int | None = Field(default=None, ge=1)
     budget: Budget = None
 
@@ -118,20 +122,22 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     """
     app = FastAPI(
         title="hadskip-export", version=hadskip_export.__version__, lifespan=lambda _: service.running(),
+        docs_url="/docs" if token is None else None, redoc_url=None,
+        openapi_url="/openapi.json" if token is None else None,
         responses={code: {"model": Problemed} for code in (413, 422, 429, 500, 504)},
     )  # fmt: skip
     app.add_middleware(LimitBody, limits=service.limits)
     app.add_middleware(Count, metrics=service.metrics)
     _explain(app)
-    may = [Depends(_bearer(token))] if token else []
+    may = [] if token is None else [Depends(_bearer(token))]
 
     @app.post("/predict", dependencies=may)
     async def predict(question: Question, response: Response) -> list[Score] | list[list[Score]]:
         """Every label's probability, the likeliest first: of a text or pair a list, of many a list of lists."""
         texts, many = _texts(question.inputs)
-        answers = await service.answer(texts, question.budget, question.truncate)
+        answers = await service.answer(texts, budget=question.budget, truncate=question.truncate)
         _tell_layers(response, answers)
-        scores = [_scores(service.predictor.problem, answer, question.raw_scores) for answer in answers]
+        scores = [_scores(answer, question.raw_scores) for answer in answers]
         return scores if many else scores[0]
 
     @app.post("/", dependencies=may)
@@ -144,7 +150,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
         answers = await service.answer(texts)
         _tell_layers(response, answers)
         raw = wanted.function_to_apply == "none"
-        return [_scores(service.predictor.problem, answer, raw)[: wanted.top_k] for answer in answers]
+        return [_scores(answer, raw)[: wanted.top_k] for answer in answers]
 
     @app.post("/rerank", dependencies=may, response_model_exclude_none=True)
     async def rerank(question: RerankQuestion, response: Response) -> list[Rank]:
@@ -175,9 +181,10 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
         ]  # fmt: skip
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the process lives."""
-        return {"status": "ok"}
+    async def health(response: Response) -> dict[str, str]:
+        """Whether the process lives, and computes what it is asked."""
+        response.status_code = 200 if service.lives else 503
+        return {"status": "ok" if service.lives else "dead"}
 
     @app.get("/ready")
     async def ready(response: Response) -> dict[str, bool]:
@@ -227,20 +234,17 @@ def _texts(inputs: str | list[str] | list[list[str]]) -> tuple[list[Text], bool]
 async def _relevance(
     service: Service, query: str, documents: list[str], budget: float | None, truncate: bool
 ) -> list[Answered]:
-    """
-    Raises:
-        BundleError: the model gives no score.
-    """
-    if not service.predictor.problem.is_score:
-        raise BundleError(f"this model gives labels ({service.predictor.problem.type}), and documents need a score")
-    return await service.answer([(query, document) for document in documents], budget, truncate)
+    """Answers that are scores."""
+    pairs: list[Text] = [(query, document) for document in documents]
+    return await service.answer(pairs, budget=budget, truncate=truncate, needs_score=True)
 
 
-def _scores(problem: Problem, answer: Answered, raw: bool) -> list[Score]:
+def _scores(answer: Answered, raw: bool) -> list[Score]:
     """The likeliest first."""
-    values: dict[str, float] = answer.prediction.probabilities or {problem.labels[0]: answer.prediction.score}
+    prediction = answer.prediction
+    values = prediction.probabilities or {prediction.label: prediction.score}
     if raw:
-        values = dict(zip(problem.labels, answer.logits, strict=True))
+        values = dict(zip(values, answer.logits, strict=True))
     return [Score(score=value, label=label) for label, value in sorted(values.items(), key=lambda item: -item[1])]
 
 
@@ -279,7 +283,8 @@ def _explain(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, "Validation", str(error.detail))
+        kind = "Overloaded" if error.status_code == 429 else "Validation"
+        return problem(error.status_code, kind, str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -29,11 +29,13 @@ class Served:
     """A bundle that is loaded, and the budget it is asked for.
 
     Args:
+        state: of its file when it was read, by which another is known.
         asking: requests that have begun with it and are not answered yet.
     """
 
     predictor: Predictor
     control: LoadControl
+    state: tuple[int, int] | None = None
     asking: int = 0
 
 
@@ -59,15 +61,36 @@ class Batcher:
     def __init__(self, limits: Limits, metrics: Metrics):
         self._limits, self._metrics = limits, metrics
         self._waiting: deque[_Request] = deque()
-        self._inputs = 0  # that wait
+        self._inputs = 0  # that have come and are not answered
         self._came = asyncio.Event()
         self._engine = ThreadPoolExecutor(1, "engine")
         self._pace = 0.0  # seconds for an input, lately
         self._loop = asyncio.create_task(self._run())
 
     @property
+    def lives(self) -> bool:
+        """Whether anything is computed any more."""
+        return not self._loop.done()
+
+    @property
     def has_room(self) -> bool:
         return self._inputs < self._limits.queue
+
+    @contextlib.contextmanager
+    def room_for(self, inputs: int) -> Iterator[None]:
+        """Holds it for a request from when it came until it is answered.
+
+        Raises:
+            RequestError: there is none (429).
+        """
+        if self._inputs and self._inputs + inputs > self._limits.queue:
+            seconds = max(1, math.ceil(self._pace * self._inputs))
+            raise RequestError(429, "Overloaded", f"{self._inputs} inputs wait; try again in {seconds} s", seconds)
+        self._count(inputs)
+        try:
+            yield
+        finally:
+            self._count(-inputs)
 
     async def ask(self, served: Served, encoded: Sequence[Encoded], budget: float | None = None) -> Answers:
         """
@@ -75,21 +98,12 @@ class Batcher:
             budget: as of `Predictor.run`; that of the control if left out.
 
         Raises:
-            RequestError: the queue is full (429), or it took too long (504).
             HadskipError: see `Predictor.run`.
         """
-        if self._inputs and self._inputs + len(encoded) > self._limits.queue:
-            seconds = max(1, math.ceil(self._pace * self._inputs))
-            raise RequestError(429, "Overloaded", f"{self._inputs} inputs wait; try again in {seconds} s", seconds)
         request = _Request(served, encoded, budget, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
-        self._count(len(encoded))
         self._came.set()
-        try:
-            async with asyncio.timeout(self._limits.timeout):
-                return await request.answers
-        except TimeoutError:
-            raise RequestError(504, "Timeout", f"not computed within {self._limits.timeout:g} s") from None
+        return await request.answers
 
     async def close(self) -> None:
         """Whoever still waits is left without an answer: a server asks for this when nobody does."""
@@ -111,7 +125,8 @@ class Batcher:
                 self._came.clear()
             if not batch:
                 continue
-            started = time.monotonic()
+            started, control = time.monotonic(), batch[0].served.control
+            control.begins(started)
             found = await loop.run_in_executor(self._engine, self._compute, batch)
             ended = time.monotonic()
             for request, answers in zip(batch, found, strict=True):
@@ -124,7 +139,6 @@ class Batcher:
             inputs = sum(len(request.encoded) for request in batch)
             self._pace = 0.9 * self._pace + 0.1 * (ended - started) / max(1, inputs)
             self._metrics.batch.observe(inputs)
-            control = batch[0].served.control
             control.saw(started - min(request.came for request in batch), ended)
             self._metrics.set_budget(control.budget)
 
@@ -134,12 +148,11 @@ class Batcher:
         left: deque[_Request] = deque()
         tokens = 0
         for request in self._waiting:
-            if request.answers.done():
-                self._count(-len(request.encoded))
-            elif not batch or (batch[0].joins(request) and tokens + request.tokens <= self._limits.batch_tokens):
+            if request.answers.done():  # given up
+                continue
+            if not batch or (batch[0].joins(request) and tokens + request.tokens <= self._limits.batch_tokens):
                 batch.append(request)
                 tokens += request.tokens
-                self._count(-len(request.encoded))
             else:
                 left.append(request)
         self._waiting = left

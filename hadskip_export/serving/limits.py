@@ -10,7 +10,7 @@ class Limits:
     """
     Args:
         inputs: of one request.
-        queue: inputs that wait to be computed.
+        queue: inputs of all requests that are not answered yet.
         batch_tokens: computed together; a request of more is a batch of its own.
         body: bytes of a request.
         timeout: seconds until a request is given up.

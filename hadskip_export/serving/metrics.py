@@ -21,7 +21,7 @@ class Metrics:
         self.seconds = Histogram(
             "hadskip_request_seconds", "Until the answer", ("route",), buckets=SECONDS, registry=own
         )
-        self.waiting = Gauge("hadskip_queue_inputs", "Inputs that wait to be computed", registry=own)
+        self.waiting = Gauge("hadskip_queue_inputs", "Inputs of requests that are not answered yet", registry=own)
         self.batch = Histogram("hadskip_batch_inputs", "Inputs computed together", buckets=INPUTS, registry=own)
         self.layers = Histogram(
             "hadskip_layers_run", "Layers that an input ran", buckets=range(layers + 1), registry=own

@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hadskip_export.serving.limits import Limits
 from hadskip_export.serving.metrics import Metrics
 
+MOST_HELD = 256_000_000  # bytes of all bodies that are not answered yet
+
 
 def problem(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """An error as text-embeddings-inference has it."""
@@ -18,12 +20,13 @@ def problem(status: int, kind: str, message: str, headers: dict[str, str] | None
 
 
 class LimitBody:
-    """Answers 413 to a body that is too large, whether it says so beforehand or not, and 408 to one that does not
-    come."""
+    """Answers 413 to a body that is too large, whether it says so beforehand or not, 408 to one that does not come in
+    time, and 429 where the bodies of all requests together are too large."""
 
     def __init__(self, app: ASGIApp, limits: Limits):
         self._app, self._limits = app, limits
         self._too_large = f"a request of more than {limits.body:,} bytes"
+        self._held = 0  # bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -34,23 +37,30 @@ class LimitBody:
             await problem(413, "Validation", self._too_large)(scope, receive, send)
             return
         read, more = 0, True
+        deadline = asyncio.get_running_loop().time() + self._limits.timeout
 
         async def limited() -> Message:
             nonlocal read, more
             if not more:  # whoever asks now waits for the client to leave
                 return await receive()
             try:
-                async with asyncio.timeout(self._limits.timeout):
+                async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, f"the request did not come within {self._limits.timeout:g} s") from None
-            read += len(message.get("body", b""))
-            more = message.get("more_body", False)
+            came, more = len(message.get("body", b"")), message.get("more_body", False)
+            read += came
+            self._held += came
             if read > self._limits.body:
                 raise HTTPException(413, self._too_large)
+            if self._held > max(MOST_HELD, self._limits.body):
+                raise HTTPException(429, "too much is asked at once; try again", {"Retry-After": "1"})
             return message
 
-        await self._app(scope, limited, send)
+        try:
+            await self._app(scope, limited, send)
+        finally:
+            self._held -= read
 
 
 class Count:

@@ -1,6 +1,7 @@
 """The process that serves: where it listens, and how it ends."""
 
 import asyncio
+import signal
 import socket
 from types import FrameType
 
@@ -31,7 +32,10 @@ def listen(host: str, port: int) -> socket.socket:
 def run(app: FastAPI, service: Service, place: socket.socket) -> None:
     """Until SIGTERM or Ctrl-C; then what was asked is answered. A second one ends it at once."""
     patience = int(service.limits.timeout) + 1
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=patience)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=patience,
+        http="h11",  # of the two it is the one that bounds headers
+    )  # fmt: skip
     _Server(config, service).run(sockets=[place])
 
 
@@ -39,6 +43,12 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
         self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """A hang-up is no other than SIGTERM, unless whoever started this process has it ignored."""
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self.handle_exit)
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """In place of uvicorn's, which raises the signal once more when all is done: to end as told is no error."""

@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.points import thresholds_at
@@ -21,9 +19,10 @@ from hadskip_export.serving.batcher import Batcher, Served
 from hadskip_export.serving.limits import Limits, RequestError
 from hadskip_export.serving.load import LoadControl
 from hadskip_export.serving.metrics import Metrics
-from hadskip_export.support.errors import BudgetError, DataError, HadskipError
+from hadskip_export.support.errors import BudgetError, BundleError, DataError
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at whether the bundle was replaced
+MOST_SECONDS_BETWEEN_LOOKS = 64.0  # at one that could not be read
 logger = logging.getLogger(__name__)
 
 
@@ -39,13 +38,18 @@ class Service:
     """
     Args:
         load: reads the bundle, now and each time that it was replaced.
+        path: where it lies.
         floor: the fewest layers, on average, that load may lower the budget to; it does not where left out.
+
+    Raises:
+        BudgetError: a floor that is no budget of the bundle, or not below the one in use.
+        HadskipError: see `Predictor.load`.
     """
 
-    def __init__(self, load: Callable[[], Predictor], limits: Limits, floor: float | None = None):
+    def __init__(self, load: Callable[[], Predictor], path: Path, limits: Limits, floor: float | None = None):
         self.limits = limits
         self.ending = False  # still answering, but to be asked no more
-        self._load, self._floor = load, floor
+        self._load, self._file, self._floor = load, path / MANIFEST, floor
         self._served = self._read()
         self.metrics = Metrics(self.predictor.bundle.manifest.model.layers)
         self.metrics.serves(self.predictor)
@@ -53,7 +57,7 @@ class Service:
         self._batcher: Batcher | None = None
 
     @contextlib.asynccontextmanager
-    async def running(self):
+    async def running(self) -> AsyncIterator[None]:
         """While the event loop serves."""
         self._batcher = Batcher(self.limits, self.metrics)
         watch = asyncio.create_task(self._watch())
@@ -63,43 +67,6 @@ class Service:
             watch.cancel()
             await self._batcher.close()
             self.predictor.close()
-
-    async def answer(self, texts: Sequence[Text], budget: float | None = None, truncate: bool = True) -> list[Answered]:
-        """
-        Args:
-            budget: see `Predictor.__call__`; the service's own where left out.
-            truncate: whether a text that is too long may lose its end; else it is refused.
-
-        Raises:
-            RequestError: too many inputs, or see `Batcher.ask`.
-            DataError, BudgetError, EngineError: see `Predictor.__call__`.
-        """
-        served = self._served
-        served.asking += 1
-        try:
-            return await self._answer(served, texts, budget, truncate)
-        finally:
-            served.asking -= 1
-
-    async def _answer(
-        self, served: Served, texts: Sequence[Text], budget: float | None, truncate: bool
-    ) -> list[Answered]:
-        assert self._batcher is not None
-        predictor = served.predictor
-        if len(texts) > self.limits.inputs:
-            raise RequestError(
-                413, "Validation", f"{len(texts)} inputs; at most {self.limits.inputs} are taken in one request"
-            )
-        if not texts:
-            raise DataError("no inputs; give at least one text")
-        encoded = await asyncio.to_thread(predictor.tokenizer.encode, list(texts))
-        long = [number for number, item in enumerate(encoded, start=1) if item.truncated]
-        if long and not truncate:
-            most = predictor.tokenizer.max_length
-            raise DataError(f"input {long[0]}: longer than the model's {most} tokens; ask with truncate, or shorten it")
-        logits, routes = await self._batcher.ask(served, encoded, budget)
-        self.metrics.saw(routes, [item.truncated for item in encoded])
-        return _answers(predictor, logits, routes, [item.truncated for item in encoded])
 
     @property
     def predictor(self) -> Predictor:
@@ -112,39 +79,92 @@ class Service:
         return self._served.control.budget or self.predictor.budget
 
     @property
+    def lives(self) -> bool:
+        """Whether what is asked is computed."""
+        return self._batcher is not None and self._batcher.lives
+
+    @property
     def has_room(self) -> bool:
         return self._batcher is not None and self._batcher.has_room and not self.ending
 
-    def _read(self) -> Served:
+    async def answer(
+        self, texts: Sequence[Text], *, budget: float | None = None, truncate: bool = True, needs_score: bool = False
+    ) -> list[Answered]:
         """
+        Args:
+            budget: see `Predictor.__call__`; the service's own where left out.
+            truncate: whether a text that is too long may lose its end; else it is refused.
+            needs_score: whether a model that gives labels is of no use.
+
         Raises:
-            HadskipError: see `Predictor.load`, and `_budgets`.
+            RequestError: too many inputs (413), no room for them (429), or it took too long (504).
+            BundleError: the model gives no score.
+            DataError, BudgetError, EngineError: see `Predictor.__call__`.
         """
+        assert self._batcher is not None
+        served = self._served
+        problem = served.predictor.problem
+        if needs_score and not problem.is_score:
+            raise BundleError(f"this model gives labels ({problem.type}), and documents need a score")
+        if len(texts) > self.limits.inputs:
+            raise RequestError(
+                413, "Validation", f"{len(texts)} inputs; at most {self.limits.inputs} are taken in one request"
+            )
+        if not texts:
+            raise DataError("no inputs; give at least one text")
+        served.asking += 1
+        try:
+            with self._batcher.room_for(len(texts)):
+                async with asyncio.timeout(self.limits.timeout):
+                    return await self._answer(self._batcher, served, texts, budget, truncate)
+        except TimeoutError:
+            raise RequestError(504, "Timeout", f"not computed within {self.limits.timeout:g} s") from None
+        finally:
+            served.asking -= 1
+
+    async def _answer(
+        self, batcher: Batcher, served: Served, texts: Sequence[Text], budget: float | None, truncate: bool
+    ) -> list[Answered]:
+        predictor = served.predictor
+        encoded = await asyncio.to_thread(predictor.tokenizer.encode, list(texts))
+        truncated = [item.truncated for item in encoded]
+        if any(truncated) and not truncate:
+            raise DataError(
+                f"input {truncated.index(True) + 1}: longer than the model's {predictor.tokenizer.max_length} tokens;"
+                " ask with truncate, or shorten it"
+            )
+        logits, routes = await batcher.ask(served, encoded, budget)
+        self.metrics.saw(routes, truncated)
+        answer, rows = answers_of(predictor.problem), zip(logits.tolist(), routes.tolist(), truncated, strict=True)
+        return [Answered(answer(row, as_route(route), cut), row) for row, route, cut in rows]
+
+    def _read(self) -> Served:
+        state = _state(self._file)  # before: what comes while it is read is another
         predictor = self._load()
         try:
-            return Served(predictor, LoadControl(_budgets(predictor, self._floor)))
+            return Served(predictor, LoadControl(_budgets(predictor, self._floor)), state)
         except BudgetError:
             predictor.close()
             raise
 
     async def _watch(self) -> None:
-        """Serves the bundle that has come in the place of this one, and closes this one after its last request."""
+        """Serves the bundle that has come in the place of this one, and closes this one after its last request. One
+        that cannot be read is tried again, ever more seldom: it may still be on its way."""
         assert self._batcher is not None
-        file = self.predictor.bundle.path / MANIFEST
-        seen = _state(file)
+        pause = SECONDS_BETWEEN_LOOKS
         while True:
-            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
-            now = _state(file)
-            if now is None or now == seen:
+            await asyncio.sleep(pause)
+            if _state(self._file) in (None, self._served.state):
+                pause = SECONDS_BETWEEN_LOOKS
                 continue
-            seen = now
             try:
                 new = await asyncio.to_thread(self._read)
-            except HadskipError as error:
+            except Exception as error:
                 self.metrics.reloads.labels("failed").inc()
                 logger.error("the bundle that was read before is served on: %s", error)
+                pause = min(2 * pause, MOST_SECONDS_BETWEEN_LOOKS)
                 continue
-            before, self._served = self._served, new
+            pause, before, self._served = SECONDS_BETWEEN_LOOKS, self._served, new
             self.metrics.reloads.labels("done").inc()
             self.metrics.serves(new.predictor)
             self.metrics.set_budget(self.budget)
@@ -171,12 +191,6 @@ def _budgets(predictor: Predictor, floor: float | None) -> Sequence[float | None
         raise BudgetError(f"least budget {floor:g}: expected at least 1 layer, and less than the budget {default:g}")
     between = {point.budget for point in manifest.points if floor < point.budget < default}
     return sorted({default, floor, *between}, reverse=True)
-
-
-def _answers(predictor: Predictor, logits: np.ndarray, routes: np.ndarray, truncated: list[bool]) -> list[Answered]:
-    answer = answers_of(predictor.problem)
-    rows = zip(logits.tolist(), routes.tolist(), truncated, strict=True)
-    return [Answered(answer(row, as_route(route), cut), row) for row, route, cut in rows]
 
 
 def _state(file: Path) -> tuple[int, int] | None:

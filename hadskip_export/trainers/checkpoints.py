@@ -21,20 +21,25 @@ class Checkpoints:
 
     Args:
         folder: where they lie; theirs alone. None are written where left out.
+        saves: whether any are written at all; of several processes one does.
     """
 
-    def __init__(self, folder: Path | None = None):
-        self._folder = folder
+    def __init__(self, folder: Path | None = None, saves: bool = True):
+        self._folder, self._saves = folder, saves
         self._last = time.monotonic()
         self._took = 0.0
 
     def due(self) -> bool:
         """Whether the last one is old enough for its price."""
-        return self._folder is not None and time.monotonic() - self._last > max(SECONDS_BETWEEN, self._took / SHARE)
+        return (
+            self._saves
+            and self._folder is not None
+            and time.monotonic() - self._last > max(SECONDS_BETWEEN, self._took / SHARE)
+        )
 
     def save(self, phase: str, state: dict[str, Any]) -> None:
         """In place of the phase's last one, whole or not at all."""
-        if self._folder is None:
+        if self._folder is None or not self._saves:
             return
         started = time.monotonic()
         self._folder.mkdir(exist_ok=True)

@@ -137,7 +137,7 @@ def _tokenise(plan: Plan, run: RunFolder) -> tuple[Session, Dataset, Dataset | N
     session = Session(
         data=dataset, held_out=encoded(held_out), recipe=plan.recipe, seed=plan.seed, device=plan.device,
         log=run.log, problem=data.problem, objective=Objective.of(data.problem.type, dataset.targets),
-        metric=data.metric, checkpoints=Checkpoints(run.checkpoints),
+        metric=data.metric, checkpoints=Checkpoints(run.checkpoints, saves=not plan.processes.rank),
         display=Display(_epochs_left(plan, run) * count_batches(dataset, plan.recipe.batch_size)),
         processes=plan.processes,
     )  # fmt: skip

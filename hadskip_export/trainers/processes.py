@@ -7,7 +7,6 @@ rest, evaluation among it, each does by itself. The first one's run folder is ke
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
+from hadskip_export.support.errors import RecipeError
+from hadskip_export.support.files import scratch
 from hadskip_export.trainers.batches import TrainingBatch
 
 
@@ -58,9 +59,9 @@ class Processes:
     @contextlib.contextmanager
     def copy_of(self, folder: Path) -> Iterator[Path]:
         """The first one's run folder as it is now, for another of them to work in."""
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch() as place:
             distributed.barrier()
-            copy = Path(scratch) / "run"
+            copy = place / "run"
             shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("lock"))
             distributed.barrier()
             yield copy
@@ -77,15 +78,22 @@ def joined(device: str) -> Iterator[Processes]:
     """
     Args:
         device: where to compute; of `cuda` each process has the one of its number.
+
+    Raises:
+        RecipeError: fewer GPUs than processes, or one GPU for all of them.
     """
     if not (distributed.is_available() and distributed.is_torchelastic_launched()):
         yield Processes()
         return
-    cuda = torch.device(device).type == "cuda"
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size())
-    finally:
-        distributed.destroy_process_group()
+    cuda = torch.device(device)
+    if cuda.type == "cuda":
+        own, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if cuda.index is not None or own >= there:
+            raise RecipeError(
+                f"--device {device}: under torchrun each process has a GPU of its own, and there are {there}; give"
+                " --device cuda, and no more processes than GPUs"
+            )
+        torch.cuda.set_device(own)
+    distributed.init_process_group("nccl" if cuda.type == "cuda" else "gloo")
+    yield Processes(distributed.get_rank(), distributed.get_world_size())
+    distributed.destroy_process_group()  # not after an error: it waits for the others, and torchrun ends them

@@ -64,7 +64,7 @@ class Served:
 
 @contextmanager
 def serving(bundle: Path, limits: Limits | None = None, token: str | None = None, floor: float | None = None):
-    service = Service(lambda: Predictor.load(bundle, threads=1), limits or Limits(), floor)
+    service = Service(lambda: Predictor.load(bundle, threads=1), bundle, limits or Limits(), floor)
     config = uvicorn.Config(create_app(service, token), port=0, log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -1,7 +1,10 @@
 """Every route against the predictor itself, asked over HTTP and by clients of others."""
 
+import concurrent.futures
+import contextlib
 import math
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -122,6 +125,9 @@ LONG = "a " * 500
         ("/predict", {"inputs": [["a"], []]}, 422, "input 2: a list of 0 texts"),
         ("/predict", {"inputs": 3}, 422, "inputs"),
         ("/predict", {}, 422, "inputs: Field required"),
+        ("/predict", {"inputs": [1] * 100_000}, 422, "inputs"),
+        ("/predict", {"inputs": [[1]] * 100_000}, 422, "inputs"),
+        ("/rank", {"query": "a", "documents": [1] * 100_000}, 422, "documents"),
         ("/predict", b"{", 422, "JSON"),
         ("/predict", {"inputs": "a", "budget": 9}, 422, "budget"),
         ("/predict", {"inputs": "a", "budget": 0.1}, 422, "budget"),
@@ -159,6 +165,30 @@ def test_a_body_that_does_not_come_is_not_waited_for(points_bundle: Path):
         client.close()
 
 
+def test_nor_is_one_that_comes_byte_by_byte(points_bundle: Path):
+    with serving(points_bundle, Limits(timeout=1.0)) as served:
+        client = socket.create_connection(("127.0.0.1", served.port), timeout=30)
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(8):
+            time.sleep(0.25)
+            with contextlib.suppress(OSError):
+                client.sendall(b" ")
+        assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
+        client.close()
+
+
+def test_no_more_waits_to_be_tokenised_than_may_wait(points_bundle: Path):
+    """Nor is any of them waited for longer than it may."""
+    with serving(points_bundle, Limits(queue=40, timeout=20)) as served:
+        inputs = [[text] for text in TEXTS]
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            answers = list(pool.map(lambda _: served.ask("/predict", {"inputs": inputs}), range(64)))
+        assert {answer.status for answer in answers} == {200, 429}
+        refused = next(answer for answer in answers if answer.status == 429)
+        assert int(refused.headers["retry-after"]) >= 1 and refused.json["error_type"] == "Overloaded"
+        assert served.metric("hadskip_queue_inputs") == 0
+
+
 def test_with_a_token_nobody_else_is_answered(points_bundle: Path):
     with serving(points_bundle, token="s3cret") as served:
         for path in ("/predict", "/", "/info", "/metrics"):
@@ -167,6 +197,7 @@ def test_with_a_token_nobody_else_is_answered(points_bundle: Path):
             assert served.ask(path, question, Authorization="Bearer other").status == 401
             assert served.ask(path, question, Authorization="Bearer s3cret").status == 200
         assert served.ask("/health").status == served.ask("/ready").status == 200
+        assert served.ask("/docs").status == served.ask("/openapi.json").status == 404
         assert InferenceClient(model=served.url, token="s3cret").text_classification("a")
 
 

@@ -73,6 +73,20 @@ def test_under_a_load_that_only_fewer_layers_bear_raises_become_ever_rarer():
     assert gaps[-1] >= MOST_UP_AFTER > 4 * gaps[0]
 
 
+def test_time_without_requests_is_calm_and_what_was_before_is_over():
+    load = control()
+    now = told(load, TOO_LONG, 100.0, 2.0)
+    assert load.budget == 2.0
+    load.begins(now + 1.5 * UP_AFTER)
+    assert load.budget == 3.0
+    load.begins(now + 3600.0)
+    assert load.budget == 6.0
+    load.saw(TOO_LONG, now + 3601.0)
+    load.begins(now + 7200.0)
+    load.saw(TOO_LONG, now + 7200.5)  # an hour after the other: that did not last
+    assert load.budget == 6.0
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.001, 10)), max_size=200))
 def test_whatever_comes_the_budget_is_one_of_them_and_moves_one_level_at_a_time(batches):

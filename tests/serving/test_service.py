@@ -115,6 +115,25 @@ def test_a_damaged_bundle_in_its_place_is_not(points_bundle: Path, tmp_path: Pat
         assert served.ask("/predict", {"inputs": "a"}).status == 200
 
 
+def test_one_that_comes_piece_by_piece_is_read_when_it_is_whole(points_bundle: Path, tmp_path: Path):
+    """The manifest first, which does not change any more when the rest has come."""
+    place = tmp_path / "bundle"
+    shutil.copytree(points_bundle, place)
+    with serving(place) as served:
+        shutil.move(place / "model", tmp_path / "model")
+        manifest = place / "manifest.json"
+        os.utime(manifest, ns=(1, manifest.stat().st_mtime_ns + 1))
+        deadline = time.monotonic() + 30
+        while not served.metric("hadskip_reloads_total") and time.monotonic() < deadline:
+            time.sleep(0.1)
+        shutil.move(tmp_path / "model", place / "model")
+        while "done" not in served.ask("/metrics").body.decode() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        text = served.ask("/metrics").body.decode()
+        assert 'hadskip_reloads_total{result="failed"}' in text and 'hadskip_reloads_total{result="done"} 1.0' in text
+        assert served.ask("/predict", {"inputs": "a"}).status == 200
+
+
 def test_a_bundle_in_its_place_that_lacks_the_floor_is_not_either(points_bundle, whole_bundle, tmp_path: Path):
     place = tmp_path / "bundle"
     shutil.copytree(points_bundle, place)
@@ -148,12 +167,12 @@ def test_under_load_the_budget_falls_to_the_floor_and_comes_back_into_the_metric
 @pytest.mark.parametrize("floor", [2.0, 3.0, 0.1])
 def test_a_floor_has_to_be_below_the_budget_and_one_of_the_bundle(points_bundle: Path, floor):
     with pytest.raises(BudgetError, match="budget"):
-        Service(lambda: Predictor.load(points_bundle, threads=1), Limits(), floor)
+        Service(lambda: Predictor.load(points_bundle, threads=1), points_bundle, Limits(), floor)
 
 
 def test_where_all_take_one_route_there_is_no_floor(static_bundle: Path):
     with pytest.raises(BudgetError, match="no gates"):
-        Service(lambda: Predictor.load(static_bundle, threads=1), Limits(), 1.0)
+        Service(lambda: Predictor.load(static_bundle, threads=1), static_bundle, Limits(), 1.0)
     with serving(static_bundle) as served:
         assert served.ask("/predict", {"inputs": "a"}).headers["x-layers-run"] == "2"
 
@@ -163,7 +182,11 @@ def test_where_all_take_one_route_there_is_no_floor(static_bundle: Path):
     [
         (["--inputs", "0"], "--inputs 0: expected a number above 0"),
         (["--timeout", "-1"], "--timeout -1: expected a number above 0"),
+        (["--timeout", "inf"], "--timeout inf: expected a number above 0"),
+        (["--token", ""], "--token (or HADSKIP_TOKEN): empty"),
+        (["--token", "é"], "--token (or HADSKIP_TOKEN): empty, or more than printable ASCII"),
         (["--budget", "9"], "budget 9"),
+        (["--router", "full", "--least-budget", "1"], "--least-budget 1: --router full runs every layer"),
         (["--least-budget", "3"], "least budget 3"),
     ],
 )
@@ -185,10 +208,13 @@ def test_a_port_that_is_taken_is_said_in_a_line(points_bundle: Path):
 
 
 def test_the_token_may_come_from_the_environment(points_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HADSKIP_TOKEN", "")
+    done = subprocess.run([PROGRAM, "serve", points_bundle], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "HADSKIP_TOKEN): empty" in done.stderr
     monkeypatch.setenv("HADSKIP_TOKEN", "t")
     process, port = start(points_bundle)
     assert post(port, "/predict", {"inputs": "a"})[0] == 401
     assert post(port, "/predict", {"inputs": "a"}, {"Authorization": "Bearer t"})[0] == 200
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGHUP)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in said and "Error" not in said
