@@ -35,7 +35,10 @@ def start(bundle: Path, *options: str, port: int | None = None) -> tuple[subproc
     """The command, when it listens."""
     port = port or free_port()
     command = [PROGRAM, "serve", bundle, "--port", str(port), "--threads", "1", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whoever runs these tests may ignore it
+    )  # fmt: skip
     for _ in range(600):
         try:
             if post(port, "/predict", {"inputs": "a"}, {"Authorization": "Bearer t"})[0]:
