@@ -73,6 +73,10 @@ class Batcher:
         return not self._loop.done()
 
     @property
+    def is_empty(self) -> bool:
+        return not self._inputs
+
+    @property
     def has_room(self) -> bool:
         return self._inputs < self._limits.queue
 

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from hadskip_export.serving.service import Service
 from hadskip_export.support.errors import DataError
 
-LINGER = 1.0  # seconds between being told to end and hearing no more: what was sent before then has come
+LINGER = 1.0  # seconds at least between being told to end and hearing no more: what was sent before then has come
 BACKLOG = 2048  # connections that wait to be taken
 
 
@@ -43,6 +43,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
         self._service = service
+        self._lingering: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """A hang-up is no other than SIGTERM, unless whoever started this process has it ignored."""
@@ -57,4 +58,13 @@ class _Server(uvicorn.Server):
             return
         self._service.ending = True
         loop = asyncio.get_running_loop()
-        loop.call_soon_threadsafe(loop.call_later, LINGER, setattr, self, "should_exit", True)
+        loop.call_soon_threadsafe(lambda: setattr(self, "_lingering", loop.create_task(self._linger())))
+
+    async def _linger(self) -> None:
+        """Hears a while longer, and until nobody waits: uvicorn drops connections of which it has read nothing yet."""
+        loop = asyncio.get_running_loop()
+        last = loop.time() + self._service.limits.timeout
+        await asyncio.sleep(LINGER)
+        while not self._service.is_empty and loop.time() < last:
+            await asyncio.sleep(LINGER / 10)
+        self.should_exit = True

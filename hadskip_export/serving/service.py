@@ -84,6 +84,11 @@ class Service:
         return self._batcher is not None and self._batcher.lives
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nobody waits for an answer."""
+        return self._batcher is None or self._batcher.is_empty
+
+    @property
     def has_room(self) -> bool:
         return self._batcher is not None and self._batcher.has_room and not self.ending
 
