@@ -48,7 +48,10 @@ def steps(out: Path, glue: Path, e5: Path | None, toy: bool) -> list[Step]:
     if toy:
         latency = ["--engine", "ort", "--precision", "fp32", "--model", "minilm", "--tokens", "16", "--layers", "3"]
         latency += ["--calls", "2", "--blocks", "2", "--growth-calls", "5"]
-        step, which = ["--rounds", "2", "--model"], ["--toy", "12-sst2-8000-s0-shared", "12-sst2-8000-s0-budgeted-3"]
+        step, which = (
+            ["--rounds", "2", "--tokens", "8", "--model"],
+            ["--toy", "12-sst2-8000-s0-shared", "12-sst2-8000-s0-budgeted-3"],
+        )
     sizes = ("minilm",) if toy else ("bert-base", "bert-large")
     return [
         Step("tests", [python, "-m", "pytest", "-q", "tests/runtime/engines", "-m", "gpu"], 180),

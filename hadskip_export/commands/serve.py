@@ -61,5 +61,5 @@ def serve(
     with listen(host, port) as place:
         service = Service(lambda: Predictor.load(bundle, **options), Path(bundle), Limits(**given), least_budget)
         say(f"{service.predictor!r}")
-        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}; its routes: /docs")
+        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
         run(create_app(service, token), service, place)

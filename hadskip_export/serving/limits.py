@@ -1,8 +1,9 @@
 """How much a service takes on at a time, and what it says to more."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 
-from hadskip_export.support.errors import HadskipError
+from hadskip_export.support.errors import DataError, HadskipError
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,9 @@ class Limits:
         batch_tokens: computed together; a request of more is a batch of its own.
         body: bytes of a request.
         timeout: seconds until a request is given up.
+
+    Raises:
+        DataError: one that is no number above 0.
     """
 
     inputs: int = 128
@@ -21,6 +25,11 @@ class Limits:
     batch_tokens: int = 16384
     body: int = 4_000_000
     timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 < value < math.inf:
+                raise DataError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
 
 
 class RequestError(HadskipError):

@@ -354,7 +354,7 @@ def test_following_routes_equals_the_slow_loop_in_values_and_gradients():
     def gradients_of(logits: list[Tensor], last: list[Tensor]) -> dict[str, Tensor]:
         model.zero_grad()
         losses = [torch.nn.functional.cross_entropy(of_route, LABELS) for of_route in logits]
-        (sum(losses) + sum(state.square().mean() for state in last)).backward()
+        torch.stack(losses).mean().add(sum(state.square().mean() for state in last) / len(losses)).backward()
         return gradients(model)
 
     outputs = model.follow(*batch, TOGETHER, keep_states=True)
@@ -375,7 +375,7 @@ def test_following_routes_equals_the_slow_loop_in_values_and_gradients():
                 expected = torch.zeros(length, length) if theirs is None else theirs
                 torch.testing.assert_close(ours[row, :length, :length], expected, atol=1e-6, rtol=0)
     for name, gradient in wanted.items():
-        torch.testing.assert_close(got[name], gradient, atol=4e-6, rtol=1e-4, msg=name)
+        torch.testing.assert_close(got[name], gradient, atol=2e-6, rtol=1e-4, msg=name)
     for index in (0, 1, 3):
         assert got[f"classifier.layers.{index}.up.weight"].any()
 

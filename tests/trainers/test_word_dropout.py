@@ -62,7 +62,7 @@ def test_a_text_loses_a_twentieth_to_three_tenths_of_its_words():
         dropped = drop_words(batch)
         left = (dropped.inputs[1].sum(dim=1) - 3)[dropped.altered]
         lost += (1 - left / 400).tolist()
-    assert len(lost) == 160 and min(lost) > 0.05 - 0.05 and max(lost) < 0.3 + 0.1
+    assert len(lost) == 160 and min(lost) > 0.05 - 0.044 and max(lost) < 0.3 + 0.092  # four standard deviations
     assert abs(np.mean(lost) - 0.175) < 0.02 and np.std(lost) > 0.05  # not one share for all
 
 
