@@ -26,6 +26,7 @@ from hadskip_export.report import text
 from hadskip_export.report.plain import to_json
 from hadskip_export.runtime.bundle import MANIFEST
 from hadskip_export.runtime.engines import ENGINES, PRECISIONS, Cut
+from hadskip_export.serving.limits import Limits
 from hadskip_export.support.errors import HadskipError
 from hadskip_export.support.files import NO_ROOM, replaced
 from hadskip_export.support.progress import speaks
@@ -337,11 +338,11 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
 @click.option("--least-budget", type=float, help="While requests queue, lower the budget step by step, down to this.")
 @click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
 @click.option("--threads", type=int, help="The most threads a batch is computed with; all CPUs if left out.")
-@click.option("--inputs", type=int, help="The most inputs of a request. [128]")
-@click.option("--queue", type=int, help="The most inputs that wait; more are refused with 429. [1024]")
-@click.option("--batch-tokens", type=int, help="Tokens computed together. [16384]")
-@click.option("--body", type=int, help="The most bytes of a request. [4000000]")
-@click.option("--timeout", type=float, help="Seconds after which a request is given up. [30]")
+@click.option("--inputs", default=Limits.inputs, show_default=True, help="The most of one request.")
+@click.option("--queue", default=Limits.queue, show_default=True, help="Inputs not answered yet; 429 for more.")
+@click.option("--batch-tokens", default=Limits.batch_tokens, show_default=True, help="Computed together.")
+@click.option("--body", default=Limits.body, show_default=True, help="The most bytes of a request.")
+@click.option("--timeout", default=Limits.timeout, show_default=True, help="Seconds until a request is given up.")
 @_label_thresholds
 @_engine
 def serve(label_thresholds: Sequence[str], token: str | None, **options: Any) -> None:

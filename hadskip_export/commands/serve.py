@@ -1,10 +1,10 @@
 """`serve`: a bundle behind HTTP, as text-embeddings-inference's clients and Hugging Face's speak it."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.serving.limits import Limits
 from hadskip_export.support.errors import BudgetError, DataError, optional_import
 from hadskip_export.support.progress import say
 
@@ -16,11 +16,11 @@ def serve(
     port: int = 8000,
     token: str | None = None,
     least_budget: float | None = None,
-    inputs: int | None = None,
-    queue: int | None = None,
-    batch_tokens: int | None = None,
-    body: int | None = None,
-    timeout: float | None = None,
+    inputs: int = Limits.inputs,
+    queue: int = Limits.queue,
+    batch_tokens: int = Limits.batch_tokens,
+    body: int = Limits.body,
+    timeout: float = Limits.timeout,
     **options: Any,
 ) -> None:
     """Serves until it is told to end (SIGTERM, Ctrl-C), then answers what it has accepted. A bundle that takes the
@@ -45,21 +45,16 @@ def serve(
     for library in ("uvicorn", "fastapi", "prometheus_client"):
         optional_import(library, "serve")
     from hadskip_export.serving.app import create_app
-    from hadskip_export.serving.limits import Limits
     from hadskip_export.serving.server import listen, run
     from hadskip_export.serving.service import Service
 
-    asked = {"inputs": inputs, "queue": queue, "batch_tokens": batch_tokens, "body": body, "timeout": timeout}
-    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    for name, value in given.items():
-        if not 0 < value < math.inf:
-            raise DataError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
+    limits = Limits(inputs, queue, batch_tokens, body, timeout)
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise DataError("--token (or HADSKIP_TOKEN): empty, or more than printable ASCII; leave it out to serve all")
     if least_budget is not None and options.get("router") == "full":
         raise BudgetError(f"--least-budget {least_budget:g}: --router full runs every layer, whatever the budget")
     with listen(host, port) as place:
-        service = Service(lambda: Predictor.load(bundle, **options), Path(bundle), Limits(**given), least_budget)
+        service = Service(lambda: Predictor.load(bundle, **options), Path(bundle), limits, least_budget)
         say(f"{service.predictor!r}")
         say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
         run(create_app(service, token), service, place)

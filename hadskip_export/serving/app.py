@@ -23,7 +23,7 @@ from hadskip_export.runtime.tokenization import Text
 from hadskip_export.serving.limits import RequestError
 from hadskip_export.serving.middleware import Count, LimitBody, problem
 from hadskip_export.serving.service import Answered, Service
-from hadskip_export.support.errors import BudgetError, BundleError, DataError, HadskipError
+from hadskip_export.support.errors import BudgetError, DataError, HadskipError
 
 LAYERS_RUN = "X-Layers-Run"  # of each input, in the order of the inputs
 # One error is enough of a list: a body may hold a million.
@@ -272,7 +272,7 @@ def _explain(app: FastAPI) -> None:
         if isinstance(error, RequestError):
             headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
             return problem(error.status, error.kind, str(error), headers)
-        client = isinstance(error, DataError | BudgetError | BundleError)
+        client = isinstance(error, DataError | BudgetError)
         return problem(422, "Validation", str(error)) if client else problem(500, "Backend", str(error))
 
     @app.exception_handler(RequestValidationError)

@@ -1,7 +1,7 @@
 """Fewer layers while requests queue: latency is held by the budget, not by refusals."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 DOWN_AFTER = 0.25  # seconds that requests waited too long until the budget is lowered by a level
 UP_AFTER, MOST_UP_AFTER = 4.0, 64.0  # seconds that they did not, until it is raised by one
@@ -28,7 +28,7 @@ class LoadControl:
     _state: int = 0  # 1 too long, -1 calm
     _last: float = 0.0  # when a batch ended
     _raised: float = -MOST_UP_AFTER  # when it was last raised
-    _up_after: float = field(default=UP_AFTER)
+    _up_after: float = UP_AFTER
 
     @property
     def budget(self) -> float | None:

@@ -19,7 +19,7 @@ from hadskip_export.serving.batcher import Batcher, Served
 from hadskip_export.serving.limits import Limits, RequestError
 from hadskip_export.serving.load import LoadControl
 from hadskip_export.serving.metrics import Metrics
-from hadskip_export.support.errors import BudgetError, BundleError, DataError
+from hadskip_export.support.errors import BudgetError, DataError
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at whether the bundle was replaced
 MOST_SECONDS_BETWEEN_LOOKS = 64.0  # at one that could not be read
@@ -102,15 +102,16 @@ class Service:
             needs_score: whether a model that gives labels is of no use.
 
         Raises:
-            RequestError: too many inputs (413), no room for them (429), or it took too long (504).
-            BundleError: the model gives no score.
-            DataError, BudgetError, EngineError: see `Predictor.__call__`.
+            RequestError: too many inputs (413), no score (422), no room for them (429), or it took too long (504).
+            DataError, BudgetError, BundleError, EngineError: see `Predictor.__call__`.
         """
         assert self._batcher is not None
         served = self._served
         problem = served.predictor.problem
         if needs_score and not problem.is_score:
-            raise BundleError(f"this model gives labels ({problem.type}), and documents need a score")
+            raise RequestError(
+                422, "Validation", f"this model gives labels ({problem.type}), and documents need a score"
+            )
         if len(texts) > self.limits.inputs:
             raise RequestError(
                 413, "Validation", f"{len(texts)} inputs; at most {self.limits.inputs} are taken in one request"

@@ -34,6 +34,18 @@ class Answer:
         return json.loads(self.body)
 
 
+def ask(port: int, path: str, question: Any = None, **headers: str) -> Answer:
+    """GET without a question, else POST it: JSON, or bytes as they are."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    body = question if isinstance(question, bytes) else None if question is None else json.dumps(question)
+    headers = {"Content-Type": "application/json"} | headers
+    connection.request("GET" if question is None else "POST", path, body, headers)
+    response = connection.getresponse()
+    answer = Answer(response.status, dict(response.getheaders()), response.read())
+    connection.close()
+    return answer
+
+
 @dataclass(frozen=True)
 class Served:
     """A service that listens."""
@@ -46,15 +58,8 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, path: str, question: Any = None, **headers: str) -> Answer:
-        """GET without a question, else POST it: JSON, or bytes as they are."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        body = question if isinstance(question, bytes) else None if question is None else json.dumps(question)
-        headers = {"Content-Type": "application/json"} | headers
-        connection.request("GET" if question is None else "POST", path, body, headers)
-        response = connection.getresponse()
-        answer = Answer(response.status, dict(response.getheaders()), response.read())
-        connection.close()
-        return answer
+        """See `ask`."""
+        return ask(self.port, path, question, **headers)
 
     def metric(self, name: str) -> float:
         """The sum over labels."""

@@ -19,7 +19,7 @@ from hadskip_export.serving.limits import Limits
 from hadskip_export.serving.service import Service
 from hadskip_export.support.errors import BudgetError
 from tests.conftest import make_source, sentences, write_cut
-from tests.serving.conftest import serving
+from tests.serving.conftest import ask, serving
 
 PROGRAM = Path(sys.executable).parent / "hadskip-export"
 TEXTS = [text for text, _ in sentences(30, 3)]
@@ -41,19 +41,12 @@ def start(bundle: Path, *options: str, port: int | None = None) -> tuple[subproc
     )  # fmt: skip
     for _ in range(600):
         try:
-            if post(port, "/predict", {"inputs": "a"}, {"Authorization": "Bearer t"})[0]:
-                return process, port
+            ask(port, "/health")
+            return process, port
         except OSError:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
     raise AssertionError("it does not listen")
-
-
-def post(port: int, path: str, question, headers=()) -> tuple[int, dict]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", path, json.dumps(question), {"Content-Type": "application/json"} | dict(headers))
-    response = connection.getresponse()
-    return response.status, json.loads(response.read())
 
 
 def test_told_to_end_it_answers_what_it_has_accepted(points_bundle: Path):
@@ -74,7 +67,7 @@ def test_told_to_end_it_answers_what_it_has_accepted(points_bundle: Path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in said and "Error" not in said
     with pytest.raises(ConnectionRefusedError):
-        post(port, "/predict", {"inputs": "a"})
+        ask(port, "/predict", {"inputs": "a"})
 
 
 def test_a_bundle_in_its_place_is_served_and_no_request_is_lost(points_bundle, model_folder, tmp_path: Path):
@@ -89,18 +82,18 @@ def test_a_bundle_in_its_place_is_served_and_no_request_is_lost(points_bundle, m
     assert abs(before - after) > 1e-3
     with serving(place) as served:
 
-        def ask() -> float:
+        def probability() -> float:
             answer = served.ask("/predict", {"inputs": asked})
             assert answer.status == 200
             return {score["label"]: score["score"] for score in answer.json}["yes"]
 
-        seen = [ask()]
+        seen = [probability()]
         os.rename(place, tmp_path / "old")
         os.rename(other, place)
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             deadline = time.monotonic() + 30
             while seen[-1] != pytest.approx(after, abs=1e-5) and time.monotonic() < deadline:
-                seen += pool.map(lambda _: ask(), range(20))
+                seen += pool.map(lambda _: probability(), range(20))
         assert served.metric("hadskip_reloads_total") == 1
     assert seen[0] == pytest.approx(before, abs=1e-5) and seen[-1] == pytest.approx(after, abs=1e-5)
     assert all(min(abs(found - before), abs(found - after)) < 1e-5 for found in seen)
@@ -216,8 +209,8 @@ def test_the_token_may_come_from_the_environment(points_bundle: Path, monkeypatc
     assert done.returncode == 2 and "HADSKIP_TOKEN): empty" in done.stderr
     monkeypatch.setenv("HADSKIP_TOKEN", "t")
     process, port = start(points_bundle)
-    assert post(port, "/predict", {"inputs": "a"})[0] == 401
-    assert post(port, "/predict", {"inputs": "a"}, {"Authorization": "Bearer t"})[0] == 200
+    assert ask(port, "/predict", {"inputs": "a"}).status == 401
+    assert ask(port, "/predict", {"inputs": "a"}, Authorization="Bearer t").status == 200
     process.send_signal(signal.SIGHUP)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in said and "Error" not in said
