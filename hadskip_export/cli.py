@@ -414,12 +414,14 @@ def validate(json_file: Path | None, **options: Any) -> None:
 @click.option(
     "--budget", "budgets", type=float, multiple=True, help="Mean layers; repeatable; the bundle's if left out."
 )
+@click.option("--max-loss", type=float, help="Instead: the smallest budget that loses no more of the metric.")
+@click.option("--p50", type=float, help="Instead: the largest budget at which half of the calls take so many ms.")
 @click.option("--write", is_flag=True, help="Add what was found to the bundle as operating points.")
 @_engine
 @_columns(*COLUMNS)
 @_json
 def calibrate(json_file: Path | None, **options: Any) -> None:
-    """Find the thresholds at which a bundle keeps a budget on your own texts."""
+    """Find the thresholds at which a bundle keeps a budget, a loss or a time on your own texts."""
     calibration = hadskip_export.calibrate(**options)
     _show(text.calibration(calibration), calibration, json_file)
 

@@ -1,68 +1,48 @@
-"""`calibrate`: the thresholds at which a bundle keeps its budget on texts of one's own.
+"""`calibrate`: the operating point at which a bundle keeps a budget, a time or a loss, on texts of one's own.
 
 A threshold was met on the texts of training or evaluation; longer or harder ones run more layers at it. No retraining:
-what is found is an option of whoever loads the bundle, or becomes an operating point of it. All is of batches of 32,
-which below fp32 is not quite what texts do that come alone.
+what is found is an option of whoever loads the bundle, or becomes an operating point of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from hadskip_export.data.metrics import METRICS
-from hadskip_export.data.problems import groups_of
 from hadskip_export.data.tables import Columns, Examples, check_labels, names_in, read_examples
 from hadskip_export.exporters.amend import add_points
-from hadskip_export.routing.budgets import keeps, resolve_budget
+from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.points import Point
-from hadskip_export.routing.routes import RouteStatistics, statistics
-from hadskip_export.routing.thresholds import HardRoutes, find_threshold
-from hadskip_export.runtime.bundle import FULL, Manifest
+from hadskip_export.runtime.bundle import Manifest
 from hadskip_export.runtime.engines import Cut
-from hadskip_export.runtime.policies import Decisions, GatePolicy
 from hadskip_export.runtime.predictor import Predictor
-from hadskip_export.runtime.tokenization import Encoded, pad
-from hadskip_export.support.errors import BudgetError, EngineError
+from hadskip_export.support.errors import BudgetError, DataError
 from hadskip_export.support.progress import say, track
 from hadskip_export.support.words import counted
-
-BATCH = 32
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """What the bundle does with the texts at a threshold.
-
-    Args:
-        budget: mean layers asked for; None for the bundle's default point, whatever it gives.
-        threshold: in logits, of every gate; None where the default point has one for each.
-        routes: their mean layers are as near to `budget` as was found.
-        metric: None without labels.
-    """
-
-    budget: float | None
-    threshold: float | None
-    routes: RouteStatistics
-    metric: float | None
-
-    @property
-    def keeps_budget(self) -> bool:
-        return self.budget is None or keeps(self.budget, self.routes.mean_layers)
+from hadskip_export.tuning.search import Calibrated, Search
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of one engine of a bundle, on so many texts; the bundle's default point first. `written`: whether the bundle has
-    the others as operating points now."""
+    """Of one engine of a bundle, on so many texts.
+
+    Args:
+        metric: its name.
+        loss_of: what a loss is counted in; `agreement`, with full BERT, where the texts have no labels.
+        rows: the bundle's default point, then what was tried, in that order.
+        chosen: what was asked for: the last budget, or the one that keeps the time or the loss.
+        written: whether the bundle has it, or all of the budgets, as operating points now.
+        default: whether it is the default one now.
+    """
 
     bundle: str
     engine: str
     texts: int
     metric: str
+    loss_of: str | None
     rows: tuple[Calibrated, ...]
+    chosen: Calibrated
     written: bool
+    default: bool
 
 
 def calibrate(
@@ -70,6 +50,8 @@ def calibrate(
     data: str | Path,
     budgets: Sequence[float] = (),
     *,
+    max_loss: float | None = None,
+    p50: float | None = None,
     write: bool = False,
     engine: str | None = None,
     precision: str | None = None,
@@ -78,67 +60,86 @@ def calibrate(
     pair_column: str | None = None,
     label_column: str | None = None,
 ) -> Calibration:
-    """Finds, for each budget, the threshold at which the texts of a file run so many layers on average.
+    """Finds the threshold at which the texts of a file run so many layers on average, lose so little or take so long.
 
     Args:
         data: a file like the texts to be served, a few thousand of them; all are run some five times.
-        budgets: mean layers, below 1 a share of them; the bundle's default one if left out.
-        write: add what was found to the bundle as operating points, each in the place of that of its budget; the
-            default one stays the default.
+        budgets: mean layers, below 1 a share of them; the bundle's default one if left out. Or one of:
+        max_loss: the most of the metric that may be lost against full BERT, with 95 % confidence; the smallest budget
+            that does not lose more. Without labels, the share of texts with another answer.
+        p50: milliseconds; the largest budget at which half of the calls of one text take no longer on this machine.
+        write: add what was found to the bundle as operating points, each in the place of that of its budget. The
+            default one stays the default, unless it was looked for by `max_loss` or `p50`, which becomes it.
         engine, precision, cut: which of the bundle's engines, see `Predictor.load`.
         label_column: for the metric; left out, a column that looks like it, if all it has are the bundle's labels.
 
     Raises:
         BudgetError: a budget beyond the model; with `write`, one that these gates do not come near; a bundle with a
-            static route, which has nothing to set.
-        BundleError: another process is adding to the bundle.
-        DataError: see `read_examples`.
+            static route, which has nothing to set; none of its budgets is what `max_loss` or `p50` asks for.
+        BundleError: another process is adding to the bundle; no full model in it, and a `max_loss`.
+        DataError: see `read_examples`; texts too few to show `max_loss`; more than one thing to look for.
         EngineError: margins that are no numbers.
         HadskipError: see `Predictor.load`.
     """
+    _check_one_goal(budgets, max_loss, p50)
     with Predictor.load(bundle, engine=engine, precision=precision, cut=cut) as predictor:
-        manifest = predictor.bundle.manifest
+        manifest, name = predictor.bundle.manifest, predictor.engine_info.name
         if not manifest.router.asks_gates:
             raise BudgetError(f"{bundle}: has a static route and no threshold to set; build a run with gates")
         wanted = [resolve_budget(budget, manifest.model.layers) for budget in budgets] or [manifest.default_budget]
         columns = Columns(text_column, pair_column, label_column)
         read = read_examples(data, columns, problem_type=predictor.problem.type, unlabelled=True)
         examples = _known(read, predictor.labels, Path(data), label_column)
-        encoded = predictor.tokenizer.encode(examples.texts)
-        score = _scorer(predictor, examples)
-        routes = _hard_routes(predictor, encoded)
-        try:
-            found = [find_threshold(routes, budget) for budget in track(wanted, len(wanted), "thresholds")]
-        except ValueError as error:
-            raise EngineError(f"{bundle}: {predictor.engine_info.name}: {error} here; try another engine") from error
-
-        def row(budget: float | None, threshold: float | None) -> Calibrated:
-            at = {"budget": manifest.default_budget} if budget is None else {"gate_threshold": threshold}
-            logits, taken = predictor.run(encoded, BATCH, **at)
-            return Calibrated(budget, threshold, statistics(taken), score(logits))
-
-        thresholds = set(manifest.default_point.thresholds)
-        rows = (row(None, min(thresholds) if len(thresholds) == 1 else None), *map(row, wanted, found))
+        search, loss_of = Search(predictor, examples), None
+        if max_loss is not None:
+            judge = search.judge()
+            judge.check_enough(max_loss)
+            loss_of, tried = judge.measure, search.within(max_loss, judge)
+            fit = [row for row in tried if row.loses_at_most(max_loss)]
+        elif p50 is not None:
+            tried = search.in_time(p50)
+            fit = [row for row in tried if row.takes_at_most(p50)]
+        else:
+            tried = fit = [search.at(budget) for budget in track(wanted, len(wanted), "thresholds")]
+        if not fit:
+            raise BudgetError(f"{bundle}: {name}: {_why_none(tried, max_loss)}")
+        rows, looked_for = (search.at(None), *tried), max_loss is not None or p50 is not None
         if write:
-            _check_kept(bundle, rows[1:])
-            full = None if FULL not in predictor.engine_info.files else predictor.run(encoded, BATCH, router="full")[0]
-            full_metric = None if full is None else score(full)
-            add_points(
-                Path(bundle),
-                [
-                    _point(one, manifest, f"{counted(len(encoded), 'text')} of {Path(data).name}", full_metric)
-                    for one in rows[1:]
-                ],
-            )
-        name = predictor.engine_info.name
-    return Calibration(str(bundle), name, len(encoded), manifest.metric, rows, write)
+            kept = fit[-1:] if looked_for else tried
+            _check_kept(bundle, kept)
+            texts = f"{counted(len(examples), 'text')} of {Path(data).name}"
+            points = [_point(one, manifest, texts, search.full_metric()) for one in kept]
+            add_points(Path(bundle), points, fit[-1].budget if looked_for else None)
+    return Calibration(
+        bundle=str(bundle), engine=name, texts=len(examples), metric=manifest.metric, loss_of=loss_of, rows=rows,
+        chosen=fit[-1], written=write, default=write and looked_for,
+    )  # fmt: skip
 
 
-def _scorer(predictor: Predictor, examples: Examples) -> Callable[[np.ndarray], float | None]:
-    """What gives the metric of logits; None without labels."""
-    measure, problem = METRICS[predictor.bundle.manifest.metric], predictor.problem
-    targets, groups = problem.targets(examples.labels), groups_of(examples.texts)
-    return lambda logits: None if targets is None else measure(problem, logits, targets, groups)
+def _check_one_goal(budgets: Sequence[float], max_loss: float | None, p50: float | None) -> None:
+    """
+    Raises:
+        DataError: several, or a time that is none.
+    """
+    given = {"--budget": budgets or None, "--max-loss": max_loss, "--p50": p50}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise DataError(f"{' and '.join(names)}: each says which budget to look for; leave one of them out")
+    if p50 is not None and not p50 > 0:
+        raise DataError(f"--p50 {p50:g}: expected milliseconds above 0")
+
+
+def _why_none(tried: Sequence[Calibrated], max_loss: float | None) -> str:
+    if not tried:
+        return "no threshold gives any budget on these texts; give more of them"
+    row = tried[0] if max_loss is not None else tried[-1]
+    if max_loss is not None:
+        assert row.loss is not None
+        return (
+            f"with {row.budget:g} layers it may lose up to {row.loss.most:.4f}, and --max-loss is {max_loss:g}; allow"
+            " more, give more texts (of few nobody can be sure), or serve full BERT (--router full)"
+        )
+    return f"with {row.budget:g} layers a call takes {row.p50_ms:.2f} ms; allow more time, or try another engine"
 
 
 def _check_kept(bundle: str | Path, rows: Sequence[Calibrated]) -> None:
@@ -166,41 +167,3 @@ def _known(examples: Examples, labels: tuple[str, ...], file: Path, label_column
         say(f"{file}: its labels are not those of the model, which has {', '.join(labels)}; so no metric")
         return Examples(examples.texts, [])
     return examples
-
-
-class _Asked(GatePolicy):
-    """Keeps the margins that it decided by, float32 [b, L]."""
-
-    def __init__(self, threshold: float, num_layers: int):
-        super().__init__([threshold] * num_layers)
-        self._num_layers = num_layers
-        self.margins = np.zeros((0, num_layers), np.float32)
-
-    def start(self, rows: int) -> Decisions:
-        self.margins = np.zeros((rows, self._num_layers), np.float32)
-        return self
-
-    def rows(self, index: int, margins: Sequence[float]) -> list[bool]:
-        self.margins[:, index] = margins
-        return super().rows(index, margins)
-
-
-def _hard_routes(predictor: Predictor, encoded: Sequence[Encoded]) -> HardRoutes:
-    """What the chain's gates do with inputs. Where graphs answer they may differ by what `parity` allows."""
-    chain = predictor.load_chain()
-    inputs = sorted(encoded, key=len)  # those of similar length share a batch
-
-    def evaluate(rows: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        routes = np.zeros((len(rows), chain.num_layers), bool)
-        margins = np.zeros(routes.shape, np.float32)
-        starts = range(0, len(rows), BATCH)
-        # All of them at first; then ever fewer.
-        for start in track(starts, len(starts), "texts, in batches") if len(rows) == len(inputs) else starts:
-            part = slice(start, start + BATCH)
-            batch = pad([inputs[row] for row in rows[part].tolist()])
-            policy = _Asked(threshold, chain.num_layers)
-            _, routes[part] = chain.run(batch, policy)
-            margins[part] = policy.margins
-        return routes, margins
-
-    return HardRoutes(evaluate, len(inputs))

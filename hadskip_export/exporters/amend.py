@@ -38,8 +38,11 @@ def add_engine(path: Path, plan: EnginePlan) -> ParityReport | None:
     return report
 
 
-def add_points(path: Path, points: Sequence[Point]) -> None:
-    """Adds operating points, each in the place of that of its budget; the default one stays the default.
+def add_points(path: Path, points: Sequence[Point], default: float | None = None) -> None:
+    """Adds operating points, each in the place of that of its budget.
+
+    Args:
+        default: the budget of the one that is the default from now on; the same as before if left out.
 
     Raises:
         BundleError: another process is adding to the bundle.
@@ -48,7 +51,8 @@ def add_points(path: Path, points: Sequence[Point]) -> None:
         after = bundle.manifest.points
         for point in points:
             after = with_point(after, point)
-        amend(bundle, replace(bundle.manifest, points=after))
+        budget = bundle.manifest.default_budget if default is None else default
+        amend(bundle, replace(bundle.manifest, points=after, default_budget=budget))
 
 
 def settled(bundle: Bundle, name: str) -> Bundle:

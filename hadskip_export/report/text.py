@@ -12,7 +12,7 @@ from hadskip_export.support.words import counted
 if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves has not
     from hadskip_export.benchmark.measure import Figures
     from hadskip_export.commands.bench import Benchmark, Row
-    from hadskip_export.commands.calibrate import Calibrated, Calibration
+    from hadskip_export.commands.calibrate import Calibration
     from hadskip_export.commands.demo import Demo, Example
     from hadskip_export.commands.doctor import Diagnosis
     from hadskip_export.commands.estimate import Estimate
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves
     from hadskip_export.data.runs import BudgetFigures, Summary
     from hadskip_export.routing.points import Point
     from hadskip_export.runtime.bundle import EngineInfo, Manifest
+    from hadskip_export.tuning.search import Calibrated
     from hadskip_export.verification.golden import GoldenCheck
     from hadskip_export.verification.labels import ClassScore, DataCheck
     from hadskip_export.verification.parity import ParityReport
@@ -172,15 +173,20 @@ def _score(score: ClassScore) -> str:
 
 
 def calibration(found: Calibration) -> Lines:
-    """A row per budget, and how to serve at the last one."""
-    metric, last = "" if found.rows[0].metric is None else f"{found.metric:>11}", found.rows[-1]
-    option = f"budget={last.budget:g}" if found.written else f"gate_threshold={last.threshold:.6g}"
-    flag = f"--budget {last.budget:g}" if found.written else f"--gate-threshold {last.threshold:.6g}"
+    """A row per budget, and how to serve at the one that was looked for."""
+    chosen, asked = found.chosen, found.rows[1]
+    metric = "" if found.rows[0].metric is None else f"{found.metric:>11}"
+    loss = "" if asked.loss is None else f"{'loss':>9}{'at most':>9}"
+    time = "" if asked.p50_ms is None else f"{'p50 ms':>9}"
+    option = f"budget={chosen.budget:g}" if found.written else f"gate_threshold={chosen.threshold:.6g}"
+    flag = f"--budget {chosen.budget:g}" if found.written else f"--gate-threshold {chosen.threshold:.6g}"
     return [
         f"layers run by budget on {counted(found.texts, 'text')}, {found.engine}",
-        f"{'budget':>8} {'threshold':>10} {'layers':>7} {'commonest':>10}{metric}",
+        f"{'budget':>8} {'threshold':>10} {'layers':>7} {'commonest':>10}{metric}{loss}{time}",
         *map(_calibrated, found.rows),
-        f"for {last.budget:g}: Predictor.load({found.bundle!r}, engine={found.engine!r}, {option})",
+        *([f"loss: of {found.loss_of} against full BERT; at most: with 95 % confidence"] if loss else []),
+        *([f"the default is now {chosen.budget:g}"] if found.default else []),
+        f"for {chosen.budget:g}: Predictor.load({found.bundle!r}, engine={found.engine!r}, {option})",
         f"or hadskip-export predict {found.bundle} --engine {found.engine} {flag}",
     ]
 
@@ -188,10 +194,12 @@ def calibration(found: Calibration) -> Lines:
 def _calibrated(row: Calibrated) -> str:
     name = "as built" if row.budget is None else f"{row.budget:g}"
     metric = "" if row.metric is None else f"{row.metric:>11.4f}"
+    loss = "" if row.loss is None else f"{row.loss.value:>9.4f}{row.loss.most:>9.4f}"
+    time = "" if row.p50_ms is None else f"{row.p50_ms:>9.2f}"
     share, met = row.routes.commonest[0][1], row.routes.mean_layers
     note = "" if row.keeps_budget else "  these gates come no nearer"
     threshold = "by gate" if row.threshold is None else f"{row.threshold:+.4f}"
-    return f"{name:>8} {threshold:>10} {met:>7.2f} {share:>10.1%}{metric}{note}"
+    return f"{name:>8} {threshold:>10} {met:>7.2f} {share:>10.1%}{metric}{loss}{time}{note}"
 
 
 # Measurements

@@ -16,6 +16,7 @@ from hadskip_export.routing.points import thresholds_at
 from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime.answers import Prediction, Ranked, answers_of, ranked
 from hadskip_export.runtime.bundle import FULL, Bundle, read_bundle
+from hadskip_export.runtime.deadlines import Pace
 from hadskip_export.runtime.engines import Cut, Engine, EngineOptions, built_elsewhere, engine_class
 from hadskip_export.runtime.forks import never_destroy, watch
 from hadskip_export.runtime.loading import CHAINS, GATED, load_full, policy_of
@@ -69,6 +70,9 @@ class CallOptions(TypedDict, total=False):
         batch_size: the most inputs computed together (32); inputs of similar length share a batch, and where lengths
             differ much a batch is parted.
         router, budget, gate_threshold, max_layers: for this call only, see `Predictor.load`.
+        deadline_ms: milliseconds in which to answer, instead of a budget: the largest of the bundle's operating points
+            that is fast enough on this machine, by what calls of such lengths take here and what texts run there; the
+            smallest where none is. What is measured for that is measured in the first such call, which so is late.
         routes: bool [n, L], run just these layers whatever the gates say, which are asked all the same. For
             measurements: what would other routes cost, and answer? Not for a static route, as `gate_threshold` is not.
     """
@@ -78,6 +82,7 @@ class CallOptions(TypedDict, total=False):
     budget: float | None
     gate_threshold: float | None
     max_layers: int | None
+    deadline_ms: float | None
     routes: np.ndarray | None
 
 
@@ -111,7 +116,8 @@ class Predictor:
         engine_type, self._engine_options = engine_class(info.engine), EngineOptions(options.threads, options.spinning)
         self._engine: Engine | None = engine_type(files, info.precision, self._engine_options)
         self._most_padding = engine_type.most_padding
-        self._lock = threading.Lock()
+        self._lock, self._pacing = threading.Lock(), threading.Lock()
+        self._pace: Pace | None = None
         self._why_closed = CLOSED
         self.gated: Program | None = None  # runs `router="gates"`; None until it is needed
         self._chain: Chain | None = None
@@ -220,9 +226,10 @@ class Predictor:
             BudgetError: see `load`.
             EngineError: logits that are no finite numbers; the engine failed, or is closed.
         """
+        started = time.perf_counter()
         single = isinstance(inputs, str | tuple | Mapping)
         encoded = self.tokenizer.encode([inputs] if single else inputs)  # type: ignore[list-item]
-        _, predictions = self._predict(encoded, options)
+        _, predictions = self._predict(encoded, options, started)
         return predictions[0] if single else predictions
 
     def rank(
@@ -242,14 +249,21 @@ class Predictor:
         """
         if not self.problem.is_score:
             raise BundleError(f"{self.bundle.path}: gives labels ({self.problem.type}), and documents need a score")
+        started = time.perf_counter()
         top = None if top is None else whole_number("top", top)
         documents = list(documents)
         encoded = self.tokenizer.encode([(query, document) for document in documents])
-        logits, predictions = self._predict(encoded, options)
+        logits, predictions = self._predict(encoded, options, started)
         return ranked(documents, predictions, logits[:, 0].tolist())[:top]
 
-    def _predict(self, encoded: Sequence[Encoded], options: CallOptions) -> tuple[np.ndarray, list[Prediction]]:
-        """Logits, float32 [n, labels], and what they come to."""
+    def _predict(
+        self, encoded: Sequence[Encoded], options: CallOptions, started: float
+    ) -> tuple[np.ndarray, list[Prediction]]:
+        """Logits, float32 [n, labels], and what they come to. `started`: when the call began, for its deadline."""
+        if (deadline := options.get("deadline_ms")) is not None:
+            if not (deadline := real_number("deadline_ms", deadline)) > 0:
+                raise BudgetError(f"deadline_ms={deadline:g}: expected milliseconds above 0")
+            options = {**options, "deadline_ms": deadline - (time.perf_counter() - started) * 1e3}
         logits, routes = self.run(encoded, **options)
         return logits, [
             self._answer(row, as_route(route), item.truncated)
@@ -265,6 +279,7 @@ class Predictor:
         budget: float | None = None,
         gate_threshold: float | None = None,
         max_layers: int | None = None,
+        deadline_ms: float | None = None,
         routes: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The call without its text: tokenised inputs to logits float32 [n, labels] and routes bool [n, L].
@@ -275,6 +290,10 @@ class Predictor:
         """
         router = self._options.router if router is None else router
         thresholds = self._thresholds_for(budget, gate_threshold)
+        if deadline_ms is not None and router != "full":
+            thresholds = self._thresholds_in_time(
+                encoded, real_number("deadline_ms", deadline_ms), budget, gate_threshold
+            )
         max_layers = self._check(router, self._options.max_layers if max_layers is None else max_layers)
         batch_size = whole_number("batch_size", batch_size)
         shape = (len(encoded), self.bundle.manifest.model.layers)
@@ -341,6 +360,11 @@ class Predictor:
         return self._engine
 
     @property
+    def has_full(self) -> bool:
+        """Whether the bundle carries full BERT, so that `router="full"` can run."""
+        return FULL in self.engine_info.files
+
+    @property
     def budget(self) -> float | None:
         """Layers per input on average, of the operating point in use; None where `gate_threshold` is in its place."""
         if self._options.gate_threshold is not None:
@@ -360,7 +384,7 @@ class Predictor:
         """Closed without closing, in a process forked from the one that loaded it; see `runtime.forks`."""
         never_destroy(self._engine, self.gated, self._chain, self._full)
         self._engine = self.gated = self._chain = self._full = None
-        self._lock = threading.Lock()  # a thread that is not here may have held it
+        self._lock, self._pacing = threading.Lock(), threading.Lock()  # a thread that is not here may have held them
         if self._why_closed is CLOSED:
             self._why_closed = f"{self.bundle.path}: {ELSEWHERE}"
 
@@ -413,6 +437,36 @@ class Predictor:
             raise BudgetError("gate_threshold=nan: expected a number; every layer would be skipped")
         return [threshold] * manifest.model.layers
 
+    def _thresholds_in_time(
+        self, encoded: Sequence[Encoded], deadline_ms: float, budget: float | None, gate_threshold: float | None
+    ) -> Sequence[float]:
+        """Of the operating point that `Pace` chooses, [L]."""
+        if budget is not None or gate_threshold is not None:
+            raise BudgetError(f"deadline_ms={deadline_ms:g}: chooses the budget; leave budget and gate_threshold out")
+        if not self.bundle.manifest.router.asks_gates:
+            raise _static(self.bundle, "deadline_ms")
+        started = time.perf_counter()
+        pace = self._load_pace()
+        left = deadline_ms / 1e3 - (time.perf_counter() - started)
+        return pace.choose(self.bundle.manifest.points, [len(one) for one in encoded], left).thresholds
+
+    def _load_pace(self) -> Pace:
+        """Measured when it is first needed, by one call; others wait for it."""
+        if self._pace is None:
+            gated, model = self._load_gated(), self.bundle.manifest.model
+
+            def run(tokens: int, every_layer: bool) -> None:
+                ids = np.zeros(tokens, np.int64)
+                thresholds = [-math.inf if every_layer else math.inf] * model.layers
+                self._answers(
+                    [Encoded(ids, ids, False)], 1, gated, lambda rows: self._policy(thresholds, None, None, rows)
+                )
+
+            with self._pacing:
+                if self._pace is None:
+                    self._pace = Pace(run, model.layers, model.max_length)
+        return self._pace
+
     def _check(self, router: RouterName, max_layers: int | None) -> int | None:
         """
         Returns:
@@ -423,7 +477,7 @@ class Predictor:
         """
         if not isinstance(router, str) or router not in ROUTERS:
             raise BudgetError(f"router={router!r}: expected {' or '.join(map(repr, ROUTERS))}")
-        if router == "full" and FULL not in self.engine_info.files:
+        if router == "full" and not self.has_full:
             raise BundleError(f"{self.bundle.path}: carries no full model (built with --no-full); build it again")
         return None if max_layers is None else whole_number("max_layers", max_layers, self.bundle.manifest.model.layers)
 

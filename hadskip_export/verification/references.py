@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from hadskip_export.routing.routes import FIXED_MARGIN, as_row
-from hadskip_export.runtime.bundle import Bundle, Manifest, gate_name, layer_name
+from hadskip_export.runtime.bundle import FULL, Bundle, Manifest, gate_name, layer_name
 from hadskip_export.runtime.engines.ort import import_onnxruntime, open_session
 from hadskip_export.runtime.tokenization import Batch, Encoded, pad
+from hadskip_export.support.errors import BundleError
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class OnnxReference:
 
     def __init__(self, bundle: Bundle):
         self._ort: Any = import_onnxruntime()
+        self._path = bundle.path
         pieces, model, route = bundle.manifest.pieces, bundle.manifest.model, bundle.manifest.router.route
         sessions = {file: self._session(bundle.file(file)) for file in set(pieces.values())}
         self._pieces = {piece: sessions[file] for piece, file in pieces.items()}
@@ -90,9 +92,22 @@ class OnnxReference:
             layer, feed = layer_name(index), {"hidden_states": states[-1], "attention_mask": mask}
             outputs.append(self._run(layer, feed) if layer in self._pieces else states[-1])
             states.append(outputs[-1] if margins[-1] > thresholds[index] else states[-1])
-        full = self._run("full", ids | {"attention_mask": mask}) if "full" in self._pieces else None
+        full = self.full(batch) if FULL in self._pieces else None
         route = np.array(margins, np.float32) > thresholds
         return Trace(states, outputs, np.array(margins, np.float32), route, self.logits(states[-1]), full)
+
+    def full(self, batch: Batch) -> np.ndarray:
+        """Full BERT's logits of any number of inputs, float32 [b, classes].
+
+        Raises:
+            BundleError: the bundle has no full model.
+        """
+        if FULL not in self._pieces:
+            raise BundleError(
+                f"{self._path}: carries no full model to compare with (built with --no-full); build it again"
+            )
+        names = (*self._inputs, "attention_mask")
+        return self._run(FULL, {name: getattr(batch, name) for name in names})
 
     def margin(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         return self._run(gate_name(index), {"hidden_states": hidden_states, "attention_mask": attention_mask})

@@ -10,7 +10,6 @@ from click.testing import CliRunner
 
 from hadskip_export import build, calibrate, validate
 from hadskip_export.cli import main
-from hadskip_export.commands.calibrate import _Asked
 from hadskip_export.exporters.write import Source
 from hadskip_export.report import text
 from hadskip_export.runtime import Predictor, read_bundle
@@ -19,6 +18,8 @@ from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.errors import BudgetError, DataError, EngineError
 from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.outcomes import find_outcomes
+from hadskip_export.tuning.gauge import Gauge, _Asked
+from hadskip_export.tuning.loss import Judge, Loss
 from tests.conftest import sentences, write_csv
 from tests.exporters.changing import copy_of
 
@@ -255,3 +256,109 @@ def test_so_can_what_it_prints_of_points_that_it_wrote(bundle: Path, file: Path,
     answers = run(main, [*command.split()[2:], "--input", str(file)]).stdout.splitlines()
     assert [len(json.loads(line)["layers"]) for line in answers] == layers
     assert np.mean(layers) == pytest.approx(3, abs=0.1)
+
+
+# A loss or a time, instead of a budget
+
+LABELLED = [(text, "yes" if label == "positive" else "no") for text, label in sentences(200, 11)]
+MANY = [text for text, _ in LABELLED]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough for a loss of one in a hundred."""
+    return write_csv(tmp_path_factory.mktemp("many") / "many.csv", LABELLED)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_what_may_be_lost_gives_the_last_budget_of_a_row_that_lose_no_more(
+    labelled: bool, bundle: Path, many: Path, tmp_path: Path
+):
+    """From all layers down, each against full BERT on the same texts, until one loses too much."""
+    data = many if labelled else write_csv(tmp_path / "many.csv", [(text,) for text in MANY], ("text",))
+    found = calibrate(bundle, data, max_loss=0.3)
+    tried = found.rows[1:]
+    assert [row.budget for row in tried] == sorted((row.budget for row in tried), reverse=True)
+    assert tried[0].budget == 4 and found.chosen in tried and found.loss_of == ("accuracy" if labelled else "agreement")
+    within = [row.loss.most <= 0.3 for row in tried]
+    assert all(within[:-1]) and found.chosen == [row for row, fits in zip(tried, within, strict=True) if fits][-1]
+    right = [label for _, label in LABELLED]
+    with Predictor.load(bundle) as predictor:
+        full, ours = (
+            [one.label for one in predictor(MANY, **options)]
+            for options in ({"router": "full"}, {"gate_threshold": found.chosen.threshold})
+        )
+    if labelled:
+        expected = np.mean(np.array(full) == right) - np.mean(np.array(ours) == right)
+    else:
+        expected = np.mean(np.array(full) != np.array(ours))
+    assert found.chosen.loss.value == pytest.approx(expected)
+
+
+def test_the_loss_of_an_engine_below_fp32_is_counted_against_full_bert_in_fp32(
+    bundle: Path, many: Path, tmp_path: Path
+):
+    """Not against its own full BERT, which has lost with it."""
+    copy = copy_of(bundle, tmp_path)
+    build(copy, engine="ort", precision="int8", cut="gates")
+    with Predictor.load(copy, engine="ort-int8", allow_failed=True) as predictor, Predictor.load(copy) as plain:
+        found = Gauge(predictor, MANY).full_logits()
+        exact = plain.run(plain.tokenizer.encode(MANY), router="full")[0]
+        own = predictor.run(predictor.tokenizer.encode(MANY), router="full")[0]
+    np.testing.assert_allclose(found, exact, atol=1e-5)
+    assert np.abs(own - exact).max() > 1e-4
+
+
+def test_what_was_looked_for_becomes_the_default_where_it_is_written(bundle: Path, many: Path, tmp_path: Path):
+    copy = copy_of(bundle, tmp_path)
+    found = calibrate(copy, many, max_loss=0.3, write=True)
+    assert (found.written, found.default) == (True, True)
+    manifest = read_bundle(copy).manifest
+    assert manifest.default_budget == found.chosen.budget
+    assert manifest.default_point.thresholds == (found.chosen.threshold,) * 4
+    assert manifest.default_point.metric == found.chosen.metric
+    with Predictor.load(copy) as predictor:
+        layers = [len(one.layers) for one in predictor(MANY)]
+    assert np.mean(layers) == pytest.approx(found.chosen.routes.mean_layers)
+    assert validate(copy).passed
+    assert f"the default is now {found.chosen.budget:g}" in text.calibration(found)
+
+
+def test_a_time_gives_the_largest_budget_that_keeps_it(bundle: Path, many: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of a clock that knows the layers alone: what half of a hundred calls take no longer than."""
+
+    def in_layers(gauge: Gauge, *, gate_threshold: float) -> float:
+        return float(gauge.run(gate_threshold=gate_threshold)[1].sum(axis=1).mean())
+
+    monkeypatch.setattr(Gauge, "p50_ms", in_layers)
+    found = calibrate(bundle, many, p50=2.6)
+    assert found.chosen == found.rows[-1] and found.chosen.p50_ms <= 2.6
+    assert all(row.p50_ms > 2.6 for row in found.rows[1:-1]) and found.chosen.budget in (2.5, 2.625)
+    with pytest.raises(BudgetError, match=r"with 0.125 layers a call takes .* ms; allow more time"):
+        calibrate(bundle, many, p50=1e-9)
+
+
+def test_half_of_the_calls_take_no_longer_than_is_measured(bundle: Path, many: Path):
+    with Predictor.load(bundle) as predictor:
+        gauge = Gauge(predictor, MANY)
+        few, every = gauge.p50_ms(gate_threshold=np.inf), gauge.p50_ms(gate_threshold=-np.inf)
+    assert 0 < few < every
+
+
+def test_two_things_to_look_for_or_what_cannot_be_is_refused(
+    bundle: Path, many: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for options in ({"max_loss": 0.1, "p50": 5.0}, {"budgets": [2], "max_loss": 0.1}, {"budgets": [2], "p50": 1.0}):
+        with pytest.raises(DataError, match="each says which budget to look for; leave one of them out"):
+            calibrate(bundle, many, **options)
+    with pytest.raises(DataError, match=r"--max-loss 0\.01: 60 texts cannot show it"):
+        calibrate(bundle, file, max_loss=0.01)
+    for wrong in (0.0, -1.0, np.nan):
+        with pytest.raises(DataError, match=r"--p50 .*: expected milliseconds above 0"):
+            calibrate(bundle, file, p50=wrong)
+    copy = copy_of(bundle, tmp_path)
+    before = (copy / "manifest.json").read_bytes()
+    monkeypatch.setattr(Judge, "loss", lambda judge, logits: Loss(0.1, 0.2))
+    with pytest.raises(BudgetError, match=r"with 4 layers it may lose up to 0.2000, and --max-loss is 0.1; allow more"):
+        calibrate(copy, many, max_loss=0.1, write=True)
+    assert (copy / "manifest.json").read_bytes() == before

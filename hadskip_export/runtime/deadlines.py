@@ -1,0 +1,59 @@
+"""Which operating point answers in time, by what calls take on this machine."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from hadskip_export.routing.points import Point
+
+TOKENS = (16, 64, 128)  # of the inputs that are timed, and the most that the model takes
+REPEATS = 5
+IN_TIME = 0.95  # of the inputs that a point was met on
+
+# Runs an input of so many tokens with all of its layers or none.
+Run = Callable[[int, bool], object]
+
+
+class Pace:
+    """Seconds of a call of one input: what it takes without a layer, and what each layer adds, by its tokens."""
+
+    def __init__(self, run: Run, num_layers: int, max_length: int):
+        """Times the calls: some thirty of them, and each counts as what the slowest of its repeats took."""
+        self._num_layers = num_layers
+        self._tokens = [*(tokens for tokens in TOKENS if tokens < max_length), max_length]
+        self._none, self._all = ([_slowest(run, tokens, every) for tokens in self._tokens] for every in (False, True))
+
+    def seconds(self, lengths: Sequence[int], layers: float) -> float:
+        """Of inputs of so many tokens that run so many layers each, as if they came one after the other."""
+        none, every = (np.interp(lengths, self._tokens, known).sum() for known in (self._none, self._all))
+        return float(none + (every - none) * layers / self._num_layers)
+
+    def choose(self, points: Sequence[Point], lengths: Sequence[int], seconds: float) -> Point:
+        """The largest point at which 95 of 100 inputs like these are answered in so many seconds; the smallest where
+        none is.
+
+        Args:
+            points: by ascending budget.
+        """
+        fit = [point for point in points if self.seconds(lengths, most_layers(point)) <= seconds]
+        return fit[-1] if fit else points[0]
+
+
+def most_layers(point: Point) -> float:
+    """What 95 of 100 inputs run at most there, by the routes that were seen; rarer routes than it has count as long."""
+    seen = 0.0
+    for layers, share in sorted((len(route), share) for route, share in point.routes):
+        seen += share
+        if seen >= IN_TIME:
+            return layers
+    return len(point.thresholds)
+
+
+def _slowest(run: Run, tokens: int, every: bool) -> float:
+    taken = []
+    for _ in range(REPEATS + 1):  # the first one warms up
+        started = time.perf_counter()
+        run(tokens, every)
+        taken.append(time.perf_counter() - started)
+    return max(taken[1:])
