@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for editors; to import them all would bring torch
     from hadskip_export.commands.doctor import doctor
     from hadskip_export.commands.estimate import estimate
     from hadskip_export.commands.inspect import inspect
+    from hadskip_export.commands.optimize import optimize
     from hadskip_export.commands.predict import predict
     from hadskip_export.commands.serve import serve
     from hadskip_export.commands.train import train
@@ -30,6 +31,7 @@ __all__ = [
     "doctor",
     "estimate",
     "inspect",
+    "optimize",
     "predict",
     "serve",
     "train",

@@ -330,6 +330,29 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
 
 
 @main.command()
+@click.option("--model", required=True, help="A fine-tuned classifier: a local folder or a hub name.")
+@click.option("--data", required=True, help=f"Texts like those to be served ({FILES}), with labels or without.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle to write.")
+@click.option("--max-loss", type=float, help="The most of the metric that may be lost; 0.01 if neither is given.")
+@click.option("--p50", type=float, help="Milliseconds that half of the calls may take; what loses least is chosen.")
+@click.option("--minutes", type=float, default=30, show_default=True, help="What all of it may take, about.")
+@click.option("--engine", "engines", multiple=True, help="To try, as ort-int8; repeatable. By measuring if left out.")
+@click.option("--epochs", type=int, help="How long to train; what fits into the minutes if left out.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one recipe setting; repeatable.")
+@click.option("--work", type=click.Path(path_type=Path), help="Keep what is trained there, for another goal.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, and how long it would take.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Where torch trains.")
+@click.option("--max-length", type=int, help="Tokens per input; 128 (or the model's maximum) if left out.")
+@_columns(*COLUMNS)
+@_json
+def optimize(json_file: Path | None, **options: Any) -> None:
+    """From a classifier and texts to the fastest bundle that loses little enough here."""
+    found = hadskip_export.optimize(**options)
+    _show(text.optimization(found), found, json_file)
+
+
+@main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 for all that may ask.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)

@@ -17,16 +17,22 @@ if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves
     from hadskip_export.commands.doctor import Diagnosis
     from hadskip_export.commands.estimate import Estimate
     from hadskip_export.commands.inspect import Inspection
+    from hadskip_export.commands.optimize import Optimization
     from hadskip_export.commands.validate import Validation
     from hadskip_export.data.runs import BudgetFigures, Summary
     from hadskip_export.routing.points import Point
     from hadskip_export.runtime.bundle import EngineInfo, Manifest
     from hadskip_export.tuning.search import Calibrated
+    from hadskip_export.tuning.trial import Candidate
     from hadskip_export.verification.golden import GoldenCheck
     from hadskip_export.verification.labels import ClassScore, DataCheck
     from hadskip_export.verification.parity import ParityReport
 
 Lines = list[str]
+NO_SKIPPING = (
+    "it runs every layer of your model for every input: no operating point may lose so little and is faster; allow"
+    " more with --max-loss, or give more texts"
+)
 
 MOST_FLIPS = 10  # listed; the others are counted
 EVALUATION = "the evaluation data"  # of runs that do not say its name
@@ -200,6 +206,53 @@ def _calibrated(row: Calibrated) -> str:
     note = "" if row.keeps_budget else "  these gates come no nearer"
     threshold = "by gate" if row.threshold is None else f"{row.threshold:+.4f}"
     return f"{name:>8} {threshold:>10} {met:>7.2f} {share:>10.1%}{metric}{loss}{time}{note}"
+
+
+def optimization(found: Optimization) -> Lines:
+    """All that ran, the choice and what it gains; of a dry run what would be done."""
+    plan, goal, chosen = found.plan, found.goal, found.chosen
+    within = "" if plan.training_minutes is None else f", some {plan.training_minutes:.0f} minutes"
+    lines = [
+        f"learn from {counted(plan.learned, 'text')}, choose on {plan.chosen_on} others",
+        f"train for {counted(plan.epochs, 'epoch')}{within}; then try {', '.join(plan.engines)}",
+    ]
+    if chosen is None:
+        return lines
+    first, asked = found.candidates[0], []
+    if goal.max_loss is not None:
+        asked.append(f"a loss of at most {goal.max_loss:g}")
+    if goal.p50_ms is not None:
+        asked.append(f"{goal.p50_ms:g} ms")
+    lines += [
+        f"{'':<26}{'layers':>7}{'p50 ms':>9}{'p90 ms':>9}{'loss':>9}{'at most':>9}",
+        *(_candidate(one, found) for one in found.candidates),
+        f"loss: of {found.loss_of} against full BERT; at most: with 95 % confidence",
+        f"chosen for {' in '.join(asked)}: {_way(chosen)}, {first.p50_ms / chosen.p50_ms:.2f} times as fast as"
+        f" {_way(first)}",
+    ]
+    if found.next_best is not None:
+        lines.append(f"next best: {_way(found.next_best)}")
+    minutes = found.minutes or {}
+    parts = ", ".join(f"{part} {taken:.1f}" for part, taken in minutes.items())
+    return [
+        *lines,
+        *([] if chosen.at is not None else [NO_SKIPPING]),
+        f"{sum(minutes.values()):.0f} minutes: {parts}",
+        f"Predictor.load({found.bundle!r})",
+    ]
+
+
+def _candidate(one: Candidate, found: Optimization) -> str:
+    mark = "*" if one == found.chosen else " " if one.meets(found.goal) else "-"
+    layers = "all" if one.layers_run is None else f"{one.layers_run:.2f}"
+    return (
+        f"{mark} {_way(one):<24}{layers:>7}{one.p50_ms:>9.2f}{one.p90_ms:>9.2f}{one.loss.value:>9.4f}"
+        f"{one.loss.most:>9.4f}"
+    )
+
+
+def _way(one: Candidate) -> str:
+    return f"{one.engine}, full" if one.at is None else f"{one.engine}, {one.at.budget:g}"
 
 
 # Measurements

@@ -64,8 +64,6 @@ class Judge:
         Raises:
             DataError: no loss, or one that so few texts cannot show, even if they lose nothing.
         """
-        if not 0 < most_lost < 1:
-            raise DataError(f"--max-loss {most_lost:g}: expected a part of the metric between 0 and 1, as 0.01")
         have, what = len(self._units()), "queries" if self._by_query else "texts"
         if have < (need := fewest_texts(most_lost)):
             raise DataError(
@@ -125,5 +123,11 @@ def _at_most(seen: int, count: int, share: float) -> float:
 
 
 def fewest_texts(share: float) -> int:
-    """How many texts show that a share is no larger, with 95 % confidence, if none of them is one of it."""
+    """How many texts show that a share is no larger, with 95 % confidence, if none of them is one of it.
+
+    Raises:
+        DataError: no loss.
+    """
+    if not 0 < share < 1:
+        raise DataError(f"--max-loss {share:g}: expected a part of the metric between 0 and 1, as 0.01")
     return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-share))

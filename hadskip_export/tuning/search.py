@@ -66,6 +66,14 @@ class Search:
         metric = self._predictor.bundle.manifest.metric
         return Judge(self._predictor.problem, metric, self._gauge.full_logits(), self._targets, self._groups)
 
+    def full_logits(self) -> np.ndarray:
+        """Full BERT's in this engine, float32 [n, labels]."""
+        return self._gauge.run(router="full")[0]
+
+    def logits_at(self, row: Calibrated) -> np.ndarray:
+        """float32 [n, labels]"""
+        return self._gauge.run(gate_threshold=row.threshold)[0]
+
     def at(self, budget: float | None) -> Calibrated:
         """At the budget, or as the bundle is."""
         return self._tried(budget)[0]
@@ -74,7 +82,7 @@ class Search:
         """That of the engine with all layers of full BERT; None without labels, or where the bundle has none."""
         if not self._predictor.has_full:
             return None
-        return self._score(self._gauge.run(router="full")[0])
+        return self.score(self.full_logits())
 
     def within(self, most_lost: float, judge: Judge) -> list[Calibrated]:
         """Budgets from all layers down, each of which loses at most so much with 95 % confidence, and after them the
@@ -123,9 +131,9 @@ class Search:
         else:
             threshold = self._gauge.threshold(budget)
             logits, routes = self._gauge.run(gate_threshold=threshold)
-        return Calibrated(budget, threshold, statistics(routes), self._score(logits)), logits
+        return Calibrated(budget, threshold, statistics(routes), self.score(logits)), logits
 
-    def _score(self, logits: np.ndarray) -> float | None:
+    def score(self, logits: np.ndarray) -> float | None:
         """The metric; None without labels."""
         if self._targets is None:
             return None

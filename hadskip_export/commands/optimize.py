@@ -1,0 +1,266 @@
+"""`optimize`: a classifier and texts -> the fastest bundle that loses little enough on this machine, or the one that
+loses least in a given time.
+
+What the other commands do one by one, with the choices made by measuring: the engines by `doctor`, how long to train by
+a few batches, each engine's operating point on texts that the training did not see, and the engine by a race.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hadskip_export.commands.build import build
+from hadskip_export.commands.doctor import doctor, features
+from hadskip_export.commands.train import DEFAULT_MAX_LENGTH, train
+from hadskip_export.data.tables import Columns, Examples, read_examples
+from hadskip_export.exporters.plan import EnginePlan
+from hadskip_export.exporters.write import load_source, write_bundle
+from hadskip_export.modeling.checkpoint import read_config, resolve_model
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routing.points import Point, with_point
+from hadskip_export.runtime.bundle import read_bundle
+from hadskip_export.support.environment import environment
+from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError
+from hadskip_export.support.progress import say
+from hadskip_export.support.seeds import check_seed
+from hadskip_export.support.words import counted
+from hadskip_export.trainers.probe import seconds_per_text
+from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.tuning.engines import plans_of, worth_trying
+from hadskip_export.tuning.plan import Plan, epochs_within, held_back, read_plan, write_plan
+from hadskip_export.tuning.texts import digest_of, share_out, write_examples
+from hadskip_export.tuning.trial import Candidate, Goal, candidates_of, judge_of, race, ranked
+
+RECIPE = "adaptive"
+MAX_LOSS, MINUTES = 0.01, 30.0
+LEARNED, CHOSEN_ON, RUN, BUNDLE = "learned.jsonl", "chosen-on.jsonl", "run", "bundle"
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """What came of it; of a dry run the plan alone.
+
+    Args:
+        bundle: what was written.
+        candidates: all that ran, in the order of their trials: full BERT in the first engine is what others are
+            compared with.
+        chosen, next_best: of these; None where nothing else meets the goal.
+        loss_of: what losses are counted in.
+        minutes: what each part took.
+    """
+
+    environment: dict[str, Any]
+    plan: Plan
+    goal: Goal
+    bundle: str | None = None
+    candidates: tuple[Candidate, ...] = ()
+    chosen: Candidate | None = None
+    next_best: Candidate | None = None
+    loss_of: str | None = None
+    minutes: dict[str, float] | None = None
+
+
+def optimize(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    max_loss: float | None = None,
+    p50: float | None = None,
+    minutes: float = MINUTES,
+    engines: Sequence[str] = (),
+    epochs: int | None = None,
+    settings: Sequence[str] = (),
+    max_length: int | None = None,
+    work: str | Path | None = None,
+    dry_run: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+) -> Optimization:
+    """Trains, builds, measures and chooses. The same command goes on where it was stopped.
+
+    Args:
+        model: a fine-tuned classifier, a local folder or a hub name.
+        data: texts like those to be served, a few thousand, with labels or without. Some of them are held back, and
+            what is promised was measured on these.
+        out: the bundle to write.
+        max_loss: the most of the metric that may be lost against `model`, with 95 % confidence; 0.01 if neither this
+            nor `p50` is given. Without labels, the share of texts that get another answer.
+        p50: milliseconds that half of the calls of one text may take; what loses least in that time is chosen.
+        minutes: what all of it may take, about.
+        engines: as `ort-int8`, in place of those that `doctor` finds worth a trial.
+        epochs: how long to train, in place of what fits into the minutes.
+        settings: recipe overrides, `key=value`.
+        work: a folder for what is trained and tried, which then stays, so that another goal needs no new training.
+            Beside `out`, and removed in the end, if left out.
+        dry_run: only say what would be done.
+        device: where torch trains.
+
+    Raises:
+        BudgetError: nothing meets the goal; what was trained stays.
+        BundleError: no model, one that is not supported, or `out` exists; `work` belongs to something else.
+        DataError: see `read_examples`; texts too few; a time or a loss that is none.
+        HadskipError: see `train`, `build`.
+    """
+    check_seed(seed)
+    goal = _goal(max_loss, p50)
+    _check_length(minutes, epochs)
+    bundle, folder = Path(out), Path(work or f"{out}.work")
+    if bundle.exists() and not dry_run:
+        raise BundleError(f"--out {bundle}: exists; remove it, or choose another")
+    source = resolve_model(model)
+    config = read_config(source)
+    length = min(max_length or DEFAULT_MAX_LENGTH, config.most_tokens)
+    columns = Columns(text_column, pair_column, label_column)
+    examples = read_examples(data, columns, problem_type=config.problem_type, unlabelled=True)
+    learned, chosen_on = share_out(examples, held_back(len(examples), goal.max_loss), seed)
+    asked = {
+        "model": str(model), "data": digest_of(examples), "minutes": minutes, "engines": list(engines),
+        "epochs": epochs, "settings": list(settings), "max_length": length, "seed": seed, "device": device,
+        "number of texts held back": len(chosen_on),
+    }  # fmt: skip
+    watch = _Watch()
+    plan = read_plan(folder, asked)
+    if plan is None:
+        named = plans_of(engines) or worth_trying(doctor().layer_ms or {})
+        plan = _plan(named, source, (learned, chosen_on), asked)
+    if dry_run:
+        return Optimization(environment(), plan, goal)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_plan(folder, asked, plan)
+    write_examples(folder / LEARNED, learned)
+    write_examples(folder / CHOSEN_ON, chosen_on)
+    watch.lap("plan")
+    train(
+        model=str(source), budget=config.num_layers, out=folder / RUN, train=str(folder / LEARNED),
+        eval=str(folder / CHOSEN_ON), fine_tuned=True, recipe=RECIPE, settings=_recipe_of(plan.epochs, settings),
+        resume=True, seed=seed, device=device, max_length=length,
+    )  # fmt: skip
+    watch.lap("training")
+    names = _build_all(folder, plans_of(plan.engines))
+    watch.lap("engines")
+    judge = judge_of(folder / BUNDLE, names[0], chosen_on)
+    found = [one for name in names for one in candidates_of(folder / BUNDLE, name, chosen_on, judge, goal)]
+    watch.lap("operating points")
+    found = race(folder / BUNDLE, found, chosen_on.texts)
+    watch.lap("race")
+    fit = ranked(found, goal)
+    if not fit:
+        raise BudgetError(f"{_why_none(found, goal)}; what was trained is in {folder}, for another goal with --work")
+    _write(folder / RUN, bundle, fit[0], f"{counted(len(chosen_on), 'text')} of {Path(data).name}")
+    watch.lap("bundle")
+    if work is None:
+        shutil.rmtree(folder)
+    return Optimization(
+        environment=environment(), plan=plan, goal=goal, bundle=str(bundle), candidates=tuple(found), chosen=fit[0],
+        next_best=fit[1] if len(fit) > 1 else None, loss_of=judge.measure, minutes=watch.minutes,
+    )  # fmt: skip
+
+
+def _goal(max_loss: float | None, p50: float | None) -> Goal:
+    """
+    Raises:
+        DataError: a time that is none; see `held_back` for the loss.
+    """
+    if p50 is not None and not p50 > 0:
+        raise DataError(f"--p50 {p50:g}: expected milliseconds above 0")
+    return Goal(MAX_LOSS if max_loss is None and p50 is None else max_loss, p50)
+
+
+def _check_length(minutes: float, epochs: int | None) -> None:
+    """
+    Raises:
+        DataError: no time, or no epochs.
+    """
+    if not 0 < minutes < math.inf:
+        raise DataError(f"--minutes {minutes:g}: expected minutes above 0")
+    if epochs is not None and epochs < 1:
+        raise DataError(f"--epochs {epochs}: expected at least 1")
+
+
+def _plan(engines: Sequence[EnginePlan], source: Path, texts: tuple[Examples, Examples], asked: dict[str, Any]) -> Plan:
+    learned, chosen_on = texts
+    epochs, training = asked["epochs"], None
+    if epochs is None:
+        recipe = load_recipe(RECIPE, _recipe_of(1, asked["settings"]))
+        seconds = seconds_per_text(source, learned.texts, recipe, asked["max_length"], asked["device"])
+        epochs, training = epochs_within(asked["minutes"], len(learned), seconds)
+    return Plan(tuple(plan.tag for plan in engines), len(learned), len(chosen_on), epochs, training)
+
+
+def _recipe_of(epochs: int, settings: Sequence[str]) -> tuple[str, ...]:
+    """In bf16 where the chip has instructions for it; the user's own settings last."""
+    chip = features() or {}
+    precision = "bf16" if chip.get("BF16") or chip.get("AMX") else "fp32"
+    return (f"shared_epochs={epochs}", f"precision={precision}", *settings)
+
+
+def _build_all(folder: Path, plans: Sequence[EnginePlan]) -> list[str]:
+    """A bundle with every engine, made or completed; the names of those whose answers are right.
+
+    Raises:
+        EngineError: none is.
+    """
+    path = folder / BUNDLE
+    for plan in plans:
+        say(f"building {plan.tag}")
+        if not path.is_dir():
+            build(folder / RUN, out=path, engine=plan.engine, precision=plan.precision, cut=plan.cut)
+        elif f"{plan.tag}-{plan.cut}" not in {info.name for info in read_bundle(path).manifest.engines}:
+            build(path, engine=plan.engine, precision=plan.precision, cut=plan.cut)
+    right = []
+    for info in read_bundle(path).manifest.engines:
+        if info.parity == "passed":
+            right.append(info.name)
+        else:
+            say(f"{info.name}: its answers are not the model's (first at {info.first_bad_piece}); left out")
+    if not right:
+        raise EngineError(f"{path}: no engine gives the model's answers; hadskip-export validate says more")
+    return right
+
+
+def _write(run: Path, out: Path, chosen: Candidate, texts: str) -> None:
+    """The bundle of the chosen engine alone, with its operating point as the default; where full BERT was chosen, one
+    that runs all layers of it for every input and has no gates."""
+    source = load_source(run, None, full=True)
+    figures = {"metric": chosen.metric, "full_metric": chosen.full_metric}
+    if (at := chosen.at) is not None:
+        assert at.budget is not None and at.threshold is not None
+        point = Point.met(at.budget, (at.threshold,) * source.config.num_layers, texts, at.routes, **figures)
+        source = replace(source, points=with_point(source.points, point), budget=at.budget)
+    else:
+        assert source.full is not None
+        layers = source.config.num_layers
+        route = tuple(range(1, layers + 1))
+        point = Point(layers, (), texts, layers, ((route, 1.0),), **figures)
+        model = GatedClassifier(source.full, fixed_route=route)
+        source = replace(source, model=model, points=(point,), budget=point.budget)
+    engine, precision, _ = chosen.engine.rsplit("-", 2)
+    write_bundle(source, out, EnginePlan.of(engine, precision))
+
+
+def _why_none(found: Sequence[Candidate], goal: Goal) -> str:
+    least, fastest = (min(found, key=key) for key in (lambda one: one.loss.most, lambda one: one.p50_ms))
+    return (
+        f"nothing meets the goal: {least.engine} may lose {least.loss.most:.4f} in {least.p50_ms:.2f} ms, and the"
+        f" fastest, {fastest.engine}, takes {fastest.p50_ms:.2f} ms and may lose {fastest.loss.most:.4f}"
+    )
+
+
+class _Watch:
+    """Minutes of each part."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.minutes: dict[str, float] = {}
+
+    def lap(self, part: str) -> None:
+        now = time.monotonic()
+        self.minutes[part], self._last = (now - self._last) / 60, now

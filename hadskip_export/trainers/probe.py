@@ -1,0 +1,56 @@
+"""How fast a training is on this machine, before it is begun."""
+
+import copy
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hadskip_export.data.metrics import AGREEMENT
+from hadskip_export.data.problems import Problem
+from hadskip_export.data.text import Text
+from hadskip_export.modeling.checkpoint import load_classifier, save_tokenizer
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routing.families import FAMILIES, Draw
+from hadskip_export.runtime.tokenization import Tokenizer
+from hadskip_export.support.files import scratch
+from hadskip_export.trainers.batches import encode
+from hadskip_export.trainers.objective import Objective
+from hadskip_export.trainers.recipe import Recipe
+from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.stages import distil
+from hadskip_export.trainers.teacher import Teacher
+
+BATCHES = 6
+
+
+def seconds_per_text(folder: Path, texts: list[Text], recipe: Recipe, max_length: int, device: str) -> float:
+    """Of an epoch in which a fine-tuned classifier's student learns nested routes of all sizes, by a few batches of
+    texts drawn from these.
+
+    Raises:
+        HadskipError: see `load_classifier`.
+    """
+    full = load_classifier(folder).to(device)
+    config, problem = full.config, Problem(full.config.problem_type, full.config.labels)
+    drawn = np.random.default_rng(0).permutation(len(texts))[: BATCHES * recipe.batch_size]
+    with scratch() as temporary:
+        save_tokenizer(folder, temporary / "tokenizer.json")
+        tokenizer = Tokenizer(temporary / "tokenizer.json", max_length, config.vocab_size, config.type_vocab_size)
+        data = encode(tokenizer, [texts[row] for row in drawn], None)
+    with torch.random.fork_rng():
+        teacher = Teacher(full, data, device)
+        data = replace(data, targets=problem.decide(teacher.logits().cpu().numpy()))
+        body = copy.deepcopy(full).requires_grad_(True)
+        model = GatedClassifier(body, recipe.gate_width, recipe.gate_bias).to(device)
+        session = Session(
+            data=data, held_out=data.subset(np.arange(1)), recipe=recipe, seed=0, device=device,
+            log=lambda **_: None, problem=problem, objective=Objective.of(problem.type, data.targets),
+            metric=AGREEMENT,
+        )  # fmt: skip
+        family = FAMILIES[recipe.family](range(min(2, config.num_layers), config.num_layers + 1), config.num_layers)
+        started = time.monotonic()
+        distil(model, teacher, Draw(family, 0), session, epochs=1, phase="how fast it trains here")
+        return (time.monotonic() - started) / len(data)

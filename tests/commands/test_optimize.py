@@ -1,0 +1,224 @@
+"""`optimize` on a tiny classifier: what it promises, measured again; how it goes on after a stop; what it refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+from click.testing import CliRunner
+
+from hadskip_export import optimize, validate
+from hadskip_export.cli import main
+from hadskip_export.commands import optimize as command
+from hadskip_export.report import text
+from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError
+from hadskip_export.tuning.loss import Loss
+from tests.conftest import sentences, write_csv
+
+LABELLED = sentences(260, 21)
+TEXTS = [text for text, _ in LABELLED]
+FAST = {
+    "epochs": 2,
+    "engines": ["ort-fp32"],
+    "settings": ["fit_steps=50", "precision=fp32", "gate_width=8"],
+    "max_length": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def model(run_folder: Path) -> Path:
+    """A user's fine-tuned classifier."""
+    return run_folder / "stage1"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("texts") / "texts.csv", [(text,) for text in TEXTS], ("text",))
+
+
+@pytest.fixture(scope="module")
+def made(model: Path, file: Path, tmp_path_factory: pytest.TempPathFactory):
+    """An optimisation for a loss, with the folder of its work."""
+    folder = tmp_path_factory.mktemp("made")
+    return optimize(model, file, folder / "bundle", max_loss=0.2, work=folder / "work", **FAST), folder
+
+
+def chosen_on(folder: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in (folder / "work" / "chosen-on.jsonl").read_text().splitlines()]
+
+
+def labels_of(bundle: Path, texts: list[str], **options) -> np.ndarray:
+    with Predictor.load(bundle, **options) as predictor:
+        return np.array([one.label for one in predictor(texts)])
+
+
+def test_what_is_written_answers_as_was_promised(made, model: Path):
+    """By `transformers` on the user's folder, which has no hand in what is measured."""
+    found, folder = made
+    texts, chosen = chosen_on(folder), found.chosen
+    original = transformers.pipeline("text-classification", model=str(model), device="cpu")
+    expected = np.array([one["label"] for one in original(texts, truncation=True, max_length=32)])
+    assert np.mean(labels_of(folder / "bundle", texts) != expected) == pytest.approx(chosen.loss.value)
+    assert chosen.loss.value <= chosen.loss.most <= 0.2 and found.loss_of == "agreement"
+    assert validate(folder / "bundle").passed
+    (info,) = read_bundle(folder / "bundle").manifest.engines
+    assert info.name == chosen.engine
+
+
+def test_the_operating_point_that_was_chosen_is_the_default(made):
+    found, folder = made
+    offered = next(one for one in found.candidates if one.router == "gates")
+    assert offered.at is not None and offered.loss.most <= 0.2
+    command._write(folder / "work" / "run", folder / "gates", offered, "texts of mine")
+    manifest = read_bundle(folder / "gates").manifest
+    assert manifest.default_budget == offered.at.budget and manifest.default_point.data == "texts of mine"
+    with Predictor.load(folder / "gates") as predictor:
+        layers = [len(one.layers) for one in predictor(chosen_on(folder))]
+    assert np.mean(layers) == pytest.approx(offered.at.routes.mean_layers)
+    assert len(manifest.points) > 1  # those of the training are there, too
+
+
+def test_full_bert_becomes_a_bundle_that_runs_nothing_else(made, model: Path):
+    """Whoever loads it has what was promised, without an option that could be forgotten."""
+    found, folder = made
+    full = found.candidates[0]
+    assert full.router == "full" and full.loss == Loss(0.0, full.loss.most)
+    command._write(folder / "work" / "run", folder / "full", full, "texts of mine")
+    original = transformers.pipeline("text-classification", model=str(model), device="cpu")
+    expected = [one["label"] for one in original(TEXTS, truncation=True, max_length=32)]
+    assert labels_of(folder / "full", TEXTS).tolist() == expected
+    assert validate(folder / "full").passed
+    assert any("it runs every layer of your model" in line for line in text.optimization(replace(found, chosen=full)))
+
+
+def test_texts_that_it_chose_on_were_not_learned_from(made):
+    _, folder = made
+    learned = [json.loads(line)["text"] for line in (folder / "work" / "learned.jsonl").read_text().splitlines()]
+    assert sorted([*learned, *chosen_on(folder)]) == sorted(TEXTS)
+    assert len(chosen_on(folder)) == 78  # three in ten
+
+
+def test_another_goal_needs_no_new_training(made, model: Path, file: Path, capsys: pytest.CaptureFixture):
+    """And of all that keeps a time what loses least is chosen."""
+    _, folder = made
+    found = optimize(model, file, folder / "slow", p50=1e9, work=folder / "work", **FAST)
+    assert "epoch 1 of" not in capsys.readouterr().err
+    assert found.chosen.loss.most == min(one.loss.most for one in found.candidates)
+    with pytest.raises(BudgetError, match=r"nothing meets the goal: .* may lose .*; what was trained is in .*--work"):
+        optimize(model, file, folder / "never", p50=1e-6, work=folder / "work", **FAST)
+    assert not (folder / "never").exists()
+
+
+def test_one_that_was_stopped_goes_on_and_leaves_nothing(
+    made, model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def stopped(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "race", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            optimize(model, file, tmp_path / "bundle", max_loss=0.2, **FAST)
+    assert [place.name for place in tmp_path.iterdir()] == ["bundle.work"]
+    with pytest.raises(BundleError, match=r"holds an optimisation with another epochs; .* --work"):
+        optimize(model, file, tmp_path / "bundle", max_loss=0.2, **(FAST | {"epochs": 3}))
+    capsys.readouterr()
+    found = optimize(model, file, tmp_path / "bundle", max_loss=0.2, **FAST)
+    assert "epoch 1 of" not in capsys.readouterr().err
+    assert [place.name for place in tmp_path.iterdir()] == ["bundle"]
+    before, _ = made
+    for one, other in zip(found.candidates, before.candidates, strict=True):
+        assert replace(one, p50_ms=0, p90_ms=0) == replace(other, p50_ms=0, p90_ms=0)
+
+
+def test_labels_are_learned_from_and_the_loss_is_of_the_metric(model: Path, tmp_path: Path):
+    labelled = write_csv(tmp_path / "labelled.csv", LABELLED)
+    found = optimize(model, labelled, tmp_path / "bundle", max_loss=0.2, **FAST)
+    assert found.loss_of == "accuracy"
+    full, gates = found.candidates
+    assert gates.loss.value == pytest.approx(full.metric - gates.metric)
+    assert 0.8 < full.metric == full.full_metric == gates.full_metric
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As long as fits into the minutes, by what a few batches took; engines by what a layer took."""
+    diagnosis = command.doctor()
+    known = {"ort-fp32": 3.0, "openvino-fp32": 2.9, "openvino-int8": 1.0, "ort-int8": 2.8}
+    monkeypatch.setattr(command, "doctor", lambda: replace(diagnosis, layer_ms=known))
+    monkeypatch.setattr(command, "seconds_per_text", lambda *_: 0.5)
+    few, many = (
+        optimize(model, file, tmp_path / "bundle", minutes=minutes, max_loss=0.2, dry_run=True, max_length=32).plan
+        for minutes in (10, 20)
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert few.engines == ("openvino-fp32", "openvino-int8")
+    assert few.learned + few.chosen_on == len(TEXTS)
+    epoch = few.learned * 0.5 / 60
+    assert few.epochs == int(0.6 * 10 / epoch - 1.5) and many.epochs == int(0.6 * 20 / epoch - 1.5)
+    assert few.training_minutes <= 6 and many.training_minutes <= 12
+
+
+def test_how_fast_it_trains_is_measured(model: Path, file: Path, tmp_path: Path):
+    options = FAST | {"epochs": None, "minutes": 1000}
+    plan = optimize(model, file, tmp_path / "bundle", max_loss=0.2, dry_run=True, **options).plan
+    assert plan.epochs == 20 and 0 < plan.training_minutes < 600
+
+
+def test_what_cannot_be_is_refused_before_anything_is_done(model: Path, file: Path, tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    for error, reason, out, options in [
+        (BundleError, "exists; remove it", "there", {}),
+        (
+            DataError,
+            r"260 texts are too few: 299 of them are held back to show a loss of 0.01, .* at least 399",
+            "b",
+            {},
+        ),
+        (DataError, r"--max-loss 2: expected a part", "b", {"max_loss": 2.0}),
+        (DataError, "--p50 0: expected milliseconds above 0", "b", {"p50": 0.0}),
+        (DataError, "--minutes 0: expected minutes above 0", "b", {"minutes": 0.0, "max_loss": 0.2}),
+        (DataError, "--epochs 0: expected at least 1", "b", {"epochs": 0, "max_loss": 0.2}),
+        (EngineError, "--engine ort: expected an engine and its precision", "b", {"engines": ["ort"], "max_loss": 0.2}),
+        (EngineError, "--engine ort-fp32: given twice", "b", {"engines": ["ort-fp32"] * 2, "max_loss": 0.2}),
+        (EngineError, "--precision fp8: not to be had", "b", {"engines": ["ort-fp8"], "max_loss": 0.2}),
+    ]:
+        with pytest.raises(error, match=reason):
+            optimize(model, file, tmp_path / out, **(FAST | options))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "mine").touch()
+    with pytest.raises(BundleError, match="not of an optimisation; remove it, or name another with --work"):
+        optimize(model, file, tmp_path / "b", max_loss=0.2, work=tmp_path / "work", **FAST)
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["there", "work"]
+
+
+def test_the_command_says_what_it_chose_and_how_to_load_it(model: Path, file: Path, tmp_path: Path):
+    options = [
+        "--max-loss",
+        "0.2",
+        "--engine",
+        "ort-fp32",
+        "--epochs",
+        "1",
+        "--max-length",
+        "32",
+        "--set",
+        "fit_steps=20",
+    ]
+    arguments = ["optimize", "--model", str(model), "--data", str(file), "--out", str(tmp_path / "bundle"), *options]
+    plan = CliRunner().invoke(main, [*arguments, "--dry-run"])
+    assert plan.exit_code == 0 and plan.stdout.splitlines() == [
+        "learn from 182 texts, choose on 78 others", "train for 1 epoch; then try ort-fp32",
+    ]  # fmt: skip
+    done = CliRunner().invoke(main, [*arguments, "--json", str(tmp_path / "found.json")])
+    assert done.exit_code == 0, done.output
+    assert "chosen for a loss of at most 0.2: ort-fp32" in done.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["chosen"] in found["candidates"] and found["minutes"].keys() >= {"training", "engines", "race"}
+    load = done.stdout.splitlines()[-2]
+    with eval(load, {"Predictor": Predictor}) as predictor:
+        assert predictor(TEXTS[0]).label in ("negative", "positive")
