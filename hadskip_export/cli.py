@@ -452,11 +452,15 @@ def calibrate(json_file: Path | None, **options: Any) -> None:
 @main.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--plots", type=click.Path(path_type=Path), help="Draw a run's figures there, as SVG and PNG.")
+@click.option("--drift", help="Answers that predict --output wrote: are the inputs still what they were?")
+@click.option("--budget", type=float, help="The operating point of these answers; the default one if left out.")
 @_json
 def inspect(json_file: Path | None, **options: Any) -> None:
-    """Say what a bundle or a run folder is; as JSON the manifest or the summary."""
+    """Say what a bundle or a run folder is; as JSON the manifest or the summary, or with --drift the drift. Exit code 1
+    means that much has changed."""
     inspection = hadskip_export.inspect(**options)
-    _show(text.inspection(inspection), inspection.content, json_file)
+    _show(text.inspection(inspection), inspection.drift or inspection.content, json_file)
+    sys.exit(1 if inspection.drift is not None and inspection.drift.is_much else 0)
 
 
 @main.command()

@@ -112,7 +112,8 @@ def optimize(
     check_seed(seed)
     goal = _goal(max_loss, p50)
     _check_length(minutes, epochs)
-    bundle, folder = Path(out), Path(work or f"{out}.work")
+    bundle = Path(out)
+    folder = bundle.with_name(f"{bundle.name}.work") if work is None else Path(work)
     if bundle.exists() and not dry_run:
         raise BundleError(f"--out {bundle}: exists; remove it, or choose another")
     source = resolve_model(model)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves
     from hadskip_export.commands.optimize import Optimization
     from hadskip_export.commands.validate import Validation
     from hadskip_export.data.runs import BudgetFigures, Summary
+    from hadskip_export.routing.drift import Drift
     from hadskip_export.routing.points import Point
     from hadskip_export.runtime.bundle import EngineInfo, Manifest
     from hadskip_export.tuning.search import Calibrated
@@ -332,9 +333,24 @@ def _estimated(row: Figures) -> str:
 
 
 def inspection(found: Inspection) -> Lines:
-    """A bundle or a run, in a screenful."""
+    """A bundle or a run, in a screenful; or how far its answers have drifted."""
+    if found.drift is not None:
+        return _drift(found.drift)
     lines = training(found.content) if isinstance(found.content, dict) else _manifest(found.content)
     return [*lines, *(f"written: {file}" for file in found.plots)]
+
+
+def _drift(drift: Drift) -> Lines:
+    verdict = "much has changed; calibrate on texts of today" if drift.is_much else "within what is usual"
+    return [
+        f"layers run by {drift.inputs} inputs at a budget of {drift.budget:g}, and when the point was met",
+        f"{'layers':>8} {'then':>7} {'now':>7}",
+        *(
+            f"{layers:>8} {drift.expected.get(layers, 0):>7.1%} {drift.seen.get(layers, 0):>7.1%}"
+            for layers in sorted({*drift.expected, *drift.seen})
+        ),
+        f"population stability index {drift.index:.3f}: {verdict}",
+    ]
 
 
 def _manifest(manifest: Manifest) -> Lines:

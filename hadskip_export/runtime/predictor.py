@@ -360,6 +360,11 @@ class Predictor:
         return self._engine
 
     @property
+    def asks_gates(self) -> bool:
+        """Whether gates decide, unless a call says otherwise: neither a static route nor full BERT."""
+        return self._options.router == "gates" and self.bundle.manifest.router.asks_gates
+
+    @property
     def has_full(self) -> bool:
         """Whether the bundle carries full BERT, so that `router="full"` can run."""
         return FULL in self.engine_info.files

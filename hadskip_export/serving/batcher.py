@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hadskip_export.routing.drift import DriftWatch
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Encoded
 from hadskip_export.serving.limits import Limits, RequestError
@@ -30,12 +31,14 @@ class Served:
 
     Args:
         state: of its file when it was read, by which another is known.
+        drift: None where there is nothing to compare inputs with.
         asking: requests that have begun with it and are not answered yet.
     """
 
     predictor: Predictor
     control: LoadControl
     state: tuple[int, int] | None = None
+    drift: DriftWatch | None = None
     asking: int = 0
 
 

@@ -29,6 +29,9 @@ class Metrics:
         self.runs = Counter("hadskip_layer_runs", "Inputs that ran the layer", ("layer",), registry=own)
         self.truncated = Counter("hadskip_truncated", "Inputs whose end was not read", registry=own)
         self.budget = Gauge("hadskip_budget", "Mean layers asked for: the operating point", registry=own)
+        self.drift = Gauge(
+            "hadskip_drift", "Stability index of layers run, against when the operating point was met", registry=own
+        )
         self.reloads = Counter("hadskip_reloads", "Times that the bundle was read anew", ("result",), registry=own)
         self.bundle = Info("hadskip_bundle", "What is served", registry=own)
 

@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from hadskip_export.routing.budgets import resolve_budget
+from hadskip_export.routing.drift import DriftWatch
 from hadskip_export.routing.points import thresholds_at
 from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime.answers import Prediction, answers_of
@@ -141,14 +144,28 @@ class Service:
             )
         logits, routes = await batcher.ask(served, encoded, budget)
         self.metrics.saw(routes, truncated)
+        if budget is None and not served.control.level:
+            self._watch_drift(served, routes)
         answer, rows = answers_of(predictor.problem), zip(logits.tolist(), routes.tolist(), truncated, strict=True)
         return [Answered(answer(row, as_route(route), cut), row) for row, route, cut in rows]
+
+    def _watch_drift(self, served: Served, routes: np.ndarray) -> None:
+        """Of inputs at the service's own operating point; routes bool [n, L]."""
+        if served.drift is None or (drift := served.drift.saw(routes.sum(axis=1).tolist())) is None:
+            return
+        self.metrics.drift.set(drift.index)
+        if served.drift.turned(drift):
+            logger.warning(
+                "inputs run other numbers of layers than those that the operating point was met on (stability index"
+                " %.2f); calibrate on texts of today",
+                drift.index,
+            )
 
     def _read(self) -> Served:
         state = _state(self._file)  # before: what comes while it is read is another
         predictor = self._load()
         try:
-            return Served(predictor, LoadControl(_budgets(predictor, self._floor)), state)
+            return Served(predictor, LoadControl(_budgets(predictor, self._floor)), state, _drift_watch(predictor))
         except BudgetError:
             predictor.close()
             raise
@@ -197,6 +214,14 @@ def _budgets(predictor: Predictor, floor: float | None) -> Sequence[float | None
         raise BudgetError(f"least budget {floor:g}: expected at least 1 layer, and less than the budget {default:g}")
     between = {point.budget for point in manifest.points if floor < point.budget < default}
     return sorted({default, floor, *between}, reverse=True)
+
+
+def _drift_watch(predictor: Predictor) -> DriftWatch | None:
+    """None where no operating point says what its texts ran: a static route, a threshold, a budget between points."""
+    manifest = predictor.bundle.manifest
+    point = next((point for point in manifest.points if point.budget == predictor.budget), None)
+    watched = predictor.asks_gates and point is not None and point.routes
+    return DriftWatch(point) if watched and point is not None else None
 
 
 def _state(file: Path) -> tuple[int, int] | None:

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from hadskip_export import calibrate
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.serving.limits import Limits
 from hadskip_export.serving.service import Service
 from hadskip_export.support.errors import BudgetError
-from tests.conftest import make_source, sentences, write_cut
+from tests.conftest import make_source, sentences, write_csv, write_cut
+from tests.exporters.changing import copy_of
 from tests.serving.conftest import ask, serving
 
 PROGRAM = Path(sys.executable).parent / "hadskip-export"
@@ -158,6 +160,24 @@ def test_under_load_the_budget_falls_to_the_floor_and_comes_back_into_the_metric
         few = served.ask("/predict", {"inputs": inputs}).headers["x-layers-run"]
         full = served.ask("/predict", {"inputs": inputs, "budget": 2.0}).headers["x-layers-run"]
         assert sum(map(int, few.split(","))) < sum(map(int, full.split(",")))
+
+
+def test_inputs_that_are_others_than_then_are_noticed(points_bundle: Path, tmp_path: Path, caplog):
+    """At the service's own operating point alone, for at others they run other layers anyway."""
+    copy = copy_of(points_bundle, tmp_path)
+    texts = [text for text, _ in sentences(300, 3)]
+    calibrate(copy, write_csv(tmp_path / "texts.csv", [(text,) for text in texts], ("text",)), [2.0], write=True)
+    with serving(copy) as served:
+        served.ask("/predict", {"inputs": [[text] for text in texts[:100]], "budget": 4})
+        assert served.metric("hadskip_drift") == 0  # nothing was seen yet
+        for first in range(0, 300, 100):
+            served.ask("/predict", {"inputs": [[text] for text in texts[first : first + 100]]})
+        assert served.metric("hadskip_drift") < 0.01
+        for _ in range(10):
+            assert served.ask("/predict", {"inputs": [[texts[0]]] * 100}).status == 200
+        assert served.metric("hadskip_drift") > 0.25
+    said = [one.getMessage() for one in caplog.records if one.name == "hadskip_export.serving.service"]
+    assert len(said) == 1 and "inputs run other numbers of layers" in said[0]
 
 
 @pytest.mark.parametrize("floor", [2.0, 3.0, 0.1])

@@ -1,0 +1,83 @@
+"""Whether inputs are still like those that an operating point was met on, by how many layers they run."""
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from hadskip_export.routing.points import Point
+
+# What is usually said of the index: below .1 nothing has changed, above .25 much has.
+SOME, MUCH = 0.1, 0.25
+FEWEST, RECENT = 200, 1000  # inputs that say anything, for of fewer the index is chance; and those looked back at
+RARE = 1e-3  # counts as the share of a number of layers that was never seen
+
+Shares = Mapping[int, float]  # by number of layers
+
+
+@dataclass(frozen=True)
+class Drift:
+    """
+    Args:
+        budget: of the operating point.
+        inputs: how many were looked at.
+        index: see `stability_index`.
+        expected, seen: shares of the texts that the point was met on, and of these inputs.
+    """
+
+    budget: float
+    inputs: int
+    index: float
+    expected: Shares
+    seen: Shares
+
+    @property
+    def is_much(self) -> bool:
+        return self.index > MUCH
+
+
+def drift_from(point: Point, layers: Iterable[int]) -> Drift | None:
+    """Of inputs that ran so many layers each; None of too few, or of a point that does not say what texts ran.
+
+    Args:
+        point: the one that they were computed at.
+    """
+    counts, expected = Counter(layers), expected_layers(point)
+    if counts.total() < FEWEST or not expected:
+        return None
+    seen = {number: count / counts.total() for number, count in counts.items()}
+    return Drift(point.budget, counts.total(), stability_index(expected, seen), expected, seen)
+
+
+def expected_layers(point: Point) -> Shares:
+    """What the texts of an operating point ran, as far as its routes say."""
+    found: Counter[int] = Counter()
+    for route, share in point.routes:
+        found[len(route)] += share  # type: ignore[assignment]  # shares are no whole numbers
+    total = sum(found.values())
+    return {number: share / total for number, share in found.items()}
+
+
+def stability_index(expected: Shares, seen: Shares) -> float:
+    """The population stability index, 0 where both are alike: the sum of `(seen - expected) ln(seen / expected)`
+    (Siddiqi, Credit Risk Scorecards, 2006)."""
+    pairs = ((max(expected.get(kind, 0), RARE), max(seen.get(kind, 0), RARE)) for kind in {*expected, *seen})
+    return math.fsum((now - before) * math.log(now / before) for before, now in pairs)
+
+
+class DriftWatch:
+    """The last inputs of a service at one operating point."""
+
+    def __init__(self, point: Point):
+        self._point = point
+        self._layers: deque[int] = deque(maxlen=RECENT)
+        self.is_much = False
+
+    def saw(self, layers: Iterable[int]) -> Drift | None:
+        self._layers.extend(layers)
+        return drift_from(self._point, self._layers)
+
+    def turned(self, drift: Drift) -> bool:
+        """Whether it has just become much. It is so until hardly anything is left of it: no line for each swing."""
+        before, self.is_much = self.is_much, drift.is_much or (self.is_much and drift.index > SOME)
+        return self.is_much and not before
