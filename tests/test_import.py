@@ -235,6 +235,7 @@ FLOORS = (
     {"support", "data", "routing"},
     {"modeling", "runtime"},
     {"trainers", "exporters", "verification", "benchmark", "report", "serving"},
+    {"tuning"},
     {"commands"},
     {"cli"},
 )

@@ -3,12 +3,12 @@
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +21,9 @@ from hadskip_export.support.errors import EngineError, HadskipError
 from hadskip_export.support.files import replaced, scratch
 from hadskip_export.support.progress import say, track
 from hadskip_export.verification.parity import LABEL_DISAGREEMENT
+
+if TYPE_CHECKING:  # its module brings torch, which a machine that serves has not
+    from hadskip_export.modeling.encoder import EncoderConfig
 
 # What makes a difference here -> the flags of the system's CPU description that tell of it.
 FEATURES = {
@@ -67,7 +70,7 @@ def doctor(*, fresh: bool = False) -> Diagnosis:
     Args:
         fresh: measure again, even if the same chip was measured with the same versions before.
     """
-    about, engines, training = environment(), {name: _lack_of(name) for name in ENGINES}, _lack_of_training()
+    about, engines, training = environment(), engines_here(), _lack_of_training()
     layer_ms = None
     if training is None and any(lack is None for lack in engines.values()):
         layer_ms = _measured(about, [name for name, lack in engines.items() if lack is None], fresh)
@@ -92,6 +95,11 @@ def features() -> dict[str, bool] | None:
             flags = set(value.split())
             return {feature: bool(wanted & flags) for feature, wanted in FEATURES.items()}
     return None
+
+
+def engines_here() -> dict[str, str | None]:
+    """By name None if it can run, else the one thing it lacks."""
+    return {name: _lack_of(name) for name in ENGINES}
 
 
 def _lack_of(engine: str) -> str | None:
@@ -152,7 +160,9 @@ def _measured(about: dict[str, Any], engines: list[str], fresh: bool) -> dict[st
         known = {}
     if fresh or key not in known:
         say("measuring a layer on each engine, once; half a minute")
-        known[key], complete = _measure(engines)
+        from hadskip_export.commands.estimate import SIZES
+
+        known[key], complete = layer_times(engines, SIZES["bert-base"], TOKENS)
         if not complete:  # what failed may not fail the next time
             return known[key]
         try:
@@ -172,16 +182,21 @@ def _caches() -> Path:
         return Path(os.devnull)
 
 
-def _measure(engines: list[str]) -> tuple[dict[str, float], bool]:
-    """The figures, and whether nothing is missing but what this machine or this version will never have."""
+def layer_times(engines: Sequence[str], config: "EncoderConfig", tokens: int) -> tuple[dict[str, float], bool]:
+    """Milliseconds of a layer of a model like `config` on one input of so many tokens, by `engine-precision`, measured
+    in turns; and whether nothing is missing but what this machine or this version will never have."""
     failures: dict[str, HadskipError] = {}
+    by_layer = {name: values[:2] for name in ("windows", "rotary_bases") if (values := getattr(config, name))}
+    small = replace(config, num_layers=2, vocab_size=64, **by_layer)  # two, for the last one is no whole layer
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         systems: dict[str, System] = {}
         for engine, precision in ((name, kind) for name in engines for kind in target_of(name).precisions):
             name = f"{engine}-{precision}"
             with _left_out(name, failures):
-                systems[name] = stack.enter_context(_one_layer(folder / name / "bundle", engine, precision))
+                systems[name] = stack.enter_context(
+                    _one_layer(folder / name / "bundle", small, engine, precision, tokens)
+                )
         samples: dict[str, list[float]] = {name: [] for name in systems}
         for _ in track(range(ROUNDS), ROUNDS, "measure"):
             for name in [name for name in systems if name not in failures]:
@@ -201,17 +216,15 @@ def _left_out(name: str, failures: dict[str, HadskipError]) -> Iterator[None]:
         say(f"{name}: {error}; left out")
 
 
-def _one_layer(bundle: Path, engine: str, precision: str) -> System:
-    """A model of BERT-base's width, to be started, of which one layer is to be timed.
+def _one_layer(bundle: Path, config: "EncoderConfig", engine: str, precision: str, tokens: int) -> System:
+    """A model to be started, of which one layer is to be timed.
 
     Raises:
         HadskipError: it cannot be built, or its answers are wrong.
     """
     from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
-    from hadskip_export.commands.estimate import SIZES
 
-    config = replace(SIZES["bert-base"], num_layers=2, vocab_size=64)  # the last one is no whole layer
     report = write_random_bundle(bundle, config, EnginePlan.of(engine, precision, "gates"))
     if report.parity != "passed":
         raise EngineError(f"gives wrong answers on this machine, first at {report.first_bad_piece}")
-    return System(str(bundle), {}, [text_of(TOKENS)])
+    return System(str(bundle), {}, [text_of(tokens)])

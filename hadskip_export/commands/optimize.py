@@ -1,8 +1,9 @@
 """`optimize`: a classifier and texts -> the fastest bundle that loses little enough on this machine, or the one that
 loses least in a given time.
 
-What the other commands do one by one, with the choices made by measuring: the engines by `doctor`, how long to train by
-a few batches, each engine's operating point on texts that the training did not see, and the engine by a race.
+What the other commands do one by one, with the choices made by measuring: which engines to try by a layer of the model,
+how long to train by a few batches, each engine's operating point on texts that the training did not see, and the engine
+by a race.
 """
 
 import math
@@ -13,8 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hadskip_export.commands.build import build
-from hadskip_export.commands.doctor import doctor, features
+from hadskip_export.commands.doctor import engines_here, features, layer_times
 from hadskip_export.commands.train import DEFAULT_MAX_LENGTH, train
 from hadskip_export.data.tables import Columns, Examples, read_examples
 from hadskip_export.exporters.plan import EnginePlan
@@ -28,7 +31,7 @@ from hadskip_export.support.errors import BudgetError, BundleError, DataError, E
 from hadskip_export.support.progress import say
 from hadskip_export.support.seeds import check_seed
 from hadskip_export.support.words import counted
-from hadskip_export.trainers.probe import seconds_per_text
+from hadskip_export.trainers.probe import seconds_per_text, tokens_of
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.tuning.engines import plans_of, worth_trying
 from hadskip_export.tuning.plan import Plan, epochs_within, held_back, read_plan, write_plan
@@ -36,6 +39,7 @@ from hadskip_export.tuning.texts import digest_of, share_out, write_examples
 from hadskip_export.tuning.trial import Candidate, Goal, candidates_of, judge_of, race, ranked
 
 RECIPE = "adaptive"
+FEWEST_TOKENS = 8  # of the text that a layer is measured on
 MAX_LOSS, MINUTES = 0.01, 30.0
 LEARNED, CHOSEN_ON, RUN, BUNDLE = "learned.jsonl", "chosen-on.jsonl", "run", "bundle"
 
@@ -95,7 +99,7 @@ def optimize(
             nor `p50` is given. Without labels, the share of texts that get another answer.
         p50: milliseconds that half of the calls of one text may take; what loses least in that time is chosen.
         minutes: what all of it may take, about.
-        engines: as `ort-int8`, in place of those that `doctor` finds worth a trial.
+        engines: as `ort-int8`, in place of those that are worth a trial by what a layer of the model takes in each.
         epochs: how long to train, in place of what fits into the minutes.
         settings: recipe overrides, `key=value`.
         work: a folder for what is trained and tried, which then stays, so that another goal needs no new training.
@@ -130,8 +134,7 @@ def optimize(
     watch = _Watch()
     plan = read_plan(folder, asked)
     if plan is None:
-        named = plans_of(engines) or worth_trying(doctor().layer_ms or {})
-        plan = _plan(named, source, (learned, chosen_on), asked)
+        plan = _plan(source, (learned, chosen_on), asked)
     if dry_run:
         return Optimization(environment(), plan, goal)
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,8 +189,15 @@ def _check_length(minutes: float, epochs: int | None) -> None:
         raise DataError(f"--epochs {epochs}: expected at least 1")
 
 
-def _plan(engines: Sequence[EnginePlan], source: Path, texts: tuple[Examples, Examples], asked: dict[str, Any]) -> Plan:
+def _plan(source: Path, texts: tuple[Examples, Examples], asked: dict[str, Any]) -> Plan:
+    """Engines by what a layer of such a model takes on a text of the usual length, epochs by a few batches."""
     learned, chosen_on = texts
+    engines = plans_of(asked["engines"])
+    if not engines:
+        say("measuring a layer of the model on each engine")
+        ready = [name for name, lack in engines_here().items() if lack is None]
+        tokens = int(np.median(tokens_of(source, learned.texts, asked["max_length"])))
+        engines = worth_trying(layer_times(ready, read_config(source), max(tokens, FEWEST_TOKENS))[0])
     epochs, training = asked["epochs"], None
     if epochs is None:
         recipe = load_recipe(RECIPE, _recipe_of(1, asked["settings"]))

@@ -1,4 +1,4 @@
-"""How fast a training is on this machine, before it is begun."""
+"""What a training will be like, before it is begun: how long its texts are, and how fast it is on this machine."""
 
 import copy
 import time
@@ -11,7 +11,7 @@ import torch
 from hadskip_export.data.metrics import AGREEMENT
 from hadskip_export.data.problems import Problem
 from hadskip_export.data.text import Text
-from hadskip_export.modeling.checkpoint import load_classifier, save_tokenizer
+from hadskip_export.modeling.checkpoint import load_classifier, read_config, save_tokenizer
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.families import FAMILIES, Draw
 from hadskip_export.runtime.tokenization import Tokenizer
@@ -24,6 +24,15 @@ from hadskip_export.trainers.stages import distil
 from hadskip_export.trainers.teacher import Teacher
 
 BATCHES = 6
+
+
+def tokens_of(folder: Path, texts: list[Text], max_length: int) -> np.ndarray:
+    """How many tokens the texts have for a model, int [texts]."""
+    config = read_config(folder)
+    with scratch() as temporary:
+        save_tokenizer(folder, temporary / "tokenizer.json")
+        tokenizer = Tokenizer(temporary / "tokenizer.json", max_length, config.vocab_size, config.type_vocab_size)
+        return np.array([len(one) for one in tokenizer.encode(texts)])
 
 
 def seconds_per_text(folder: Path, texts: list[Text], recipe: Recipe, max_length: int, device: str) -> float:

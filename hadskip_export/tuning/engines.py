@@ -6,13 +6,13 @@ from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.runtime.engines import PRECISIONS
 from hadskip_export.support.errors import EngineError
 
-MOST = 3
+MOST = 4
 FP32 = PRECISIONS[0]
 WORTH_WHILE = 1.1  # times as fast as the best in fp32
 
 
 def worth_trying(layer_ms: Mapping[str, float]) -> list[EnginePlan]:
-    """The fastest in fp32, and what is clearly faster than it, three in all; fp32 first, for it loses nothing by that.
+    """The fastest in fp32, and what is clearly faster than it, four in all; fp32 first, for it loses nothing by that.
 
     Args:
         layer_ms: of a layer, by `engine-precision`; see `doctor`.

@@ -69,13 +69,13 @@ class Gauge:
         """What half of the calls take no longer than, of one text each, text in and answer out: the median of a hundred
         different texts, and of three turns the slowest, for it is to hold tomorrow, too."""
         chosen = np.random.default_rng(0).permutation(len(self._texts))[:CALLS].tolist()
-        turns = np.zeros((TURNS, len(chosen)))
+        turns = np.zeros((1 + TURNS, len(chosen)))
         for turn in turns:
             for position, row in enumerate(chosen):
                 started = time.perf_counter()
                 self.predictor(self._texts[row], **options)
                 turn[position] = time.perf_counter() - started
-        return float(np.median(turns, axis=1).max()) * 1e3
+        return float(np.median(turns[1:], axis=1).max()) * 1e3  # in the first, engines meet lengths not seen before
 
     def _evaluate(self, rows: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """What the chain's gates do. Where graphs answer they may differ by what `parity` allows."""

@@ -4,6 +4,7 @@ import concurrent.futures
 import http.client
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -51,11 +52,14 @@ def start(bundle: Path, *options: str, port: int | None = None) -> tuple[subproc
     raise AssertionError("it does not listen")
 
 
-def test_told_to_end_it_answers_what_it_has_accepted(points_bundle: Path):
+@pytest.mark.parametrize("in_flight", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_told_to_end_it_answers_what_it_has_accepted(in_flight: int, points_bundle: Path):
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of many connections, here and in the service
     process, port = start(points_bundle, "--queue", "100000")
     inputs = [[text] for text in TEXTS]
     accepted = []
-    for _ in range(400):  # connected and sent before it is told to
+    for _ in range(in_flight):  # connected and sent before it is told to
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("POST", "/predict", json.dumps({"inputs": inputs}), {"Content-Type": "application/json"})
         accepted.append(connection)
