@@ -37,6 +37,7 @@ from hadskip_export.tuning.engines import plans_of, worth_trying
 from hadskip_export.tuning.plan import Plan, epochs_within, held_back, read_plan, write_plan
 from hadskip_export.tuning.texts import digest_of, share_out, write_examples
 from hadskip_export.tuning.trial import Candidate, Goal, candidates_of, judge_of, race, ranked
+from hadskip_export.verification.parity import ParityReport
 
 RECIPE = "adaptive"
 FEWEST_TOKENS = 8  # of the text that a layer is measured on
@@ -158,7 +159,7 @@ def optimize(
     fit = ranked(found, goal)
     if not fit:
         raise BudgetError(f"{_why_none(found, goal)}; what was trained is in {folder}, for another goal with --work")
-    _write(folder / RUN, bundle, fit[0], f"{counted(len(chosen_on), 'text')} of {Path(data).name}")
+    fit = _write_best(folder / RUN, bundle, fit, f"{counted(len(chosen_on), 'text')} of {Path(data).name}")
     watch.lap("bundle")
     if work is None:
         shutil.rmtree(folder)
@@ -237,7 +238,24 @@ def _build_all(folder: Path, plans: Sequence[EnginePlan]) -> list[str]:
     return right
 
 
-def _write(run: Path, out: Path, chosen: Candidate, texts: str) -> None:
+def _write_best(run: Path, out: Path, fit: list[Candidate], texts: str) -> list[Candidate]:
+    """Writes the bundle of the first that passes its check, and returns those from there on. An engine was checked at
+    all layers; at another operating point gates are nearer to their thresholds.
+
+    Raises:
+        EngineError: none does.
+    """
+    while fit:
+        report = _write(run, out, fit[0], texts)
+        if report is not None and report.parity == "passed":
+            return fit
+        shutil.rmtree(out)
+        say(f"{fit[0].engine}: fails its check at the operating point that was chosen; the next best instead")
+        fit = fit[1:]
+    raise EngineError(f"{out}: no engine passes its check at the operating point that meets the goal; allow another")
+
+
+def _write(run: Path, out: Path, chosen: Candidate, texts: str) -> ParityReport | None:
     """The bundle of the chosen engine alone, with its operating point as the default; where full BERT was chosen, one
     that runs all layers of it for every input and has no gates."""
     source = load_source(run, None, full=True)
@@ -254,7 +272,7 @@ def _write(run: Path, out: Path, chosen: Candidate, texts: str) -> None:
         model = GatedClassifier(source.full, fixed_route=route)
         source = replace(source, model=model, points=(point,), budget=point.budget)
     engine, precision, _ = chosen.engine.rsplit("-", 2)
-    write_bundle(source, out, EnginePlan.of(engine, precision))
+    return write_bundle(source, out, EnginePlan.of(engine, precision))
 
 
 def _why_none(found: Sequence[Candidate], goal: Goal) -> str:

@@ -95,6 +95,26 @@ def test_full_bert_becomes_a_bundle_that_runs_nothing_else(made, model: Path):
     assert any("it runs every layer of your model" in line for line in text.optimization(replace(found, chosen=full)))
 
 
+def test_one_that_fails_its_check_at_its_operating_point_gives_way_to_the_next(
+    made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    found, folder = made
+    write, bad = command.write_bundle, ["routes", None]
+
+    def judged(*arguments):
+        return replace(write(*arguments), first_bad_piece=bad.pop(0))
+
+    monkeypatch.setattr(command, "write_bundle", judged)
+    run, fit = folder / "work" / "run", list(found.candidates)
+    assert command._write_best(run, tmp_path / "bundle", fit, "texts") == fit[1:]
+    assert "fails its check at the operating point" in capsys.readouterr().err
+    assert validate(tmp_path / "bundle").passed
+    bad += ["routes"] * 2
+    with pytest.raises(EngineError, match="no engine passes its check"):
+        command._write_best(run, tmp_path / "none", fit, "texts")
+    assert [place.name for place in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_texts_that_it_chose_on_were_not_learned_from(made):
     _, folder = made
     learned = [json.loads(line)["text"] for line in (folder / "work" / "learned.jsonl").read_text().splitlines()]
