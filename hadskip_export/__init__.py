@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # for editors; to import them all would bring torch
     from hadskip_export.commands.inspect import inspect
     from hadskip_export.commands.optimize import optimize
     from hadskip_export.commands.predict import predict
+    from hadskip_export.commands.pull import pull
+    from hadskip_export.commands.push import push
     from hadskip_export.commands.serve import serve
     from hadskip_export.commands.train import train
     from hadskip_export.commands.validate import validate
@@ -33,6 +35,8 @@ __all__ = [
     "inspect",
     "optimize",
     "predict",
+    "pull",
+    "push",
     "serve",
     "train",
     "validate",

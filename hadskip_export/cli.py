@@ -450,6 +450,28 @@ def calibrate(json_file: Path | None, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("repository")
+@click.option("--bench", help="What bench --json wrote of this bundle, for the page.")
+@click.option("--private", is_flag=True, help="Make the repository a private one, if there is none yet.")
+@click.option("--dry-run", is_flag=True, help="Only print the page that it would have.")
+def push(bundle: Path, repository: str, **options: Any) -> None:
+    """Put a bundle on the Hugging Face hub (REPOSITORY, as organisation/name), with a page that says what it is."""
+    done = hadskip_export.push(bundle, repository, **options)
+    click.echo(done.card if done.url is None else done.url)
+
+
+@main.command()
+@click.argument("repository")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle to write.")
+@click.option("--revision", help="A branch, a tag or a commit; the newest if left out.")
+def pull(repository: str, **options: Any) -> None:
+    """Fetch a bundle from the Hugging Face hub, and check it."""
+    hadskip_export.pull(repository, **options)
+    click.echo(f"written: {options['out']}")
+
+
+@main.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--plots", type=click.Path(path_type=Path), help="Draw a run's figures there, as SVG and PNG.")
 @click.option("--drift", help="Answers that predict --output wrote: are the inputs still what they were?")

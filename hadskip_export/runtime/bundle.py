@@ -21,6 +21,7 @@ from hadskip_export.routing.points import Point
 from hadskip_export.routing.routes import Route, is_route
 from hadskip_export.runtime.engines import Cut, built_elsewhere, runs_onnx
 from hadskip_export.runtime.graphs import MOST_FIELDS, Graph, read_graph
+from hadskip_export.runtime.hub_cache import without_links
 from hadskip_export.runtime.integrity import FileInfo, check_external_data, check_files, inside
 from hadskip_export.runtime.policies import POLICIES
 from hadskip_export.support.errors import BundleError, first_line
@@ -238,8 +239,8 @@ def read_bundle(path: str | Path) -> Bundle:
     """
     if not isinstance(path, str | PathLike):
         raise BundleError(f"expected the folder of a bundle, got {path!r}")
-    folder = Path(path)
-    manifest = _read_manifest(folder)
+    folder = without_links(Path(path), MANIFEST)
+    manifest = read_manifest(folder)
     check_model(folder, manifest)
     check_files(folder, manifest.files)
     used = {manifest.tokenizer, manifest.weights, *manifest.pieces.values()}
@@ -361,7 +362,12 @@ def _check_points(file: Path, manifest: Manifest) -> None:
         raise BundleError(f"{file}: an operating point needs a threshold for each of {gates} gates; build it again")
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """What a bundle says of itself, which nothing has been held against yet; see `read_bundle`.
+
+    Raises:
+        BundleError: no manifest, another format, or one that its digest does not fit.
+    """
     import hashlib
 
     import msgspec  # it and hashlib are imported where they are used: a tenth of the time to import this package

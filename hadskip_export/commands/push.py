@@ -1,0 +1,74 @@
+"""`push`: a bundle to the Hugging Face hub, with a page that says what it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hadskip_export.report.card import Times, model_card
+from hadskip_export.runtime.bundle import DIGEST, MANIFEST, read_bundle
+from hadskip_export.support.errors import BundleError, DataError, first_line, optional_import
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """
+    Args:
+        url: of the commit; None of a dry run.
+        files: what it has, without the card.
+    """
+
+    repository: str
+    url: str | None
+    files: tuple[str, ...]
+    card: str
+
+
+def push(
+    bundle: str | Path,
+    repository: str,
+    *,
+    bench: str | Path | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+) -> Pushed:
+    """Makes the repository if there is none, and puts the bundle there in one commit: the files that its manifest
+    names, and a card.
+
+    Args:
+        repository: as `organisation/name`.
+        bench: what `bench --json` wrote of this bundle, for the card.
+        private: where the repository is made by this.
+        dry_run: only make the card.
+
+    Raises:
+        BundleError: see `read_bundle`; the hub refused.
+        DataError: `bench` is no such file.
+        EngineError: huggingface_hub is not installed.
+    """
+    opened = read_bundle(bundle)
+    files = tuple(sorted({*opened.manifest.files, MANIFEST, DIGEST}))
+    card = model_card(opened.manifest, repository, None if bench is None else _times(Path(bench)))
+    if dry_run:
+        return Pushed(repository, None, files, card)
+    hub: Any = optional_import("huggingface_hub", "hub")
+    add = hub.CommitOperationAdd
+    operations = [add(path_in_repo=name, path_or_fileobj=str(opened.path / name)) for name in files]
+    operations.append(add(path_in_repo=CARD, path_or_fileobj=card.encode()))
+    try:
+        api = hub.HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.create_commit(repository, operations, commit_message="A bundle of hadskip-export")
+    except Exception as error:  # the client raises whatever its transport does
+        raise BundleError(f"{repository}: the hub did not take it ({first_line(error)})") from error
+    return Pushed(repository, str(commit.commit_url), files, card)
+
+
+def _times(file: Path) -> Times:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Times)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise DataError(f"--bench {file}: not what hadskip-export bench --json wrote ({first_line(error)})") from error
