@@ -63,6 +63,9 @@ RESULTS = {
     "calibrate": "Calibration",
     "predict": "Iterator[str]",
     "serve": "None",
+    "optimize": "Optimization",
+    "push": "Pushed",
+    "pull": "Manifest",
 }
 
 

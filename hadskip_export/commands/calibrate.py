@@ -66,7 +66,8 @@ def calibrate(
         data: a file like the texts to be served, a few thousand of them; all are run some five times.
         budgets: mean layers, below 1 a share of them; the bundle's default one if left out. Or one of:
         max_loss: the most of the metric that may be lost against full BERT, with 95 % confidence; the smallest budget
-            that does not lose more. Without labels, the share of texts with another answer.
+            that does not lose more. Without labels, the share of texts with another answer; of scores, 1 less their
+            correlation with full BERT's. See `tuning.loss.Judge` for how sure that is.
         p50: milliseconds; the largest budget at which half of the calls of one text take no longer on this machine.
         write: add what was found to the bundle as operating points, each in the place of that of its budget. The
             default one stays the default, unless it was looked for by `max_loss` or `p50`, which becomes it.
@@ -107,8 +108,10 @@ def calibrate(
         if write:
             kept = fit[-1:] if looked_for else tried
             _check_kept(bundle, kept)
-            texts = f"{counted(len(examples), 'text')} of {Path(data).name}"
-            points = [_point(one, manifest, texts, search.full_metric()) for one in kept]
+            texts, full_metric = f"{counted(len(examples), 'text')} of {Path(data).name}", search.full_metric()
+            if looked_for and (others := [info.name for info in manifest.engines if info.name != name]):
+                say(f"{bundle}: the default of {', '.join(others)} too, though it was looked for with {name}")
+            points = [_point(one, manifest, texts, full_metric) for one in kept]
             add_points(Path(bundle), points, fit[-1].budget if looked_for else None)
     return Calibration(
         bundle=str(bundle), engine=name, texts=len(examples), metric=manifest.metric, loss_of=loss_of, rows=rows,

@@ -7,9 +7,10 @@ by a race.
 """
 
 import math
+import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,25 +19,30 @@ import numpy as np
 
 from hadskip_export.commands.build import build
 from hadskip_export.commands.doctor import engines_here, features, layer_times
-from hadskip_export.commands.train import DEFAULT_MAX_LENGTH, train
+from hadskip_export.commands.train import train
+from hadskip_export.data.problems import RANKING, Problem
 from hadskip_export.data.tables import Columns, Examples, read_examples
+from hadskip_export.data.tasks import label_names
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.write import load_source, write_bundle
 from hadskip_export.modeling.checkpoint import read_config, resolve_model
+from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.points import Point, with_point
 from hadskip_export.runtime.bundle import read_bundle
 from hadskip_export.support.environment import environment
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError
+from hadskip_export.support.files import new_folder
 from hadskip_export.support.progress import say
 from hadskip_export.support.seeds import check_seed
 from hadskip_export.support.words import counted
 from hadskip_export.trainers.probe import seconds_per_text, tokens_of
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.tuning.engines import plans_of, worth_trying
-from hadskip_export.tuning.plan import Plan, epochs_within, held_back, read_plan, write_plan
-from hadskip_export.tuning.texts import digest_of, share_out, write_examples
-from hadskip_export.tuning.trial import Candidate, Goal, candidates_of, judge_of, race, ranked
+from hadskip_export.tuning.loss import Judge, Loss
+from hadskip_export.tuning.plan import Plan, held_back, read_plan, what_fits, write_plan
+from hadskip_export.tuning.texts import digest_of, share_out, units_of, write_examples
+from hadskip_export.tuning.trial import Candidate, Goal, candidates_of, judge_of, loss_served, race, ranked
 from hadskip_export.verification.parity import ParityReport
 
 RECIPE = "adaptive"
@@ -54,6 +60,7 @@ class Optimization:
         candidates: all that ran, in the order of their trials: full BERT in the first engine is what others are
             compared with.
         chosen, next_best: of these; None where nothing else meets the goal.
+        served: what the bundle lost when it was asked for one text after the other.
         loss_of: what losses are counted in.
         minutes: what each part took.
     """
@@ -64,6 +71,7 @@ class Optimization:
     bundle: str | None = None
     candidates: tuple[Candidate, ...] = ()
     chosen: Candidate | None = None
+    served: Loss | None = None
     next_best: Candidate | None = None
     loss_of: str | None = None
     minutes: dict[str, float] | None = None
@@ -96,10 +104,11 @@ def optimize(
         data: texts like those to be served, a few thousand, with labels or without. Some of them are held back, and
             what is promised was measured on these.
         out: the bundle to write.
-        max_loss: the most of the metric that may be lost against `model`, with 95 % confidence; 0.01 if neither this
-            nor `p50` is given. Without labels, the share of texts that get another answer.
+        max_loss: the most of the metric that may be lost against `model`, with 95 % confidence for each engine by
+            itself; 0.01 if neither this nor `p50` is given. Without labels, the share of texts that get another answer;
+            of scores, 1 less their correlation with the model's. See `tuning.loss.Judge`.
         p50: milliseconds that half of the calls of one text may take; what loses least in that time is chosen.
-        minutes: what all of it may take, about.
+        minutes: what all of it may take, about; texts are left out where one epoch takes too long.
         engines: as `ort-int8`, in place of those that are worth a trial by what a layer of the model takes in each.
         epochs: how long to train, in place of what fits into the minutes.
         settings: recipe overrides, `key=value`.
@@ -107,6 +116,7 @@ def optimize(
             Beside `out`, and removed in the end, if left out.
         dry_run: only say what would be done.
         device: where torch trains.
+        max_length: tokens of an input; what the model reads, if left out.
 
     Raises:
         BudgetError: nothing meets the goal; what was trained stays.
@@ -117,18 +127,22 @@ def optimize(
     check_seed(seed)
     goal = _goal(max_loss, p50)
     _check_length(minutes, epochs)
-    bundle = Path(out)
-    folder = bundle.with_name(f"{bundle.name}.work") if work is None else Path(work)
-    if bundle.exists() and not dry_run:
-        raise BundleError(f"--out {bundle}: exists; remove it, or choose another")
+    load_recipe(RECIPE, _recipe_of(1, settings))
+    bundle = Path(out).resolve()
+    folder = (bundle.with_name(f"{bundle.name}.work") if work is None else Path(work)).resolve()
+    if not dry_run:
+        _check_places(bundle, folder)
     source = resolve_model(model)
     config = read_config(source)
-    length = min(max_length or DEFAULT_MAX_LENGTH, config.most_tokens)
-    columns = Columns(text_column, pair_column, label_column)
-    examples = read_examples(data, columns, problem_type=config.problem_type, unlabelled=True)
-    learned, chosen_on = share_out(examples, held_back(len(examples), goal.max_loss), seed)
+    if max_length is not None and not 8 <= max_length <= config.most_tokens:
+        raise DataError(f"--max-length {max_length}: expected 8 to {config.most_tokens}")
+    length = max_length or config.most_tokens  # what the model itself reads: it is held against that
+    examples = _read(Path(data), Columns(text_column, pair_column, label_column), config)
+    units = len(np.unique(units_of(examples)))
+    what = "queries" if config.problem_type == RANKING else "different texts"
+    learned, chosen_on = share_out(examples, held_back(units, goal.max_loss, what), seed)
     asked = {
-        "model": str(model), "data": digest_of(examples), "minutes": minutes, "engines": list(engines),
+        "model": str(source.resolve()), "data": digest_of(examples), "minutes": minutes, "engines": list(engines),
         "epochs": epochs, "settings": list(settings), "max_length": length, "seed": seed, "device": device,
         "number of texts held back": len(chosen_on),
     }  # fmt: skip
@@ -140,11 +154,12 @@ def optimize(
         return Optimization(environment(), plan, goal)
     folder.mkdir(parents=True, exist_ok=True)
     write_plan(folder, asked, plan)
-    write_examples(folder / LEARNED, learned)
+    few = np.random.default_rng(seed).permutation(len(learned))[: plan.learned]
+    write_examples(folder / LEARNED, learned[np.sort(few).tolist()])
     write_examples(folder / CHOSEN_ON, chosen_on)
     watch.lap("plan")
     train(
-        model=str(source), budget=config.num_layers, out=folder / RUN, train=str(folder / LEARNED),
+        model=str(source.resolve()), budget=config.num_layers, out=folder / RUN, train=str(folder / LEARNED),
         eval=str(folder / CHOSEN_ON), fine_tuned=True, recipe=RECIPE, settings=_recipe_of(plan.epochs, settings),
         resume=True, seed=seed, device=device, max_length=length,
     )  # fmt: skip
@@ -152,6 +167,8 @@ def optimize(
     names = _build_all(folder, plans_of(plan.engines))
     watch.lap("engines")
     judge = judge_of(folder / BUNDLE, names[0], chosen_on)
+    if goal.max_loss is not None:
+        judge.check_enough(goal.max_loss)
     found = [one for name in names for one in candidates_of(folder / BUNDLE, name, chosen_on, judge, goal)]
     watch.lap("operating points")
     found = race(folder / BUNDLE, found, chosen_on.texts)
@@ -159,14 +176,49 @@ def optimize(
     fit = ranked(found, goal)
     if not fit:
         raise BudgetError(f"{_why_none(found, goal)}; what was trained is in {folder}, for another goal with --work")
-    fit = _write_best(folder / RUN, bundle, fit, f"{counted(len(chosen_on), 'text')} of {Path(data).name}")
+    texts = f"{counted(len(chosen_on), 'text')} of {Path(data).name}"
+    fit, served = _write_best(folder, bundle, fit, texts, lambda path: _check_served(path, chosen_on, judge, goal))
     watch.lap("bundle")
     if work is None:
         shutil.rmtree(folder)
     return Optimization(
-        environment=environment(), plan=plan, goal=goal, bundle=str(bundle), candidates=tuple(found), chosen=fit[0],
-        next_best=fit[1] if len(fit) > 1 else None, loss_of=judge.measure, minutes=watch.minutes,
+        environment=environment(), plan=plan, goal=goal, bundle=str(out), candidates=tuple(found), chosen=fit[0],
+        served=served, next_best=fit[1] if len(fit) > 1 else None, loss_of=judge.measure, minutes=watch.minutes,
     )  # fmt: skip
+
+
+def _check_places(bundle: Path, folder: Path) -> None:
+    """
+    Raises:
+        BundleError: a place that is taken, lies in the other one, or cannot be.
+    """
+    if bundle.exists():
+        raise BundleError(f"--out {bundle}: exists; remove it, or choose another")
+    if bundle.is_relative_to(folder) or folder.is_relative_to(bundle):
+        raise BundleError(f"--work {folder}: one of it and --out {bundle} lies in the other; choose another")
+    for place in (bundle, folder):
+        nearest = next(parent for parent in (place, *place.parents) if parent.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise BundleError(f"{place}: {nearest} is no folder that can be written to; choose another")
+
+
+def _read(file: Path, columns: Columns, config: EncoderConfig) -> Examples:
+    """The texts, and their labels if they are the model's. Others are left alone, unless they were named.
+
+    Raises:
+        DataError: see `read_examples`, `label_names`.
+    """
+    examples = read_examples(file, columns, problem_type=config.problem_type, unlabelled=True)
+    if not examples.labels:
+        return examples
+    try:
+        label_names(examples, Problem(config.problem_type, config.labels), file)
+    except DataError as error:
+        if columns.label is not None:
+            raise
+        say(f"{error}; so they are not used")
+        return replace(examples, labels=[])
+    return examples
 
 
 def _goal(max_loss: float | None, p50: float | None) -> Goal:
@@ -199,12 +251,13 @@ def _plan(source: Path, texts: tuple[Examples, Examples], asked: dict[str, Any])
         ready = [name for name, lack in engines_here().items() if lack is None]
         tokens = int(np.median(tokens_of(source, learned.texts, asked["max_length"])))
         engines = worth_trying(layer_times(ready, read_config(source), max(tokens, FEWEST_TOKENS))[0])
-    epochs, training = asked["epochs"], None
+    epochs = asked["epochs"]
     if epochs is None:
         recipe = load_recipe(RECIPE, _recipe_of(1, asked["settings"]))
         seconds = seconds_per_text(source, learned.texts, recipe, asked["max_length"], asked["device"])
-        epochs, training = epochs_within(asked["minutes"], len(learned), seconds)
-    return Plan(tuple(plan.tag for plan in engines), len(learned), len(chosen_on), epochs, training)
+        count, epochs, training = what_fits(asked["minutes"], len(learned), seconds)
+        return Plan(tuple(plan.tag for plan in engines), count, len(chosen_on), epochs, training)
+    return Plan(tuple(plan.tag for plan in engines), len(learned), len(chosen_on), epochs, None)
 
 
 def _recipe_of(epochs: int, settings: Sequence[str]) -> tuple[str, ...]:
@@ -223,10 +276,15 @@ def _build_all(folder: Path, plans: Sequence[EnginePlan]) -> list[str]:
     path = folder / BUNDLE
     for plan in plans:
         say(f"building {plan.tag}")
-        if not path.is_dir():
-            build(folder / RUN, out=path, engine=plan.engine, precision=plan.precision, cut=plan.cut)
-        elif f"{plan.tag}-{plan.cut}" not in {info.name for info in read_bundle(path).manifest.engines}:
-            build(path, engine=plan.engine, precision=plan.precision, cut=plan.cut)
+        try:
+            if not path.is_dir():
+                build(folder / RUN, out=path, engine=plan.engine, precision=plan.precision, cut=plan.cut)
+            elif f"{plan.tag}-{plan.cut}" not in {info.name for info in read_bundle(path).manifest.engines}:
+                build(path, engine=plan.engine, precision=plan.precision, cut=plan.cut)
+        except EngineError as error:
+            say(f"{plan.tag}: {error}; left out")
+    if not path.is_dir():
+        raise EngineError(f"{folder}: none of {', '.join(plan.tag for plan in plans)} could be built")
     right = []
     for info in read_bundle(path).manifest.engines:
         if info.parity == "passed":
@@ -238,21 +296,35 @@ def _build_all(folder: Path, plans: Sequence[EnginePlan]) -> list[str]:
     return right
 
 
-def _write_best(run: Path, out: Path, fit: list[Candidate], texts: str) -> list[Candidate]:
-    """Writes the bundle of the first that passes its check, and returns those from there on. An engine was checked at
-    all layers; at another operating point gates are nearer to their thresholds.
+def _write_best(
+    folder: Path, out: Path, fit: list[Candidate], texts: str, check: Callable[[Path], Loss | None]
+) -> tuple[list[Candidate], Loss]:
+    """Writes the bundle of the first that passes its checks, and returns those from there on, and what it loses. An
+    engine was checked at all layers and judged by batches; now it is at its operating point, and as it is served.
+
+    Args:
+        check: what a bundle loses; None if that is too much.
 
     Raises:
-        EngineError: none does.
+        EngineError: none passes.
     """
+    part = folder / "written"
     while fit:
-        report = _write(run, out, fit[0], texts)
-        if report is not None and report.parity == "passed":
-            return fit
-        shutil.rmtree(out)
+        shutil.rmtree(part, ignore_errors=True)  # of one that did not pass, or was stopped
+        report = _write(folder / RUN, part, fit[0], texts)
+        if report is not None and report.parity == "passed" and (served := check(part)) is not None:
+            with new_folder(out) as place:
+                shutil.copytree(part, place, dirs_exist_ok=True)
+            shutil.rmtree(part)
+            return fit, served
         say(f"{fit[0].engine}: fails its check at the operating point that was chosen; the next best instead")
         fit = fit[1:]
     raise EngineError(f"{out}: no engine passes its check at the operating point that meets the goal; allow another")
+
+
+def _check_served(bundle: Path, chosen_on: Examples, judge: Judge, goal: Goal) -> Loss | None:
+    loss = loss_served(bundle, chosen_on, judge)
+    return loss if goal.max_loss is None or loss.most <= goal.max_loss else None
 
 
 def _write(run: Path, out: Path, chosen: Candidate, texts: str) -> ParityReport | None:

@@ -231,13 +231,16 @@ def optimization(found: Optimization) -> Lines:
         f"chosen for {' in '.join(asked)}: {_way(chosen)}, {first.p50_ms / chosen.p50_ms:.2f} times as fast as"
         f" {_way(first)}",
     ]
+    if found.served is not None and goal.max_loss is not None:
+        served = found.served
+        lines.append(f"as it is served, one text a call: loss {served.value:.4f}, at most {served.most:.4f}")
     if found.next_best is not None:
         lines.append(f"next best: {_way(found.next_best)}")
     minutes = found.minutes or {}
     parts = ", ".join(f"{part} {taken:.1f}" for part, taken in minutes.items())
     return [
         *lines,
-        *([] if chosen.at is not None else [NO_SKIPPING]),
+        *([NO_SKIPPING] if chosen.at is None and goal.p50_ms is None else []),
         f"{sum(minutes.values()):.0f} minutes: {parts}",
         f"Predictor.load({found.bundle!r})",
     ]

@@ -8,7 +8,8 @@ import numpy as np
 from hadskip_export.routing.points import Point
 
 TOKENS = (16, 64, 128)  # of the inputs that are timed, and the most that the model takes
-REPEATS = 5
+MOST_TOKENS = 512  # beyond, a call is taken to be longer as its tokens are
+REPEATS, QUANTILE = 7, 0.8  # of a call: seldom longer, and one that was disturbed does not count
 IN_TIME = 0.95  # of the inputs that a point was met on
 
 # Runs an input of so many tokens with all of its layers or none.
@@ -19,14 +20,17 @@ class Pace:
     """Seconds of a call of one input: what it takes without a layer, and what each layer adds, by its tokens."""
 
     def __init__(self, run: Run, num_layers: int, max_length: int):
-        """Times the calls: some thirty of them, and each counts as what the slowest of its repeats took."""
+        """Times some sixty calls, with and without layers in turns."""
+        longest = min(max_length, MOST_TOKENS)
         self._num_layers = num_layers
-        self._tokens = [*(tokens for tokens in TOKENS if tokens < max_length), max_length]
-        self._none, self._all = ([_slowest(run, tokens, every) for tokens in self._tokens] for every in (False, True))
+        self._tokens = [*(tokens for tokens in TOKENS if tokens < longest), longest]
+        timed = [_timed(run, tokens) for tokens in self._tokens]
+        self._none, self._all = [none for none, _ in timed], [max(both) for both in timed]
 
     def seconds(self, lengths: Sequence[int], layers: float) -> float:
         """Of inputs of so many tokens that run so many layers each, as if they came one after the other."""
-        none, every = (np.interp(lengths, self._tokens, known).sum() for known in (self._none, self._all))
+        longer = np.maximum(1.0, np.array(lengths, float) / self._tokens[-1])
+        none, every = ((np.interp(lengths, self._tokens, known) * longer).sum() for known in (self._none, self._all))
         return float(none + (every - none) * layers / self._num_layers)
 
     def choose(self, points: Sequence[Point], lengths: Sequence[int], seconds: float) -> Point:
@@ -50,10 +54,13 @@ def most_layers(point: Point) -> float:
     return len(point.thresholds)
 
 
-def _slowest(run: Run, tokens: int, every: bool) -> float:
-    taken = []
-    for _ in range(REPEATS + 1):  # the first one warms up
-        started = time.perf_counter()
-        run(tokens, every)
-        taken.append(time.perf_counter() - started)
-    return max(taken[1:])
+def _timed(run: Run, tokens: int) -> tuple[float, float]:
+    """Without a layer, and with all."""
+    taken = np.zeros((1 + REPEATS, 2))
+    for row in taken:
+        for every in (False, True):
+            started = time.perf_counter()
+            run(tokens, every)
+            row[int(every)] = time.perf_counter() - started
+    none, every_layer = np.quantile(taken[1:], QUANTILE, axis=0)  # the first warms up
+    return float(none), float(every_layer)

@@ -72,7 +72,8 @@ class CallOptions(TypedDict, total=False):
         router, budget, gate_threshold, max_layers: for this call only, see `Predictor.load`.
         deadline_ms: milliseconds in which to answer, instead of a budget: the largest of the bundle's operating points
             that is fast enough on this machine, by what calls of such lengths take here and what texts run there; the
-            smallest where none is. What is measured for that is measured in the first such call, which so is late.
+            smallest where none is. Several inputs count as one after the other, and a static route has nothing to
+            choose. What is measured for that is measured in the first such call, which so is late.
         routes: bool [n, L], run just these layers whatever the gates say, which are asked all the same. For
             measurements: what would other routes cost, and answer? Not for a static route, as `gate_threshold` is not.
     """
@@ -447,9 +448,11 @@ class Predictor:
     ) -> Sequence[float]:
         """Of the operating point that `Pace` chooses, [L]."""
         if budget is not None or gate_threshold is not None:
-            raise BudgetError(f"deadline_ms={deadline_ms:g}: chooses the budget; leave budget and gate_threshold out")
+            raise BudgetError("deadline_ms: chooses the budget; leave budget and gate_threshold out")
+        if math.isnan(deadline_ms):
+            raise BudgetError("deadline_ms=nan: expected milliseconds")
         if not self.bundle.manifest.router.asks_gates:
-            raise _static(self.bundle, "deadline_ms")
+            return self._thresholds
         started = time.perf_counter()
         pace = self._load_pace()
         left = deadline_ms / 1e3 - (time.perf_counter() - started)

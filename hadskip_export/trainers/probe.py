@@ -51,7 +51,8 @@ def seconds_per_text(folder: Path, texts: list[Text], recipe: Recipe, max_length
         data = encode(tokenizer, [texts[row] for row in drawn], None)
     with torch.random.fork_rng():
         teacher = Teacher(full, data, device)
-        data = replace(data, targets=problem.decide(teacher.logits().cpu().numpy()))
+        answers = problem.decide(teacher.logits().cpu().numpy())
+        data = replace(data, targets=answers.astype(np.float32) if answers.dtype == bool else answers)
         body = copy.deepcopy(full).requires_grad_(True)
         model = GatedClassifier(body, recipe.gate_width, recipe.gate_bias).to(device)
         session = Session(

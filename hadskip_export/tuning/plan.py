@@ -37,8 +37,11 @@ class Plan:
     training_minutes: float | None
 
 
-def held_back(texts: int, max_loss: float | None) -> int:
+def held_back(texts: int, max_loss: float | None, what: str = "different texts") -> int:
     """How many of the texts to choose on.
+
+    Args:
+        what: is counted, see `units_of`.
 
     Raises:
         DataError: too few are left to learn from, or there are too few to show the loss.
@@ -46,19 +49,30 @@ def held_back(texts: int, max_loss: float | None) -> int:
     need = 1 if max_loss is None else fewest_texts(max_loss)
     count = max(need, min(CHOSEN_ON_MOST, round(CHOSEN_ON * texts)))
     if texts - count < FEWEST:
-        shown = "" if max_loss is None else f" to show a loss of {max_loss:g}, and"
+        shown = "" if max_loss is None else f" to show a loss of {max_loss:g} and"
         raise DataError(
-            f"--data: {texts} texts are too few: {count} of them are held back{shown} to choose on, and {FEWEST} are"
+            f"--data: {texts} {what} are too few: {count} of them are held back{shown} to choose on, and {FEWEST} are"
             f" needed to learn from; give at least {count + FEWEST}"
         )
     return count
 
 
-def epochs_within(minutes: float, learned: int, seconds_per_text: float) -> tuple[int, float]:
-    """(epochs, minutes they are expected to take), at least one epoch."""
-    epoch = learned * seconds_per_text / 60
-    epochs = max(1, min(MOST_EPOCHS, math.floor(TRAINING * minutes / epoch - BESIDES)))
-    return epochs, (epochs + BESIDES) * epoch
+def what_fits(minutes: float, texts: int, seconds_per_text: float) -> tuple[int, int, float]:
+    """(texts to learn from, epochs, minutes they are expected to take): fewer texts where one epoch takes too long.
+
+    Raises:
+        DataError: there is no time for the fewest.
+    """
+    each = seconds_per_text / 60
+    learned = min(texts, math.floor(TRAINING * minutes / (each * (1 + BESIDES))))
+    if learned < min(texts, FEWEST):
+        need = FEWEST * each * (1 + BESIDES) / TRAINING
+        raise DataError(
+            f"--minutes {minutes:g}: {FEWEST} texts take some {math.ceil(need)} minutes here; give more, shorten the"
+            " texts with --max-length, or train on a GPU with --device"
+        )
+    epochs = max(1, min(MOST_EPOCHS, math.floor(TRAINING * minutes / (learned * each) - BESIDES)))
+    return learned, epochs, (epochs + BESIDES) * learned * each
 
 
 def write_plan(folder: Path, asked: dict[str, Any], plan: Plan) -> None:
@@ -73,12 +87,13 @@ def read_plan(folder: Path, asked: dict[str, Any]) -> Plan | None:
     Raises:
         BundleError: it was asked for something else, or is damaged.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and all(file.name == f".{FILE}.part" for file in folder.iterdir())):
         return None
     try:
         found = msgspec.json.decode((folder / FILE).read_bytes())
         before, plan = found["asked"], msgspec.convert(found["plan"], Plan)
-    except (OSError, msgspec.MsgspecError, KeyError, TypeError) as error:
+        before = dict(before)
+    except (OSError, msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
         raise BundleError(f"{folder}: not of an optimisation; remove it, or name another with --work") from error
     different = [
         name for name, value in msgspec.json.decode(msgspec.json.encode(asked)).items() if before.get(name) != value

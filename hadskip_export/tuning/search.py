@@ -89,7 +89,7 @@ class Search:
         first that may lose more, if there is one. In one fixed order until one fails: so the last that does not holds
         with the same confidence, however many were tried (fixed sequence testing; Angelopoulos et al. 2021,
         arXiv:2110.01052)."""
-        found = []
+        found: list[Calibrated] = []
         for budget in self._budgets():
             row, logits = self._tried(budget)
             if not row.keeps_budget:  # no threshold gives it; one below may be given

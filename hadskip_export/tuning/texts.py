@@ -17,16 +17,24 @@ def digest_of(examples: Examples) -> str:
 
 
 def share_out(examples: Examples, to_choose: int, seed: int) -> tuple[Examples, Examples]:
-    """(learned from, chosen on), drawn at random, of so many to choose on; of a ranking whole queries."""
-    random = np.random.default_rng(seed)
+    """(learned from, chosen on), drawn at random: of so many units to choose on, see `units_of`, and of each of them a
+    text that comes several times once."""
+    units = units_of(examples)
+    order = np.random.default_rng(seed).permutation(np.unique(units))
+    chosen = np.isin(units, order[:to_choose])
+    first: dict[object, int] = {}
+    for row in np.flatnonzero(chosen).tolist():
+        first.setdefault(examples.texts[row], row)
+    return examples[np.flatnonzero(~chosen).tolist()], examples[list(first.values())]
+
+
+def units_of(examples: Examples) -> np.ndarray:
+    """What must not stand on both sides, numbered, int64 [n]: equal texts; of a ranking, documents of one query."""
     groups = groups_of(examples.texts)
-    if examples.problem_type != RANKING or len(np.unique(groups)) == 1:
-        groups = np.arange(len(examples))
-    order = random.permutation(np.unique(groups))
-    sizes = np.cumsum(np.bincount(groups)[order])
-    chosen = np.isin(groups, order[: 1 + np.searchsorted(sizes, to_choose)])
-    learned, chosen_on = np.flatnonzero(~chosen), np.flatnonzero(chosen)
-    return examples[learned.tolist()], examples[chosen_on.tolist()]
+    if examples.problem_type == RANKING and len(np.unique(groups)) > 1:
+        return groups
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(text, len(numbers)) for text in examples.texts], np.int64)
 
 
 def write_examples(file: Path, examples: Examples) -> None:
@@ -40,4 +48,4 @@ def write_examples(file: Path, examples: Examples) -> None:
             if examples.labels:
                 label = examples.labels[row]
                 values["label"] = list(label) if isinstance(label, tuple) else label
-            lines.write(json.dumps(values) + "\n")
+            lines.write(json.dumps(values, ensure_ascii=False) + "\n")

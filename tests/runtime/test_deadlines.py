@@ -79,10 +79,13 @@ def test_a_deadline_that_is_none_is_refused(wrong, with_points: Path):
         predictor(TEXTS[0], deadline_ms=wrong)
 
 
-def test_a_deadline_and_a_budget_are_one_too_many(with_points: Path, static_bundle: Path):
+def test_a_deadline_and_a_budget_are_one_too_many(with_points: Path):
     with Predictor.load(with_points) as predictor:
         for option in ({"budget": 2}, {"gate_threshold": 0.0}):
             with pytest.raises(BudgetError, match="chooses the budget; leave budget and gate_threshold out"):
                 predictor(TEXTS[0], deadline_ms=5, **option)
-    with Predictor.load(static_bundle) as predictor, pytest.raises(BudgetError, match="static route"):
-        predictor(TEXTS[0], deadline_ms=5)
+
+
+def test_where_all_take_one_route_a_deadline_has_nothing_to_choose(static_bundle: Path):
+    with Predictor.load(static_bundle) as predictor:
+        assert predictor(TEXTS, deadline_ms=1e-6) == predictor(TEXTS)
