@@ -323,7 +323,7 @@ def test_json_has_one_meaning_everywhere(made: Made, tmp_path: Path, command: st
 
 def test_every_command_with_a_result_has_json():
     having = {name for name, command in main.commands.items() if any(p.name == "json_file" for p in command.params)}
-    assert having == set(main.commands) - {"predict", "serve"}  # which answer in JSON anyway
+    assert having == set(main.commands) - {"predict", "serve", "push", "pull"}  # which answer in JSON anyway, or a line
 
 
 def test_results_go_to_stdout_and_errors_to_stderr(made: Made):
