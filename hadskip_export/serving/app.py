@@ -1,118 +1,38 @@
 """The routes: what a client sends and gets, by the names of those who have clients already.
 
 `/predict` and `/rerank` are text-embeddings-inference's, `/` is that of Hugging Face's inference endpoints, which its
-`InferenceClient` speaks. `/rank` is ours and says what the others have no place for.
+`InferenceClient` speaks. `/rank` is ours and says what the others have no place for. `compatible.py` has more of those.
 """
 
 import hmac
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, FailFast, Field
 from starlette.exceptions import HTTPException
-from typing_extensions import TypeAliasType
 
 import hadskip_export
 from hadskip_export.data.problems import MULTI
 from hadskip_export.runtime.answers import ranked
-from hadskip_export.runtime.tokenization import Text
+from hadskip_export.serving.answers import relevance_of, scores_of, tell_layers, texts_of
+from hadskip_export.serving.compatible import compatible
 from hadskip_export.serving.limits import RequestError
 from hadskip_export.serving.middleware import Count, LimitBody, problem
-from hadskip_export.serving.service import Answered, Service
+from hadskip_export.serving.schema import (
+    EndpointQuestion,
+    Problemed,
+    Question,
+    Rank,
+    RankedDocument,
+    RankQuestion,
+    RerankQuestion,
+    Score,
+)
+from hadskip_export.serving.service import Service
 from hadskip_export.support.errors import BudgetError, DataError, HadskipError
-
-LAYERS_RUN = "X-Layers-Run"  # of each input, in the order of the inputs
-# One error is enough of a list: a body may hold a million.
-Texts = TypeAliasType("Texts", Annotated[list[str], FailFast()])
-ManyTexts = TypeAliasType("ManyTexts", Annotated[list[Texts], FailFast()])
-Inputs = Annotated[
-    str | Texts | ManyTexts,
-    Field(
-        description="A text; a pair [first, second]; or many [[text], [first, second], ...]", examples=["a fine film"]
-    ),
-]
-Budget = Annotated[float | None, Field(description="Layers per input on average; the operating point if left out")]
-Truncate = Annotated[bool, Field(description="Whether the end of a text that is too long may be left out")]
-Raw = Annotated[bool, Field(description="Logits in place of probabilities")]
-
-
-class Question(BaseModel):
-    """What `/predict` takes."""
-
-    inputs: Inputs
-    raw_scores: Raw = False
-    truncate: Truncate = True
-    budget: Budget = None
-
-
-class Parameters(BaseModel):
-    """Of Hugging Face's text classification."""
-
-    top_k: int | None = Field(default=None, ge=1)
-    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
-
-
-class EndpointQuestion(BaseModel):
-    """What `/` takes."""
-
-    inputs: Inputs
-    parameters: Parameters = Parameters()
-
-
-class Score(BaseModel):
-    """A label and its probability, or its logit; of a model that gives a score, that."""
-
-    score: float
-    label: str
-
-
-class RerankQuestion(BaseModel):
-    """What `/rerank` takes."""
-
-    query: str
-    texts: Texts
-    raw_scores: Raw = False
-    return_text: bool = False
-    truncate: Truncate = True
-    budget: Budget = None
-
-
-class Rank(BaseModel):
-    """A text's place."""
-
-    index: int
-    score: float
-    text: str | None = None
-
-
-class RankQuestion(BaseModel):
-    """What `/rank` takes."""
-
-    query: str
-    documents: Texts
-    top: int | None = Field(default=None, ge=1)
-    budget: Budget = None
-
-
-class RankedDocument(BaseModel):
-    """A document's place, and what was computed for it."""
-
-    index: int
-    document: str
-    score: float
-    layers: list[int]
-    truncated: bool
-
-
-class Problemed(BaseModel):
-    """What went wrong."""
-
-    error: str
-    error_type: str
 
 
 def create_app(service: Service, token: str | None = None) -> FastAPI:
@@ -134,29 +54,29 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     @app.post("/predict", dependencies=may)
     async def predict(question: Question, response: Response) -> list[Score] | list[list[Score]]:
         """Every label's probability, the likeliest first: of a text or pair a list, of many a list of lists."""
-        texts, many = _texts(question.inputs)
+        texts, many = texts_of(question.inputs)
         answers = await service.answer(texts, budget=question.budget, truncate=question.truncate)
-        _tell_layers(response, answers)
-        scores = [_scores(answer, question.raw_scores) for answer in answers]
+        tell_layers(response, answers)
+        scores = [scores_of(answer, question.raw_scores) for answer in answers]
         return scores if many else scores[0]
 
     @app.post("/", dependencies=may)
     async def endpoint(question: EndpointQuestion, response: Response) -> list[list[Score]]:
         """The same, of a text too a list of lists."""
-        wanted, texts = question.parameters, _texts(question.inputs)[0]
+        wanted, texts = question.parameters, texts_of(question.inputs)[0]
         own = "sigmoid" if service.predictor.problem.type == MULTI else "softmax"
         if wanted.function_to_apply not in (None, "none", own):
             raise DataError(f"function_to_apply: {wanted.function_to_apply}; this model's is {own}, or none")
         answers = await service.answer(texts)
-        _tell_layers(response, answers)
+        tell_layers(response, answers)
         raw = wanted.function_to_apply == "none"
-        return [_scores(answer, raw)[: wanted.top_k] for answer in answers]
+        return [scores_of(answer, raw)[: wanted.top_k] for answer in answers]
 
     @app.post("/rerank", dependencies=may, response_model_exclude_none=True)
     async def rerank(question: RerankQuestion, response: Response) -> list[Rank]:
         """The texts' places by their relevance, from 0 to 1, the best first."""
-        answers = await _relevance(service, question.query, question.texts, question.budget, question.truncate)
-        _tell_layers(response, answers)
+        answers = await relevance_of(service, question.query, question.texts, question.budget, question.truncate)
+        tell_layers(response, answers)
         order = ranked(question.texts, [a.prediction for a in answers], [a.logits[0] for a in answers])
         return [
             Rank(
@@ -170,7 +90,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     @app.post("/rank", dependencies=may)
     async def rank(question: RankQuestion) -> list[RankedDocument]:
         """`Predictor.rank`: the documents by their relevance, the best first, with the layers that each ran."""
-        answers = await _relevance(service, question.query, question.documents, question.budget, truncate=True)
+        answers = await relevance_of(service, question.query, question.documents, question.budget, truncate=True)
         order = ranked(question.documents, [a.prediction for a in answers], [a.logits[0] for a in answers])
         return [
             RankedDocument(
@@ -179,6 +99,8 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
             )
             for place in order[: question.top]
         ]  # fmt: skip
+
+    app.include_router(compatible(service, may))
 
     @app.get("/health")
     async def health(response: Response) -> dict[str, str]:
@@ -210,46 +132,6 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
         return Response(text, headers={"Content-Type": kind})
 
     return app
-
-
-def _texts(inputs: str | list[str] | list[list[str]]) -> tuple[list[Text], bool]:
-    """The texts and pairs, and whether they are many.
-
-    Raises:
-        DataError: a list that is neither.
-    """
-    several = [item for item in inputs if isinstance(item, list)] if isinstance(inputs, list) else []
-    every = several or [[inputs] if isinstance(inputs, str) else list(map(str, inputs))]
-    texts: list[Text] = []
-    for number, parts in enumerate(every, start=1):
-        if not 1 <= len(parts) <= 2:
-            raise DataError(
-                f"input {number}: a list of {len(parts)} texts; give a text, a pair [first, second], or many as"
-                " [[text], [text], ...]"
-            )
-        texts.append(parts[0] if len(parts) == 1 else (parts[0], parts[1]))
-    return texts, bool(several)
-
-
-async def _relevance(
-    service: Service, query: str, documents: list[str], budget: float | None, truncate: bool
-) -> list[Answered]:
-    """Answers that are scores."""
-    pairs: list[Text] = [(query, document) for document in documents]
-    return await service.answer(pairs, budget=budget, truncate=truncate, needs_score=True)
-
-
-def _scores(answer: Answered, raw: bool) -> list[Score]:
-    """The likeliest first."""
-    prediction = answer.prediction
-    values = prediction.probabilities or {prediction.label: prediction.score}
-    if raw:
-        values = dict(zip(values, answer.logits, strict=True))
-    return [Score(score=value, label=label) for label, value in sorted(values.items(), key=lambda item: -item[1])]
-
-
-def _tell_layers(response: Response, answers: list[Answered]) -> None:
-    response.headers[LAYERS_RUN] = ",".join(str(len(answer.prediction.layers)) for answer in answers)
 
 
 def _bearer(token: str) -> Callable[..., None]:

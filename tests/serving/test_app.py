@@ -114,6 +114,33 @@ def test_documents_are_ranked_as_the_predictor_ranks_them(ranking_bundle: Path):
         assert all(place["document"] == documents[place["index"]] for place in ours)
 
 
+def test_vllms_classification_gives_the_predictors_answers(served: Served, labels_bundle: Path, predictor: Predictor):
+    for question, texts in ((TEXTS[0], TEXTS[:1]), (TEXTS[:5], TEXTS[:5])):
+        answer = served.ask("/classify", {"model": "any", "input": question}).json
+        assert answer["object"] == "list" and [one["index"] for one in answer["data"]] == list(range(len(texts)))
+        for one, wanted in zip(answer["data"], predictor(texts), strict=True):
+            assert one["label"] == wanted.label and one["num_classes"] == len(predictor.labels)
+            assert one["probs"] == pytest.approx([wanted.probabilities[label] for label in predictor.labels], abs=1e-5)
+    with serving(labels_bundle) as several, Predictor.load(labels_bundle, threads=1) as own:
+        (one,) = several.ask("/classify", {"input": TEXTS[0]}).json["data"]
+        assert one["probs"] == pytest.approx(list(own(TEXTS[0]).probabilities.values()), abs=1e-5)
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+def test_jinas_and_coheres_reranking_gives_the_predictors_answers(path: str, ranking_bundle: Path):
+    query, *documents = TEXTS
+    with serving(ranking_bundle) as served, Predictor.load(ranking_bundle, threads=1) as predictor:
+        wanted = predictor.rank(query, documents, top=3)
+        question = {"model": "any", "query": query, "documents": documents, "top_n": 3}
+        results = served.ask(path, question).json["results"]
+        assert [one["index"] for one in results] == [place.index for place in wanted]
+        assert [one["relevance_score"] for one in results] == pytest.approx([one.score for one in wanted], abs=1e-5)
+        assert all("document" not in one for one in results)
+        with_text = served.ask(path, question | {"return_documents": True}).json["results"]
+        assert [one["document"]["text"] for one in with_text] == [place.document for place in wanted]
+        assert served.ask("/classify", {"input": "a"}).status == 422
+
+
 LONG = "a " * 500
 
 
@@ -137,6 +164,10 @@ LONG = "a " * 500
         ("/predict", {"inputs": "\ud800"}, 422, "Unicode"),
         ("/rerank", {"query": "a", "texts": ["b"]}, 422, "documents need a score"),
         ("/rank", {"query": "a", "documents": ["b"]}, 422, "documents need a score"),
+        ("/v2/rerank", {"query": "a", "documents": ["b"]}, 422, "documents need a score"),
+        ("/v1/rerank", {"query": "a", "documents": [1] * 100_000}, 422, "documents"),
+        ("/classify", {"input": []}, 422, "no inputs"),
+        ("/classify", {"input": [["a", "b"]]}, 422, "input"),
         ("/nowhere", {}, 404, "Not Found"),
         ("/predict", None, 405, "Method Not Allowed"),
     ],
@@ -214,7 +245,8 @@ def test_metrics_say_what_was_asked_and_what_ran(points_bundle: Path):
 
 def test_the_routes_are_documented(served: Served):
     schema = served.ask("/openapi.json").json
-    assert {"/predict", "/", "/rerank", "/rank", "/health", "/ready", "/info"} == set(schema["paths"])
+    known = {"/predict", "/", "/rerank", "/rank", "/classify", "/v1/rerank", "/v2/rerank", "/health", "/ready", "/info"}
+    assert known == set(schema["paths"])
     assert served.ask("/docs").status == 200
     info = served.ask("/info").json
     assert (info["labels"], info["layers"], info["budget"]) == (["no", "yes"], 4, 2.0)

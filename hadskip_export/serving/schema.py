@@ -1,0 +1,150 @@
+"""What a client sends and gets: the routes' JSON."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, FailFast, Field
+from typing_extensions import TypeAliasType
+
+# One error is enough of a list: a body may hold a million.
+Texts = TypeAliasType("Texts", Annotated[list[str], FailFast()])
+ManyTexts = TypeAliasType("ManyTexts", Annotated[list[Texts], FailFast()])
+Inputs = Annotated[
+    str | Texts | ManyTexts,
+    Field(
+        description="A text; a pair [first, second]; or many [[text], [first, second], ...]", examples=["a fine film"]
+    ),
+]
+Budget = Annotated[float | None, Field(description="Layers per input on average; the operating point if left out")]
+Truncate = Annotated[bool, Field(description="Whether the end of a text that is too long may be left out")]
+Raw = Annotated[bool, Field(description="Logits in place of probabilities")]
+
+
+class Question(BaseModel):
+    """What `/predict` takes."""
+
+    inputs: Inputs
+    raw_scores: Raw = False
+    truncate: Truncate = True
+    budget: Budget = None
+
+
+class Parameters(BaseModel):
+    """Of Hugging Face's text classification."""
+
+    top_k: int | None = Field(default=None, ge=1)
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
+
+
+class EndpointQuestion(BaseModel):
+    """What `/` takes."""
+
+    inputs: Inputs
+    parameters: Parameters = Parameters()
+
+
+class Score(BaseModel):
+    """A label and its probability, or its logit; of a model that gives a score, that."""
+
+    score: float
+    label: str
+
+
+class RerankQuestion(BaseModel):
+    """What `/rerank` takes."""
+
+    query: str
+    texts: Texts
+    raw_scores: Raw = False
+    return_text: bool = False
+    truncate: Truncate = True
+    budget: Budget = None
+
+
+class Rank(BaseModel):
+    """A text's place."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class RankQuestion(BaseModel):
+    """What `/rank` takes."""
+
+    query: str
+    documents: Texts
+    top: int | None = Field(default=None, ge=1)
+    budget: Budget = None
+
+
+class RankedDocument(BaseModel):
+    """A document's place, and what was computed for it."""
+
+    index: int
+    document: str
+    score: float
+    layers: list[int]
+    truncated: bool
+
+
+class Problemed(BaseModel):
+    """What went wrong."""
+
+    error: str
+    error_type: str
+
+
+class ScoresQuestion(BaseModel):
+    """What `/classify` takes, as vLLM has it. `model` is whatever the client calls it: there is one."""
+
+    input: str | Texts
+    model: str | None = None
+
+
+class LabelScores(BaseModel):
+    """The likeliest label of an input, and the probability of each, in the order of the model's."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class ManyScores(BaseModel):
+    """What `/classify` gives."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[LabelScores]
+
+
+class RelevanceQuestion(BaseModel):
+    """What `/v1/rerank` and `/v2/rerank` take, as Jina and Cohere have them."""
+
+    query: str
+    documents: Texts
+    model: str | None = None
+    top_n: int | None = Field(default=None, ge=1)
+    return_documents: bool = False
+
+
+class Document(BaseModel):
+    text: str
+
+
+class Relevance(BaseModel):
+    """A document's place and relevance, from 0 to 1."""
+
+    index: int
+    relevance_score: float
+    document: Document | None = None
+
+
+class Relevances(BaseModel):
+    """What `/v1/rerank` and `/v2/rerank` give, the best first."""
+
+    id: str
+    model: str
+    results: list[Relevance]
