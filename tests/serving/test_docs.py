@@ -47,8 +47,8 @@ def folder(model_folder: Path, tmp_path: Path) -> Path:
 
 def ended(service: subprocess.Popen | None) -> None:
     if service is not None:
-        os.killpg(service.pid, signal.SIGTERM)
-        assert service.wait(timeout=60) in (0, -signal.SIGTERM)  # the shell's, where it is between them
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(timeout=60) == 0
 
 
 def test_every_command_of_the_page_does_what_it_says(folder: Path):
@@ -62,7 +62,8 @@ def test_every_command_of_the_page_does_what_it_says(folder: Path):
             ran.append(code)
             if " serve " in f"{code} " and kind == "sh":
                 ended(service)
-                service = subprocess.Popen(code, shell=True, cwd=folder, env=environment, start_new_session=True)
+                itself = code.replace("hadskip-export", "exec hadskip-export", 1)  # not the shell's child
+                service = subprocess.Popen(itself, shell=True, cwd=folder, env=environment)
                 wait_for(service)
                 continue
             command = [sys.executable, "-c", code] if kind == "python" else code
