@@ -20,7 +20,8 @@ import numpy as np
 from hadskip_export.commands.build import build
 from hadskip_export.commands.doctor import engines_here, features, layer_times
 from hadskip_export.commands.train import train
-from hadskip_export.data.problems import RANKING, Problem
+from hadskip_export.data.metrics import USUAL
+from hadskip_export.data.problems import RANKING, Problem, groups_of
 from hadskip_export.data.tables import Columns, Examples, read_examples
 from hadskip_export.data.tasks import label_names
 from hadskip_export.exporters.plan import EnginePlan
@@ -137,10 +138,12 @@ def optimize(
     if max_length is not None and not 8 <= max_length <= config.most_tokens:
         raise DataError(f"--max-length {max_length}: expected 8 to {config.most_tokens}")
     length = max_length or config.most_tokens  # what the model itself reads: it is held against that
-    examples = _read(Path(data), Columns(text_column, pair_column, label_column), config)
+    examples, problem = _read(Path(data), Columns(text_column, pair_column, label_column), config)
     units = len(np.unique(units_of(examples)))
     what = "queries" if config.problem_type == RANKING else "different texts"
     learned, chosen_on = share_out(examples, held_back(units, goal.max_loss, what), seed)
+    if goal.max_loss is not None:
+        _check_enough(chosen_on, problem, goal.max_loss)
     asked = {
         "model": str(source.resolve()), "data": digest_of(examples), "minutes": minutes, "engines": list(engines),
         "epochs": epochs, "settings": list(settings), "max_length": length, "seed": seed, "device": device,
@@ -167,8 +170,6 @@ def optimize(
     names = _build_all(folder, plans_of(plan.engines))
     watch.lap("engines")
     judge = judge_of(folder / BUNDLE, names[0], chosen_on)
-    if goal.max_loss is not None:
-        judge.check_enough(goal.max_loss)
     found = [one for name in names for one in candidates_of(folder / BUNDLE, name, chosen_on, judge, goal)]
     watch.lap("operating points")
     found = race(folder / BUNDLE, found, chosen_on.texts)
@@ -202,23 +203,35 @@ def _check_places(bundle: Path, folder: Path) -> None:
             raise BundleError(f"{place}: {nearest} is no folder that can be written to; choose another")
 
 
-def _read(file: Path, columns: Columns, config: EncoderConfig) -> Examples:
-    """The texts, and their labels if they are the model's. Others are left alone, unless they were named.
+def _read(file: Path, columns: Columns, config: EncoderConfig) -> tuple[Examples, Problem]:
+    """The texts, their labels if they are the model's, and how these are called. Others are left alone, unless they
+    were named.
 
     Raises:
         DataError: see `read_examples`, `label_names`.
     """
     examples = read_examples(file, columns, problem_type=config.problem_type, unlabelled=True)
+    problem = Problem(config.problem_type, config.labels)
     if not examples.labels:
-        return examples
+        return examples, problem
     try:
-        label_names(examples, Problem(config.problem_type, config.labels), file)
+        return examples, replace(problem, labels=label_names(examples, problem, file))
     except DataError as error:
         if columns.label is not None:
             raise
         say(f"{error}; so they are not used")
-        return replace(examples, labels=[])
-    return examples
+        return replace(examples, labels=[]), problem
+
+
+def _check_enough(chosen_on: Examples, problem: Problem, max_loss: float) -> None:
+    """Before anything is trained; of what full BERT answers nothing has to be known for it.
+
+    Raises:
+        DataError: see `Judge.check_enough`.
+    """
+    answers = np.zeros((len(chosen_on), len(problem.labels)), np.float32)
+    targets, groups = problem.targets(chosen_on.labels), groups_of(chosen_on.texts)
+    Judge(problem, USUAL[problem.type], answers, targets, groups).check_enough(max_loss)
 
 
 def _goal(max_loss: float | None, p50: float | None) -> Goal:

@@ -250,6 +250,15 @@ def test_labels_that_are_not_the_models_are_not_used_unless_they_are_named(
     assert [place.name for place in tmp_path.iterdir()] == ["texts.csv"]
 
 
+def test_too_few_of_a_label_for_a_loss_of_its_metric_is_said_before_the_training(model_folder: Path, tmp_path: Path):
+    folder = fine_tuned(model_folder, tmp_path / "model", ("a", "b", "c"), "multi_label_classification")
+    rows = [(text, '["a", "b", "c"]' if number % 40 == 0 else '["a", "b"]') for number, text in enumerate(TEXTS)]
+    file = write_csv(tmp_path / "texts.csv", rows)
+    with pytest.raises(DataError, match=r"--max-loss 0.2: \d of the rarest label cannot show it"):
+        optimize(folder, file, tmp_path / "bundle", max_loss=0.2, **FAST)
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["model", "texts.csv"]
+
+
 def test_how_a_place_is_written_makes_no_difference(
     model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
