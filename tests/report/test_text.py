@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hadskip_export.benchmark.measure import Figures
-from hadskip_export.commands.calibrate import Calibrated, Calibration
+from hadskip_export.commands.calibrate import Calibration
 from hadskip_export.commands.demo import Demo, Example
 from hadskip_export.commands.estimate import Estimate
 from hadskip_export.commands.validate import Validation
@@ -14,6 +14,8 @@ from hadskip_export.report import text
 from hadskip_export.routing.routes import statistics
 from hadskip_export.runtime.answers import Prediction
 from hadskip_export.runtime.bundle import Tolerance
+from hadskip_export.tuning.loss import Loss
+from hadskip_export.tuning.search import Calibrated
 from hadskip_export.verification.golden import GoldenCheck
 from hadskip_export.verification.labels import ClassScore, DataCheck, Flip
 from hadskip_export.verification.parity import ParityReport, PieceParity
@@ -88,6 +90,25 @@ def test_the_table_has_a_row_per_label():
     assert len({len(heading), len(first), len(second)}) == 1
 
 
+def calibration(rows: tuple[Calibrated, ...], **others) -> Calibration:
+    """Whose last row is what was asked for."""
+    values = {"loss_of": None, "chosen": rows[-1], "written": False, "default": False} | others
+    return Calibration("b", "ort-fp32-gates", 12, "accuracy", rows=rows, **values)
+
+
+def test_of_a_loss_it_says_what_is_counted_and_what_was_chosen():
+    routes = statistics(np.ones((12, 3), bool))
+    rows = (
+        Calibrated(None, 0.0, routes, None),
+        Calibrated(3.0, -0.5, routes, None, Loss(0.0, 0.01)),
+        Calibrated(2.5, 0.5, routes, None, Loss(0.02, 0.05)),
+    )
+    lines = text.calibration(calibration(rows, chosen=rows[1], loss_of="agreement", written=True, default=True))
+    assert lines[1].split()[-3:] == ["loss", "at", "most"] and lines[4].split()[4:6] == ["0.0200", "0.0500"]
+    assert "loss: of agreement against full BERT; at most: with 95 % confidence" in lines
+    assert "the default is now 3" in lines and lines[-1].endswith("--budget 3")
+
+
 def test_a_budget_that_was_not_met_is_told():
     routes = statistics(np.ones((12, 3), bool))
     rows = (
@@ -95,7 +116,7 @@ def test_a_budget_that_was_not_met_is_told():
         Calibrated(3.0, -0.5, routes, None),
         Calibrated(2.0, 0.5, routes, None),
     )
-    found = Calibration("b", "ort-fp32-gates", 12, "accuracy", rows, written=False)
+    found = calibration(rows)
     lines = text.calibration(found)
     assert ["no nearer" in line for line in lines[2:5]] == [False, False, True]
     assert lines[-1] == "or hadskip-export predict b --engine ort-fp32-gates --gate-threshold 0.5"
@@ -110,7 +131,7 @@ def test_a_budget_that_was_not_met_is_told():
 def test_of_a_default_point_with_a_threshold_for_each_gate_no_single_one_is_shown():
     routes = statistics(np.ones((12, 3), bool))
     rows = (Calibrated(None, None, routes, None), Calibrated(3.0, -0.5, routes, None))
-    lines = text.calibration(Calibration("b", "ort-fp32-gates", 12, "accuracy", rows, written=False))
+    lines = text.calibration(calibration(rows))
     assert lines[2].split()[:4] == ["as", "built", "by", "gate"]
 
 
