@@ -340,7 +340,7 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
 @click.option("--epochs", type=int, help="How long to train; what fits into the minutes if left out.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one recipe setting; repeatable.")
 @click.option("--work", type=click.Path(path_type=Path), help="Keep what is trained there, for another goal.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done, and how long it would take.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="Where torch trains.")
 @click.option("--max-length", type=int, help="Tokens per input; 128 (or the model's maximum) if left out.")

@@ -113,8 +113,8 @@ def optimize(
         engines: as `ort-int8`, in place of those that are worth a trial by what a layer of the model takes in each.
         epochs: how long to train, in place of what fits into the minutes.
         settings: recipe overrides, `key=value`.
-        work: a folder for what is trained and tried, which then stays, so that another goal needs no new training.
-            Beside `out`, and removed in the end, if left out.
+        work: a folder for what is trained and tried, which then stays, so that another goal needs no new training
+            (unless as many texts cannot show it). Beside `out`, and removed in the end, if left out.
         dry_run: only say what would be done.
         device: where torch trains.
         max_length: tokens of an input; what the model reads, if left out.
