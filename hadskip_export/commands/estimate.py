@@ -135,7 +135,9 @@ def estimate(
     count = resolve_layers_run(layers_run, config.num_layers)
     _check_workloads(config, seq, batch, routing)
     plan = EnginePlan.of(engine, precision, cut).check_measurable()
-    other = None if against in (None, plan.tag) else _parse(against)
+    other = None
+    if against is not None and against != plan.tag:
+        other = EnginePlan.tagged("--against", against, "gates").check_measurable()
     kinds = [
         (length, size, kind)
         for length in seq
@@ -196,13 +198,6 @@ def _draw(
         for mine, (length, size, kind) in zip(rows, kinds, strict=True)
     ]
     return lengths, routes, workloads
-
-
-def _parse(against: str) -> EnginePlan:
-    engine, dash, precision = against.rpartition("-")
-    if not dash:
-        raise EngineError(f"--against {against}: expected an engine and its precision, as ort-fp32")
-    return EnginePlan.of(engine, precision, "gates").check_measurable()
 
 
 def find_config(model: str | Path) -> EncoderConfig:

@@ -28,6 +28,14 @@ class EnginePlan:
             cut = target_of(engine).cuts[0]
         return cls(engine, precision, cut or "gates")
 
+    @classmethod
+    def tagged(cls, option: str, tag: str, cut: Cut | None = None) -> Self:
+        """Of an engine and its precision, as `option` has them: `ort-int8`."""
+        engine, dash, precision = tag.rpartition("-")
+        if not dash:
+            raise EngineError(f"{option} {tag}: expected an engine and its precision, as ort-fp32")
+        return cls.of(engine, precision, cut)
+
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise EngineError(f"--engine {self.engine}: not known; there are {', '.join(ENGINES)}")

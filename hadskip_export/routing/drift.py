@@ -1,7 +1,7 @@
 """Whether inputs are still like those that an operating point was met on, by how many layers they run."""
 
 import math
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -42,18 +42,22 @@ def drift_from(point: Point, layers: Iterable[int]) -> Drift | None:
     Args:
         point: the one that they were computed at.
     """
-    counts, expected = Counter(layers), expected_layers(point)
-    if counts.total() < FEWEST or not expected:
+    return _drift(point.budget, expected_layers(point), Counter(layers))
+
+
+def _drift(budget: float, expected: Shares, counts: Counter[int]) -> Drift | None:
+    total = counts.total()
+    if total < FEWEST or not expected:
         return None
-    seen = {number: count / counts.total() for number, count in counts.items()}
-    return Drift(point.budget, counts.total(), stability_index(expected, seen), expected, seen)
+    seen = {number: count / total for number, count in counts.items()}
+    return Drift(budget, total, stability_index(expected, seen), expected, seen)
 
 
 def expected_layers(point: Point) -> Shares:
     """What the texts of an operating point ran, as far as its routes say."""
-    found: Counter[int] = Counter()
+    found: defaultdict[int, float] = defaultdict(float)
     for route, share in point.routes:
-        found[len(route)] += share  # type: ignore[assignment]  # shares are no whole numbers
+        found[len(route)] += share
     total = sum(found.values())
     return {number: share / total for number, share in found.items()}
 
@@ -66,16 +70,21 @@ def stability_index(expected: Shares, seen: Shares) -> float:
 
 
 class DriftWatch:
-    """The last inputs of a service at one operating point."""
+    """The last inputs of a service at one operating point, counted as they come and go: every request asks."""
 
     def __init__(self, point: Point):
-        self._point = point
-        self._layers: deque[int] = deque(maxlen=RECENT)
+        self._budget, self._expected = point.budget, expected_layers(point)
+        self._layers: deque[int] = deque()
+        self._counts: Counter[int] = Counter()
         self.is_much = False
 
     def saw(self, layers: Iterable[int]) -> Drift | None:
-        self._layers.extend(layers)
-        return drift_from(self._point, self._layers)
+        for number in layers:
+            self._layers.append(number)
+            self._counts[number] += 1
+            if len(self._layers) > RECENT:
+                self._counts[self._layers.popleft()] -= 1
+        return _drift(self._budget, self._expected, self._counts)
 
     def turned(self, drift: Drift) -> bool:
         """Whether it has just become much. It is so until hardly anything is left of it: no line for each swing."""

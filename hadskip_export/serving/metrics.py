@@ -52,6 +52,7 @@ class Metrics:
 
     def serves(self, predictor: Predictor) -> None:
         engine = predictor.engine_info
+        self.drift.set(0)  # what was seen was of the bundle before
         self.bundle.info({"path": str(predictor.bundle.path), "engine": engine.name, "chip": engine.chip or ""})
 
     def text(self) -> tuple[bytes, str]:

@@ -12,11 +12,13 @@ from hadskip_export.data.metrics import AGREEMENT
 from hadskip_export.data.problems import Problem
 from hadskip_export.data.text import Text
 from hadskip_export.modeling.checkpoint import load_classifier, read_config, save_tokenizer
+from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routing.families import FAMILIES, Draw
+from hadskip_export.routing.families import Draw
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.files import scratch
 from hadskip_export.trainers.batches import encode
+from hadskip_export.trainers.methods.nested import Nested
 from hadskip_export.trainers.objective import Objective
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.session import Session
@@ -28,11 +30,14 @@ BATCHES = 6
 
 def tokens_of(folder: Path, texts: list[Text], max_length: int) -> np.ndarray:
     """How many tokens the texts have for a model, int [texts]."""
-    config = read_config(folder)
+    return np.array([len(one) for one in _tokenizer(folder, read_config(folder), max_length).encode(texts)])
+
+
+def _tokenizer(folder: Path, config: EncoderConfig, max_length: int) -> Tokenizer:
     with scratch() as temporary:
-        save_tokenizer(folder, temporary / "tokenizer.json")
-        tokenizer = Tokenizer(temporary / "tokenizer.json", max_length, config.vocab_size, config.type_vocab_size)
-        return np.array([len(one) for one in tokenizer.encode(texts)])
+        file = temporary / "tokenizer.json"
+        save_tokenizer(folder, file)
+        return Tokenizer(file, max_length, config.vocab_size, config.type_vocab_size)
 
 
 def seconds_per_text(folder: Path, texts: list[Text], recipe: Recipe, max_length: int, device: str) -> float:
@@ -45,10 +50,7 @@ def seconds_per_text(folder: Path, texts: list[Text], recipe: Recipe, max_length
     full = load_classifier(folder).to(device)
     config, problem = full.config, Problem(full.config.problem_type, full.config.labels)
     drawn = np.random.default_rng(0).permutation(len(texts))[: BATCHES * recipe.batch_size]
-    with scratch() as temporary:
-        save_tokenizer(folder, temporary / "tokenizer.json")
-        tokenizer = Tokenizer(temporary / "tokenizer.json", max_length, config.vocab_size, config.type_vocab_size)
-        data = encode(tokenizer, [texts[row] for row in drawn], None)
+    data = encode(_tokenizer(folder, config, max_length), [texts[row] for row in drawn], None)
     with torch.random.fork_rng():
         teacher = Teacher(full, data, device)
         answers = problem.decide(teacher.logits().cpu().numpy())
@@ -60,7 +62,9 @@ def seconds_per_text(folder: Path, texts: list[Text], recipe: Recipe, max_length
             log=lambda **_: None, problem=problem, objective=Objective.of(problem.type, data.targets),
             metric=AGREEMENT,
         )  # fmt: skip
-        family = FAMILIES[recipe.family](range(min(2, config.num_layers), config.num_layers + 1), config.num_layers)
+        method = Nested()
+        leg = method.path(recipe, config.num_layers, config.num_layers)[0]
+        family = method.family(recipe, leg, config.num_layers)
         started = time.monotonic()
         distil(model, teacher, Draw(family, 0), session, epochs=1, phase="how fast it trains here")
         return (time.monotonic() - started) / len(data)

@@ -35,10 +35,7 @@ def plans_of(names: Sequence[str]) -> list[EnginePlan]:
     """
     plans = []
     for name in names:
-        engine, dash, precision = name.rpartition("-")
-        if not dash:
-            raise EngineError(f"--engine {name}: expected an engine and its precision, as ort-fp32")
-        plan = EnginePlan.of(engine, precision).check_measurable()
+        plan = EnginePlan.tagged("--engine", name).check_measurable()
         if plan in plans:
             raise EngineError(f"--engine {name}: given twice")
         plans.append(plan)

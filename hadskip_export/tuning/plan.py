@@ -91,8 +91,7 @@ def read_plan(folder: Path, asked: dict[str, Any]) -> Plan | None:
         return None
     try:
         found = msgspec.json.decode((folder / FILE).read_bytes())
-        before, plan = found["asked"], msgspec.convert(found["plan"], Plan)
-        before = dict(before)
+        before, plan = msgspec.convert(found["asked"], dict[str, Any]), msgspec.convert(found["plan"], Plan)
     except (OSError, msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
         raise BundleError(f"{folder}: not of an optimisation; remove it, or name another with --work") from error
     different = [

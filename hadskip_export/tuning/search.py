@@ -80,7 +80,7 @@ class Search:
 
     def full_metric(self) -> float | None:
         """That of the engine with all layers of full BERT; None without labels, or where the bundle has none."""
-        if not self._predictor.has_full:
+        if self._targets is None or not self._predictor.has_full:
             return None
         return self.score(self.full_logits())
 

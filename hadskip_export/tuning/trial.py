@@ -91,9 +91,10 @@ def candidates_of(bundle: Path, engine: str, examples: Examples, judge: Judge, g
         elif loss.most <= (most := goal.max_loss or 0.0):  # full BERT is the first of the order, see `Search.within`
             tried = [row for row in search.within(most, judge) if row.loses_at_most(most)]
         found = tried[-1] if tried else search.at(predictor.bundle.manifest.model.layers / 2)
+        of_found = found.loss or judge.loss(search.logits_at(found))
         return [
             Candidate(name, "full", None, loss, metric, metric),
-            Candidate(name, "gates", found, judge.loss(search.logits_at(found)), found.metric, metric, bool(tried)),
+            Candidate(name, "gates", found, of_found, found.metric, metric, bool(tried)),
         ]
 
 
