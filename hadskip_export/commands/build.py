@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from hadskip_export.exporters.amend import add_engine
+from hadskip_export.exporters.amend import add_engine, sign_as_it_is
 from hadskip_export.exporters.plan import EnginePlan
+from hadskip_export.exporters.sign import Signer
 from hadskip_export.runtime.bundle import MANIFEST
 from hadskip_export.runtime.engines import Cut
 from hadskip_export.support.errors import BundleError, optional_import
@@ -22,6 +23,7 @@ def build(
     golden: str | Path | None = None,
     full: bool = True,
     force: bool = False,
+    sign: str | Path | None = None,
 ) -> ParityReport | None:
     """Builds a bundle from a run folder, or adds an engine to a bundle, which needs no torch.
 
@@ -34,6 +36,8 @@ def build(
         golden: a file of texts, one a line, to take as golden inputs instead of random words.
         full: carry the fine-tuned BERT too.
         force: replace a bundle that `out` is.
+        sign: a private key (PEM, elliptic curve) to sign the bundle with, so that `Predictor.load(verify=...)` refuses
+            what somebody else changed. Of a bundle without an `engine`, all that is done.
 
     Returns:
         The parity report, against PyTorch or, of a bundle, against its ONNX pieces. If it did not pass, the engine is
@@ -41,18 +45,23 @@ def build(
         its parity stays unverified.
 
     Raises:
-        BundleError: not a finished run, no such budget in it, or `out` exists; or a bundle with what only a run takes.
-        EngineError: an engine, precision or cut that is not to be had.
+        BundleError: not a finished run, no such budget in it, or `out` exists; or a bundle with what only a run takes;
+            `sign` is no key.
+        EngineError: an engine, precision or cut that is not to be had; with `sign`, model-signing is not installed.
     """
     path = Path(source)
+    signer = None if sign is None else Signer(sign)
     if (path / MANIFEST).is_file():
         of_runs = {"--out": out, "--budget": budget, "--golden": golden, "--no-full": not full, "--force": force}
         for option, given in of_runs.items():
             if given:
                 raise BundleError(f"{option}: {path} is a bundle, to which an engine is added; leave it out")
+        if engine is None and signer is not None:
+            sign_as_it_is(path, signer)
+            return None
         if engine is None:
             raise BundleError(f"--engine: {path} is a bundle; say which engine to add")
-        return add_engine(path, EnginePlan.of(engine, precision, cut))
+        return add_engine(path, EnginePlan.of(engine, precision, cut), signer)
     if out is None:
         raise BundleError(f"--out: {path} is to become a bundle; say where to write it")
     optional_import("torch", "train")
@@ -60,4 +69,4 @@ def build(
 
     texts = read_texts(Path(golden)) if golden is not None else None
     plan = EnginePlan.of(engine or "ort", precision, cut)
-    return write_bundle(load_source(path, budget, full), Path(out), plan, texts, force=force)
+    return write_bundle(load_source(path, budget, full), Path(out), plan, texts, force=force, signer=signer)

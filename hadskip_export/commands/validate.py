@@ -8,6 +8,7 @@ from hadskip_export.exporters.amend import settled
 from hadskip_export.runtime.bundle import read_bundle
 from hadskip_export.runtime.engines import Cut
 from hadskip_export.runtime.predictor import LoadOptions, Predictor
+from hadskip_export.runtime.signatures import check_signature
 from hadskip_export.verification.golden import GoldenCheck, check_golden, read_golden
 from hadskip_export.verification.labels import DataCheck, check_data
 from hadskip_export.verification.parity import ParityReport, compare
@@ -42,6 +43,7 @@ def validate(
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
+    verify: str | Path | None = None,
 ) -> Validation:
     """Checks an engine of a bundle against its golden files and, piece by piece, against the ONNX pieces run plainly.
     The parity of one that was built where it cannot run is settled first, for good.
@@ -49,12 +51,16 @@ def validate(
     Args:
         engine, precision, cut: which of the bundle's engines, see `Predictor.load`.
         data: labelled texts to compare on instead of the golden ones, and to say how well the bundle does on.
+        verify: a public key whose holder must have signed the bundle, see `Predictor.load`.
 
     Raises:
-        BundleError: see `read_bundle` and `settled`; an engine that is marked as failed is checked all the same.
+        BundleError: see `read_bundle`, `check_signature` and `settled`; an engine that is marked as failed is checked
+            all the same.
         DataError: see `read_examples`; a label the model does not know.
     """
     opened = read_bundle(bundle)
+    if verify is not None:
+        check_signature(opened.path, verify)
     name = opened.engine(engine, precision, cut).name
     with Predictor(settled(opened, name), LoadOptions(name, allow_failed=True)) as predictor:
         golden = read_golden(predictor.bundle)

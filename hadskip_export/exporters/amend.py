@@ -1,5 +1,5 @@
-"""What a finished bundle can be given: an engine more, or operating points. No torch; whoever serves the bundle
-meanwhile goes on, for a day with an engine that was replaced."""
+"""What a finished bundle can be given: an engine more, operating points, or a signature. No torch; whoever serves the
+bundle meanwhile goes on, for a day with an engine that was replaced."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from hadskip_export.data.text import Text
 from hadskip_export.exporters import engine as engines
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.seal import amend, clear, undo, undone_if_failed
+from hadskip_export.exporters.sign import Signer
 from hadskip_export.routing.points import Point, with_point
 from hadskip_export.runtime.bundle import Bundle, EngineInfo, Manifest, read_bundle
 from hadskip_export.runtime.engines import engine_class
@@ -27,14 +28,14 @@ from hadskip_export.verification.references import OnnxReference, Reference
 SETTLING_SECONDS = 600  # to wait for somebody who checks the same engine, several machines share a bundle perhaps
 
 
-def add_engine(path: Path, plan: EnginePlan) -> ParityReport | None:
+def add_engine(path: Path, plan: EnginePlan, signer: Signer | None = None) -> ParityReport | None:
     """Adds an engine, or makes it anew; see `build`."""
     with _alone(path) as bundle:
         clear(bundle)
         check = partial(_compare_golden, OnnxReference(bundle), read_golden(bundle).texts)
         with undone_if_failed(bundle):
             info, report = engines.verify(bundle, engines.write(bundle, plan), check)
-            amend(bundle, _with(bundle.manifest, info))
+            amend(bundle, _with(bundle.manifest, info), signer)
     return report
 
 
@@ -53,6 +54,12 @@ def add_points(path: Path, points: Sequence[Point], default: float | None = None
             after = with_point(after, point)
         budget = bundle.manifest.default_budget if default is None else default
         amend(bundle, replace(bundle.manifest, points=after, default_budget=budget))
+
+
+def sign_as_it_is(path: Path, signer: Signer) -> None:
+    """Signs a bundle, or signs it again."""
+    with _alone(path):
+        signer.sign(path)
 
 
 def settled(bundle: Bundle, name: str) -> Bundle:

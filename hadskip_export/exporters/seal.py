@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from hadskip_export.exporters.sign import Signer
 from hadskip_export.runtime.bundle import (
     DIGEST,
     ENGINES_FOLDER,
@@ -22,9 +23,11 @@ from hadskip_export.runtime.bundle import (
 )
 from hadskip_export.runtime.graphs import read_graph
 from hadskip_export.runtime.integrity import FileInfo
+from hadskip_export.runtime.signatures import SIGNATURE
 from hadskip_export.support.digests import sha256
 from hadskip_export.support.errors import BundleError
 from hadskip_export.support.files import new_folder, replaced, sync
+from hadskip_export.support.progress import say
 
 JOURNAL = ".adding"  # the files of a bundle before somebody began to add to it
 SERVED_SECONDS = 24 * 3600  # that whoever serves an engine may take to load the bundle anew once it is replaced
@@ -39,7 +42,7 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     return sealed
 
 
-def amend(bundle: Bundle, manifest: Manifest) -> None:
+def amend(bundle: Bundle, manifest: Manifest, signer: Signer | None = None) -> None:
     """Puts another manifest in the place of a bundle's own, with other engines or points, whose files must be there.
 
     The digest file names both before the new one is in place: whoever is killed in between, or reads just then, has a
@@ -60,6 +63,13 @@ def amend(bundle: Bundle, manifest: Manifest) -> None:
         part.write_bytes(content)
     for name in set(bundle.manifest.files) - set(after.files):
         os.utime(bundle.path / name)  # from now on it stays for `SERVED_SECONDS`
+    if signer is not None:
+        signer.sign(bundle.path)
+    elif (bundle.path / SIGNATURE).exists():
+        say(
+            f"{bundle.path}: changed, and its signature is of what it was before; sign it again with hadskip-export"
+            f" build {bundle.path} --sign KEY"
+        )
 
 
 @contextmanager

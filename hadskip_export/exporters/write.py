@@ -15,6 +15,7 @@ from hadskip_export.exporters.onnx import OPSET, bound, template_of, tensors_as_
 from hadskip_export.exporters.pieces import cut, cut_full
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.seal import new_bundle, seal
+from hadskip_export.exporters.sign import Signer
 from hadskip_export.exporters.weights import place_graph, read_places, write_tensors
 from hadskip_export.modeling.checkpoint import hugging_face_config, load_classifier, load_gated
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
@@ -119,7 +120,13 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
 
 
 def write_bundle(
-    source: Source, out: Path, plan: EnginePlan | None = None, golden: list[Text] | None = None, *, force: bool = False
+    source: Source,
+    out: Path,
+    plan: EnginePlan | None = None,
+    golden: list[Text] | None = None,
+    *,
+    force: bool = False,
+    signer: Signer | None = None,
 ) -> ParityReport | None:
     """Writes a bundle and checks its engine against PyTorch, where this machine can run it; see `build`."""
     plan = plan or EnginePlan.of()
@@ -141,6 +148,8 @@ def write_bundle(
 
         info, report = engine.verify(bundle, engine.write(bundle, plan), check)
         seal(folder, replace(bundle.manifest, engines=(info,)))
+        if signer is not None:
+            signer.sign(folder)
     return report
 
 

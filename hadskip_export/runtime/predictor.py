@@ -23,6 +23,7 @@ from hadskip_export.runtime.loading import CHAINS, GATED, load_full, policy_of
 from hadskip_export.runtime.policies import CappedPolicy, ForcedPolicy, Policy
 from hadskip_export.runtime.programs.base import Program
 from hadskip_export.runtime.programs.chain import Chain
+from hadskip_export.runtime.signatures import check_signature
 from hadskip_export.runtime.tokenization import Encoded, Ids, Input, Tokenizer, pad, share_batches
 from hadskip_export.runtime.values import check_flag, real_number, whole_number
 from hadskip_export.support.errors import BudgetError, BundleError, EngineError, first_line
@@ -148,6 +149,7 @@ class Predictor:
         label_thresholds: Mapping[str, float] | None = None,
         allow_failed: bool = False,
         warm_up: bool = True,
+        verify: str | Path | None = None,
     ) -> "Predictor":
         """Checks a bundle and loads its engines.
 
@@ -168,9 +170,12 @@ class Predictor:
                 in place of the bundle's.
             allow_failed: load an engine whose parity check failed, and take logits that are no finite numbers.
             warm_up: run every piece once, so that the first call is as fast as the second.
+            verify: a public key (PEM, elliptic curve); a bundle that its holder did not sign, as it is, is refused. See
+                `hadskip-export build --sign`.
 
         Raises:
-            BundleError: see `read_bundle`; also no such engine, a failed parity check, no full model in the bundle.
+            BundleError: see `read_bundle`, `check_signature`; also no such engine, a failed parity check, no full model
+                in the bundle.
             EngineError: the engine's library is missing or refuses a piece; no number of `threads`, or no flag.
             DataError: `label_thresholds` of a label that there is not, or no probability.
             BudgetError: no such `router`; `max_layers` is not between 1 and the number of layers; `budget` is beyond
@@ -179,6 +184,8 @@ class Predictor:
         """
         started = time.perf_counter()
         bundle = read_bundle(path)
+        if verify is not None:
+            check_signature(bundle.path, verify)
         predictor = cls(
             bundle,
             LoadOptions(
