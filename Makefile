@@ -96,7 +96,7 @@ lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet uv
 	build/lock/bin/uv pip compile $(LOCKED) --extra ort pyproject.toml -o requirements-serve.txt
-	build/lock/bin/uv pip compile $(LOCKED) --extra ort --extra serve pyproject.toml -o docker/requirements.txt
+	build/lock/bin/uv pip compile $(LOCKED) --extra ort --extra serve --extra sign --extra traces pyproject.toml -o docker/requirements.txt
 
 LOCKED := --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c constraints.txt
 

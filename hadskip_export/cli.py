@@ -195,6 +195,9 @@ _label_thresholds = click.option(
 )
 
 
+_verify = click.option("--verify", metavar="KEY", help="Refuse a bundle that this public key's holder did not sign.")
+
+
 def _engine(command: Any) -> Any:
     """The options that choose one of a bundle's engines."""
     options = (
@@ -317,6 +320,7 @@ def train(
 @click.option("--golden", type=click.Path(path_type=Path), help="Texts, one a line, to keep as golden inputs.")
 @click.option("--no-full", is_flag=True, help="Leave the fine-tuned BERT out (no kill switch, no bench).")
 @click.option("--force", is_flag=True, help="Replace a bundle that --out is.")
+@click.option("--sign", metavar="KEY", help="Sign it with this private key (PEM); of a bundle, also without --engine.")
 @_json
 def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
     """Export the pieces of a run (SOURCE), check them against PyTorch, write a bundle.
@@ -366,7 +370,9 @@ def optimize(json_file: Path | None, **options: Any) -> None:
 @click.option("--batch-tokens", default=Limits.batch_tokens, show_default=True, help="Computed together.")
 @click.option("--body", default=Limits.body, show_default=True, help="The most bytes of a request.")
 @click.option("--timeout", default=Limits.timeout, show_default=True, help="Seconds until a request is given up.")
+@click.option("--traces", is_flag=True, help="Send OpenTelemetry traces to where OTEL_EXPORTER_OTLP_ENDPOINT says.")
 @_label_thresholds
+@_verify
 @_engine
 def serve(label_thresholds: Sequence[str], token: str | None, **options: Any) -> None:
     """Serve a bundle over HTTP, by the routes that clients of text-embeddings-inference and Hugging Face know."""
@@ -393,6 +399,7 @@ def serve(label_thresholds: Sequence[str], token: str | None, **options: Any) ->
 @click.option("--max-layers", type=int, help="The most layers an input may run.")
 @click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
 @_label_thresholds
+@_verify
 @_engine
 @_columns("text", "pair")
 def predict(
@@ -420,6 +427,7 @@ def predict(
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", help=f"Labelled texts ({FILES}) to compare on and to measure the metric on.")
+@_verify
 @_engine
 @_columns(*COLUMNS)
 @_json

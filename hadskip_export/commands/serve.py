@@ -1,5 +1,6 @@
 """`serve`: a bundle behind HTTP, as text-embeddings-inference's clients and Hugging Face's speak it."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def serve(
     batch_tokens: int = Limits.batch_tokens,
     body: int = Limits.body,
     timeout: float = Limits.timeout,
+    traces: bool = False,
     **options: Any,
 ) -> None:
     """Serves until it is told to end (SIGTERM, Ctrl-C), then answers what it has accepted. A bundle that takes the
@@ -33,13 +35,14 @@ def serve(
         token: what clients must send as their bearer token; nothing if left out.
         least_budget: while requests queue, lower the budget step by step, down to this one.
         inputs, queue, batch_tokens, body, timeout: how much is taken on, see `serving.limits.Limits`.
+        traces: send a trace of each request to an OpenTelemetry collector, see `serving.traces`.
         options: as for `Predictor.load`.
 
     Raises:
         DataError: limits that are no numbers above 0; a port that is taken; an empty token, or one that no header can
             hold.
         BudgetError: `least_budget` that cannot be.
-        EngineError: the server's libraries are missing.
+        EngineError: the libraries of the server, or of `traces`, are missing.
         HadskipError: see `Predictor.load`.
     """
     for library in ("uvicorn", "fastapi", "prometheus_client"):
@@ -47,14 +50,19 @@ def serve(
     from hadskip_export.serving.app import create_app
     from hadskip_export.serving.server import listen, run
     from hadskip_export.serving.service import Service
+    from hadskip_export.serving.traces import Traces, exported
 
     limits = Limits(inputs, queue, batch_tokens, body, timeout)
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise DataError("--token (or HADSKIP_TOKEN): empty, or more than printable ASCII; leave it out to serve all")
     if least_budget is not None and options.get("router") == "full":
         raise BudgetError(f"--least-budget {least_budget:g}: --router full runs every layer, whatever the budget")
-    with listen(host, port) as place:
-        service = Service(lambda: Predictor.load(bundle, **options), Path(bundle), limits, least_budget)
+    with ExitStack() as open_until_the_end:
+        place = open_until_the_end.enter_context(listen(host, port))
+        told = open_until_the_end.enter_context(exported()) if traces else Traces()
+        service = Service(lambda: Predictor.load(bundle, **options), Path(bundle), limits, least_budget, traces=told)
+        app = create_app(service, token)
+        told.watch(app)
         say(f"{service.predictor!r}")
         say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
-        run(create_app(service, token), service, place)
+        run(app, service, place)

@@ -21,6 +21,7 @@ from hadskip_export.runtime.tokenization import Encoded
 from hadskip_export.serving.limits import Limits, RequestError
 from hadskip_export.serving.load import LoadControl
 from hadskip_export.serving.metrics import Metrics
+from hadskip_export.serving.traces import Traces
 
 Answers = tuple[np.ndarray, np.ndarray]  # logits, float32 [n, labels]; routes, bool [n, L]
 
@@ -49,6 +50,9 @@ class _Request:
     budget: float | None
     answers: "asyncio.Future[Answers]"
     came: float = field(default_factory=time.monotonic)
+    began: float | None = None  # to be computed, with so many inputs; and when it was
+    ended: float | None = None
+    inputs_together: int = 0
 
     @property
     def tokens(self) -> int:
@@ -61,8 +65,8 @@ class _Request:
 class Batcher:
     """The queue before the engine. To be used from one event loop."""
 
-    def __init__(self, limits: Limits, metrics: Metrics):
-        self._limits, self._metrics = limits, metrics
+    def __init__(self, limits: Limits, metrics: Metrics, traces: Traces):
+        self._limits, self._metrics, self._traces = limits, metrics, traces
         self._waiting: deque[_Request] = deque()
         self._inputs = 0  # that have come and are not answered
         self._came = asyncio.Event()
@@ -110,7 +114,19 @@ class Batcher:
         request = _Request(served, encoded, budget, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         self._came.set()
-        return await request.answers
+        try:
+            return await request.answers
+        finally:
+            self._trace(request)
+
+    def _trace(self, request: _Request) -> None:
+        """Of one that is given up, too, as far as it came."""
+        now = time.monotonic()
+        began = now if request.began is None else request.began
+        self._traces.span("queue", request.came, began)
+        if request.began is not None:
+            ended = now if request.ended is None else request.ended
+            self._traces.span("compute", began, ended, inputs_together=request.inputs_together)
 
     async def close(self) -> None:
         """Whoever still waits is left without an answer: a server asks for this when nobody does."""
@@ -133,17 +149,20 @@ class Batcher:
             if not batch:
                 continue
             started, control = time.monotonic(), batch[0].served.control
+            inputs = sum(len(request.encoded) for request in batch)
+            for request in batch:
+                request.began, request.inputs_together = started, inputs
             control.begins(started)
             found = await loop.run_in_executor(self._engine, self._compute, batch)
             ended = time.monotonic()
             for request, answers in zip(batch, found, strict=True):
+                request.ended = ended
                 if request.answers.done():  # given up
                     continue
                 if isinstance(answers, Exception):
                     request.answers.set_exception(answers)
                 else:
                     request.answers.set_result(answers)
-            inputs = sum(len(request.encoded) for request in batch)
             self._pace = 0.9 * self._pace + 0.1 * (ended - started) / max(1, inputs)
             self._metrics.batch.observe(inputs)
             control.saw(started - min(request.came for request in batch), ended)

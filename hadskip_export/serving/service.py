@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from hadskip_export.serving.batcher import Batcher, Served
 from hadskip_export.serving.limits import Limits, RequestError
 from hadskip_export.serving.load import LoadControl
 from hadskip_export.serving.metrics import Metrics
+from hadskip_export.serving.traces import Traces
 from hadskip_export.support.errors import BudgetError, DataError
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at whether the bundle was replaced
@@ -43,16 +45,26 @@ class Service:
         load: reads the bundle, now and each time that it was replaced.
         path: where it lies.
         floor: the fewest layers, on average, that load may lower the budget to; it does not where left out.
+        traces: of what is done for a request; none if left out.
 
     Raises:
         BudgetError: a floor that is no budget of the bundle, or not below the one in use.
         HadskipError: see `Predictor.load`.
     """
 
-    def __init__(self, load: Callable[[], Predictor], path: Path, limits: Limits, floor: float | None = None):
+    def __init__(
+        self,
+        load: Callable[[], Predictor],
+        path: Path,
+        limits: Limits,
+        floor: float | None = None,
+        *,
+        traces: Traces | None = None,
+    ):
         self.limits = limits
         self.ending = False  # still answering, but to be asked no more
         self._load, self._file, self._floor = load, path / MANIFEST, floor
+        self._traces = traces or Traces()
         self._served = self._read()
         self.metrics = Metrics(self.predictor.bundle.manifest.model.layers)
         self.metrics.serves(self.predictor)
@@ -62,7 +74,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """While the event loop serves."""
-        self._batcher = Batcher(self.limits, self.metrics)
+        self._batcher = Batcher(self.limits, self.metrics, self._traces)
         watch = asyncio.create_task(self._watch())
         try:
             yield
@@ -135,7 +147,9 @@ class Service:
         self, batcher: Batcher, served: Served, texts: Sequence[Text], budget: float | None, truncate: bool
     ) -> list[Answered]:
         predictor = served.predictor
+        began = time.monotonic()
         encoded = await asyncio.to_thread(predictor.tokenizer.encode, list(texts))
+        self._traces.span("tokenize", began, time.monotonic(), inputs=len(texts), tokens=sum(map(len, encoded)))
         truncated = [item.truncated for item in encoded]
         if any(truncated) and not truncate:
             raise DataError(

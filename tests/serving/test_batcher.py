@@ -15,6 +15,7 @@ from hadskip_export.serving.batcher import Batcher, Served
 from hadskip_export.serving.limits import Limits, RequestError
 from hadskip_export.serving.load import LoadControl
 from hadskip_export.serving.metrics import Metrics
+from hadskip_export.serving.traces import Traces
 from hadskip_export.support.errors import BudgetError, EngineError
 from tests.conftest import sentences
 
@@ -50,7 +51,7 @@ def tried(check, predictor, limits: Limits | None = None, budgets: Sequence[floa
     """Runs `check(batcher, served)` on a loop of its own."""
 
     async def run():
-        batcher = Batcher(limits or Limits(), Metrics(4))
+        batcher = Batcher(limits or Limits(), Metrics(4), Traces())
         try:
             return await check(batcher, Served(predictor, LoadControl(budgets)))
         finally:
