@@ -9,7 +9,7 @@ DEMO_FLAGS ?=
 BUNDLE ?= $(DEMO_OUT)/bundle
 
 .PHONY: install demo test lint types check docs bench bench-gpu cuda gpu gpu-hour node optimum slow support fuzz chaos trt \
-	lock docker audit clean
+	lock docker triton audit clean
 
 install: $(STAMP)
 
@@ -90,6 +90,13 @@ trt: $(STAMP)
 cuda: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt cuda-bindings nvidia-cuda-nvrtc
 	$(BIN)/python -m pytest tests/runtime/engines/torch_cuda/test_kernels.py -m "not gpu"
+
+# Bundles in Triton Inference Server itself, which a wheel brings; in an environment of its own, for it needs an older
+# numpy.
+triton: $(STAMP)
+	$(PYTHON) -m venv build/triton
+	build/triton/bin/pip install --quiet -r examples/triton/requirements.txt -e ".[ort]"
+	$(BIN)/python -m pytest tests/triton -m slow
 
 # What a serving machine and the image install, by version and hash, after a change of pyproject.toml or constraints.txt.
 lock:

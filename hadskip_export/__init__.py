@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for editors; to import them all would bring torch
     from hadskip_export.commands.push import push
     from hadskip_export.commands.serve import serve
     from hadskip_export.commands.train import train
+    from hadskip_export.commands.triton import triton
     from hadskip_export.commands.validate import validate
 
 __version__ = "0.2.0.dev0"
@@ -39,6 +40,7 @@ __all__ = [
     "push",
     "serve",
     "train",
+    "triton",
     "validate",
 ]
 

@@ -459,6 +459,21 @@ def calibrate(json_file: Path | None, **options: Any) -> None:
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The model repository, new or not.")
+@click.option("--name", help="The model's; that of the bundle's folder if left out.")
+@click.option("--budget", type=float, help="Layers per input on average; the bundle's default point if left out.")
+@click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
+@click.option("--threads", type=int, help="The most threads a batch is computed with; all CPUs if left out.")
+@click.option("--max-batch", type=int, default=32, show_default=True, help="The most inputs computed together.")
+@click.option("--force", is_flag=True, help="Replace a model of that name that this command wrote.")
+@_engine
+def triton(**options: Any) -> None:
+    """Make a bundle a model of Triton Inference Server, whose Python then needs this package."""
+    click.echo(f"written: {hadskip_export.triton(**options)}")
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("repository")
 @click.option("--bench", help="What bench --json wrote of this bundle, for the page.")
 @click.option("--private", is_flag=True, help="Make the repository a private one, if there is none yet.")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[2] / "docs" / "service.md"
 TEXTS = [text for text, _ in sentences(300, 3)]
 # What wants more than this machine has: an environment of its own, a generator of load, a daemon of containers.
-LEFT_OUT = ("pip install", "python benchmarks/serving.py", "docker ")
+LEFT_OUT = ("pip install", "python benchmarks/serving.py", "docker ", "tritonserver")
 
 
 def parts() -> list[tuple[str, str]]:
