@@ -9,7 +9,7 @@ DEMO_FLAGS ?=
 BUNDLE ?= $(DEMO_OUT)/bundle
 
 .PHONY: install demo test lint types check docs bench bench-gpu cuda gpu gpu-hour node optimum slow support fuzz chaos trt \
-	lock docker triton audit clean
+	lock docker triton ray audit clean
 
 install: $(STAMP)
 
@@ -97,6 +97,12 @@ triton: $(STAMP)
 	$(PYTHON) -m venv build/triton
 	build/triton/bin/pip install --quiet -r examples/triton/requirements.txt -e ".[ort]"
 	$(BIN)/python -m pytest tests/triton -m slow
+
+# Files on a cluster of Ray's, with workers killed, and Ray Serve; in an environment of its own, for it is large.
+ray: $(STAMP)
+	$(PYTHON) -m venv build/ray
+	build/ray/bin/pip install --quiet -r examples/ray_serve/requirements.txt -e ".[ort]"
+	$(BIN)/python -m pytest tests/ray -m slow
 
 # What a serving machine and the image install, by version and hash, after a change of pyproject.toml or constraints.txt.
 lock:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for editors; to import them all would bring torch
     from hadskip_export.commands.predict import predict
     from hadskip_export.commands.pull import pull
     from hadskip_export.commands.push import push
+    from hadskip_export.commands.score import score
     from hadskip_export.commands.serve import serve
     from hadskip_export.commands.train import train
     from hadskip_export.commands.triton import triton
@@ -38,6 +39,7 @@ __all__ = [
     "predict",
     "pull",
     "push",
+    "score",
     "serve",
     "train",
     "triton",

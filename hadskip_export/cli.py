@@ -426,6 +426,34 @@ def predict(
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder of answers.")
+@click.option("--rows", type=int, default=10_000, show_default=True, help="Of a part, which is computed whole or not.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="At a bad row: stop, or give it an error for an answer and go on.",
+)
+@click.option("--ray", is_flag=True, help="On a cluster of Ray's: RAY_ADDRESS, or this machine alone.")
+@click.option("--workers", type=int, help="Of Ray, predictors that compute at a time; all CPUs' if left out.")
+@click.option("--threads", type=int, help="The most threads a predictor computes with; all CPUs, 1 with Ray.")
+@click.option("--budget", type=float, help="Layers per input on average; the bundle's default point if left out.")
+@click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
+@_label_thresholds
+@_verify
+@_engine
+@_columns("text", "pair")
+@_json
+def score(label_thresholds: Sequence[str], json_file: Path | None, **options: Any) -> None:
+    """Answer files of any size (INPUTS, or folders of them); called again, it goes on where it was stopped."""
+    done = hadskip_export.score(label_thresholds=_thresholds(label_thresholds), **options)
+    _show(text.scored(done, options["out"]), done, json_file)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", help=f"Labelled texts ({FILES}) to compare on and to measure the metric on.")
 @_verify
 @_engine

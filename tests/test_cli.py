@@ -323,7 +323,8 @@ def test_json_has_one_meaning_everywhere(made: Made, tmp_path: Path, command: st
 
 def test_every_command_with_a_result_has_json():
     having = {name for name, command in main.commands.items() if any(p.name == "json_file" for p in command.params)}
-    assert having == set(main.commands) - {"predict", "serve", "push", "pull"}  # which answer in JSON anyway, or a line
+    others = {"predict", "serve", "triton", "push", "pull"}  # which answer in JSON anyway, or a line
+    assert having == set(main.commands) - others
 
 
 def test_results_go_to_stdout_and_errors_to_stderr(made: Made):
@@ -781,7 +782,8 @@ def test_engines_that_are_not_there_are_refused_and_those_that_are_are_named(
 
 
 CUTTING = {"build": ["x"], "predict": ["x", "good"], "validate": ["x"], "calibrate": ["x", "--data", "y"],
-           "bench": ["x"], "serve": ["x"], "estimate": ["--model", "minilm", "--layers-run", 3]}  # fmt: skip
+           "bench": ["x"], "serve": ["x"], "score": ["x", "y", "--out", "z"], "triton": ["x", "--out", "z"],
+           "estimate": ["--model", "minilm", "--layers-run", 3]}  # fmt: skip
 
 
 def test_every_command_that_has_to_do_with_engines_knows_the_cuts():

@@ -234,7 +234,7 @@ PACKAGE = Path(hadskip_export.__file__).parent
 FLOORS = (
     {"support", "data", "routing"},
     {"modeling", "runtime"},
-    {"trainers", "exporters", "verification", "benchmark", "report", "serving"},
+    {"trainers", "exporters", "verification", "benchmark", "report", "serving", "bulk"},
     {"tuning"},
     {"commands"},
     {"cli"},

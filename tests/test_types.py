@@ -65,6 +65,8 @@ RESULTS = {
     "serve": "None",
     "optimize": "Optimization",
     "push": "Pushed",
+    "score": "Scored",
+    "triton": "Path",
     "pull": "Manifest",
 }
 

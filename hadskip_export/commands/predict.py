@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
-from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE, ProblemType
-from hadskip_export.data.tables import Columns, Refuse, TextRow, read_standard_input, read_texts
-from hadskip_export.runtime.answers import Prediction
+from hadskip_export.bulk.rows import PROBABILITY, Record, answered, as_json, record_of
+from hadskip_export.data.tables import Columns, read_standard_input, read_texts
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.errors import DataError
@@ -17,17 +16,8 @@ from hadskip_export.support.files import replaced
 from hadskip_export.support.progress import say
 
 OnError = Literal["stop", "skip"]
-Record = dict[str, Any]
 CHUNK = 1024  # inputs held at a time
 STANDARD_INPUT = "-"
-PROBABILITY = "probability_"  # what a table's columns of the classes begin with
-SHOWN: dict[ProblemType, tuple[str, ...]] = {
-    SINGLE: ("label", "probabilities"),
-    MULTI: ("labels", "probabilities"),
-    REGRESSION: ("score",),
-    RANKING: ("score",),
-}
-ALWAYS = ("layers", "truncated")
 
 
 def predict(
@@ -72,7 +62,7 @@ def predict(
     else:
         records = _of_rows(bundle, input, Columns(text_column, pair_column), on_error, options)
     if write is None:
-        return map(_json, records)
+        return map(as_json, records)
     write(records)
     return iter(())
 
@@ -83,7 +73,7 @@ def _parts(text: Text) -> Sequence[str]:
 
 def _of_texts(bundle: str | Path, texts: Sequence[Text], options: Record) -> Iterator[Record]:
     with Predictor.load(bundle, **options) as predictor:
-        yield from (_record(predictor, prediction) for prediction in predictor(list(texts)))
+        yield from (record_of(predictor, prediction) for prediction in predictor(list(texts)))
 
 
 def _of_rows(
@@ -103,53 +93,15 @@ def _of_rows(
     name = "standard input" if from_standard_input else str(input)
     with Predictor.load(bundle, **options) as predictor:
         while chunk := list(itertools.islice(rows, CHUNK)):
-            try:
-                predictions = predictor([row.text for row in chunk])
-            except DataError:
-                chunk = list(_those_taken(predictor, chunk, name, refuse))
-                predictions = predictor([row.text for row in chunk])
-            for row, prediction in zip(chunk, predictions, strict=True):
+            for found in answered(predictor, chunk, name, refuse):
                 done += 1
-                own = _record(predictor, prediction)
-                yield {"line": row.line, **_renamed(row.others, ("line", *own)), **own}
+                yield found
     if on_error == "skip":
         say(f"{done} rows done, {skipped} skipped")
 
 
-def _record(predictor: Predictor, prediction: Prediction) -> Record:
-    return {name: getattr(prediction, name) for name in (*SHOWN[predictor.problem.type], *ALWAYS)}
-
-
-def _renamed(others: Record, ours: Sequence[str]) -> Record:
-    """The input's other columns, none called like ours or like another: answers may be asked about again."""
-    taken, renamed = set(others), {}
-    for name, value in others.items():
-        new = name
-        while new in ours or new.startswith(PROBABILITY) or (new != name and new in taken):
-            new = f"input_{new}"
-        taken.add(new)
-        renamed[new] = value
-    return renamed
-
-
-def _those_taken(predictor: Predictor, chunk: list[TextRow], name: str, refuse: Refuse) -> Iterator[TextRow]:
-    """All but the rows with what the model does not know, which are refused by their line."""
-    for row in chunk:
-        try:
-            predictor.tokenizer.encode([row.text])
-        except DataError as error:
-            refuse(DataError(f"{name}, line {row.line}: {str(error).partition(': ')[2]}"))
-            continue
-        yield row
-
-
-def _json(record: Record) -> str:
-    """A line of JSON; half of a character, which JSON can hold and UTF-8 cannot, stays an escape."""
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
-
-
 def _write_lines(records: Iterable[Record], file: TextIO) -> None:
-    file.writelines(_json(record) + "\n" for record in records)
+    file.writelines(as_json(record) + "\n" for record in records)
 
 
 def _write_table(records: Iterable[Record], file: TextIO) -> None:

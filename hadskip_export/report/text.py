@@ -10,7 +10,10 @@ from hadskip_export.data.problems import SINGLE, Problem
 from hadskip_export.support.words import counted
 
 if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves has not
+    from pathlib import Path
+
     from hadskip_export.benchmark.measure import Figures
+    from hadskip_export.bulk.job import Scored
     from hadskip_export.commands.bench import Benchmark, Row
     from hadskip_export.commands.calibrate import Calibration
     from hadskip_export.commands.demo import Demo, Example
@@ -396,6 +399,14 @@ def _point(point: Point, manifest: Manifest) -> Iterator[str]:
     yield f"  {point.budget:g} of {counted(manifest.model.layers, 'layer')}{default}: {met}"
     for route, share in point.routes:
         yield f"    {share:>6.1%}  {', '.join(map(str, route)) or 'none'}"
+
+
+def scored(done: Scored, out: Path) -> Lines:
+    """Of `score`."""
+    lines = [f"{done.rows:,} rows in {counted(done.parts, 'part')}, {done.computed:,} of them computed now"]
+    if done.refused:
+        lines.append(f"{done.refused:,} of these have an error for an answer")
+    return [*lines, f"written: {out}"]
 
 
 def diagnosis(found: Diagnosis) -> Lines:

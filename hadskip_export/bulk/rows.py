@@ -1,0 +1,74 @@
+"""Answers as rows of a file: what of a prediction is told, beside the row's other columns."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE, ProblemType
+from hadskip_export.data.tables import Refuse, TextRow
+from hadskip_export.runtime.answers import Prediction
+from hadskip_export.runtime.predictor import Predictor
+from hadskip_export.support.errors import DataError
+
+Record = dict[str, Any]
+LINE = "line"
+PROBABILITY = "probability_"  # what a table's columns of the classes begin with
+SHOWN: dict[ProblemType, tuple[str, ...]] = {
+    SINGLE: ("label", "probabilities"),
+    MULTI: ("labels", "probabilities"),
+    REGRESSION: ("score",),
+    RANKING: ("score",),
+}
+ALWAYS = ("layers", "truncated")
+
+
+def answered(predictor: Predictor, rows: Sequence[TextRow], name: str, refuse: Refuse) -> list[Record]:
+    """Each row's line, its other columns under names that are none of ours, and its answer.
+
+    Args:
+        name: the file's, for errors.
+        refuse: of a row with what the model does not know; see `data.tables.read_rows`.
+    """
+    try:
+        predictions = predictor([row.text for row in rows])
+    except DataError:
+        rows = list(_those_taken(predictor, rows, name, refuse))
+        predictions = predictor([row.text for row in rows])
+    found = []
+    for row, prediction in zip(rows, predictions, strict=True):
+        own = record_of(predictor, prediction)
+        found.append({LINE: row.line, **_renamed(row.others, (LINE, *own)), **own})
+    return found
+
+
+def record_of(predictor: Predictor, prediction: Prediction) -> Record:
+    """The fields of `Prediction` that are of the model's kind, `SHOWN`."""
+    return {name: getattr(prediction, name) for name in (*SHOWN[predictor.problem.type], *ALWAYS)}
+
+
+def _renamed(others: Record, ours: Sequence[str]) -> Record:
+    """The input's other columns, none called like ours or like another: answers may be asked about again."""
+    taken, renamed = set(others), {}
+    for name, value in others.items():
+        new = name
+        while new in ours or new.startswith(PROBABILITY) or (new != name and new in taken):
+            new = f"input_{new}"
+        taken.add(new)
+        renamed[new] = value
+    return renamed
+
+
+def _those_taken(predictor: Predictor, rows: Sequence[TextRow], name: str, refuse: Refuse) -> Iterator[TextRow]:
+    """All but the rows with what the model does not know, which are refused by their line."""
+    for row in rows:
+        try:
+            predictor.tokenizer.encode([row.text])
+        except DataError as error:
+            refuse(DataError(f"{name}, line {row.line}: {str(error).partition(': ')[2]}"))
+            continue
+        yield row
+
+
+def as_json(record: Record) -> str:
+    """A line of JSON; half of a character, which JSON can hold and UTF-8 cannot, stays an escape."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()

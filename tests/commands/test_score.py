@@ -1,0 +1,207 @@
+"""Files of any size, in parts: what is written is what `predict` would have said, however often it was stopped."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import hadskip_export
+from hadskip_export import score
+from hadskip_export.bulk.job import Job, Scored
+from hadskip_export.data.tables import Columns
+from hadskip_export.runtime import Predictor
+from hadskip_export.support.files import replaced
+from tests.conftest import sentences, write_csv
+from tests.exporters.changing import copy_of
+from tests.runtime.editing import change_manifest, outcome
+from tests.test_cli import equal, lines, program, run, succeeded
+
+TEXTS = [text for text, _ in sentences(57, 4)]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> list[Path]:
+    """Of several kinds, with other columns."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_csv(folder / "a.csv", [(text, f"a{number}") for number, text in enumerate(TEXTS[:20])], ("text", "id"))
+    rows = [{"text": text, "id": f"b{number}", "when": None} for number, text in enumerate(TEXTS[20:37])]
+    (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.table({"text": TEXTS[37:], "id": [f"c{n}" for n in range(20)]}), folder / "c.parquet")
+    return sorted(folder.iterdir())
+
+
+def parts(out: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in sorted(out.glob("*.jsonl"))}
+
+
+def answers(out: Path, name: str) -> list[dict]:
+    return [record for part, text in parts(out).items() if part.startswith(f"{name}-") for record in lines(text)]
+
+
+def test_the_answers_are_those_of_predict_in_the_order_of_the_rows(bundle: Path, inputs: list[Path], tmp_path: Path):
+    out = tmp_path / "out"
+    result = succeeded(run("score", bundle, inputs[0].parent, "--out", out, "--rows", 7))
+    assert result.stdout.splitlines() == ["57 rows in 9 parts, 9 of them computed now", f"written: {out}"]
+    assert len(parts(out)) == 9
+    for file in inputs:
+        assert equal(answers(out, file.name), [json.loads(line) for line in hadskip_export.predict(bundle, input=file)])
+
+
+def test_called_again_it_computes_what_is_missing_and_nothing_else(bundle: Path, inputs, tmp_path: Path):
+    out = tmp_path / "out"
+    score(bundle, inputs, out, rows=7)
+    wanted = parts(out)
+    times = {file.name: file.stat().st_mtime_ns for file in out.glob("*.jsonl")}
+    for name in ("a.csv-000001.jsonl", "c.parquet-000002.jsonl"):
+        (out / name).unlink()
+    assert score(bundle, inputs, out, rows=7) == Scored(rows=57, refused=0, parts=9, computed=2)
+    assert parts(out) == wanted
+    kept = {file.name for file in out.glob("*.jsonl") if times[file.name] == file.stat().st_mtime_ns}
+    assert len(kept) == 7
+
+
+def test_killed_again_and_again_it_ends_with_the_same_files(bundle: Path, tmp_path: Path):
+    file = write_csv(tmp_path / "many.csv", [(text, "x") for text in TEXTS * 40], ("text", "id"))
+    score(bundle, [file], tmp_path / "wanted", rows=50, threads=1)
+    out = tmp_path / "out"
+    command = ["score", bundle, file, "--out", out, "--rows", 50, "--threads", 1]
+    killed = 0
+    for moment in (0.05, 0.2, 0.4, 0.8):
+        process = program(*command)
+        while process.poll() is None and not list(out.glob("*.jsonl")):
+            time.sleep(0.02)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed, "it was never in the middle of it"
+    succeeded(run(*command))
+    assert parts(out) == parts(tmp_path / "wanted")
+    assert {file.name for file in out.iterdir()} == {"score.json", *parts(out)}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.integers(1, 60), bad=st.sets(st.integers(0, 29)))
+def test_each_row_has_an_answer_or_an_error_in_its_place(whole_bundle: Path, tmp_path: Path, rows: int, bad: set[int]):
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    values = [None if number in bad else TEXTS[number] for number in range(30)]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
+    done = score(whole_bundle, [file], tmp_path / "out", rows=rows, on_error="skip", threads=1)
+    found = answers(tmp_path / "out", "data.jsonl")
+    if len(bad) == 30:
+        assert not any("label" in record for record in found)
+        return
+    assert [record["line"] for record in found] == list(range(1, 31))
+    assert {record["line"] - 1 for record in found if "error" in record} == bad
+    assert done.rows == 30 and done.refused == len(bad)
+
+
+def test_a_bad_row_ends_it_and_the_mended_file_alone_is_computed_anew(bundle: Path, inputs, tmp_path: Path, capsys):
+    out, second = tmp_path / "out", inputs[1]
+    content = second.read_text()
+    second.write_text(content + '{"id": 1}\n')
+    assert f"{second}, line 18:" in outcome(lambda: score(bundle, inputs, out, rows=7))
+    second.write_text(content)
+    done = score(bundle, inputs, out, rows=7)
+    assert "b.jsonl: another file than before" in capsys.readouterr().err
+    assert done == Scored(rows=57, refused=0, parts=9, computed=6)
+    score(bundle, inputs, tmp_path / "plain", rows=7)
+    assert parts(out) == parts(tmp_path / "plain")
+
+
+def test_answers_of_other_work_are_never_mixed(bundle: Path, inputs, tmp_path: Path):
+    out = tmp_path / "out"
+    score(bundle, inputs[:1], out, rows=7)
+    other = copy_of(bundle, tmp_path)
+    change_manifest(other, lambda plain: plain["points"][0].update(mean_layers=1.9))
+    for attempt, what in (
+        (lambda: score(other, inputs[:1], out, rows=7), "bundle"),
+        (lambda: score(bundle, inputs[:1], out, rows=8), "rows"),
+        (lambda: score(bundle, inputs[:1], out, rows=7, router="full"), "options"),
+        (lambda: score(bundle, inputs[:1], out, rows=7, on_error="skip"), "skips"),
+    ):
+        assert f"has answers of another {what}" in outcome(attempt)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert "is no folder of answers" in outcome(lambda: score(bundle, inputs[:1], tmp_path / "full"))
+
+
+def test_whoever_finds_another_writing_the_same_part_waits_for_it(bundle: Path, inputs, tmp_path: Path):
+    score(bundle, inputs[:1], tmp_path / "wanted", rows=20)
+    out = tmp_path / "out"
+    out.mkdir()
+    job = Job(bundle, {"a.csv": inputs[0]}, out, 20, Columns(), skips=False)
+    [part] = job.parts("a.csv")
+    with Predictor.load(bundle, threads=1) as predictor, ThreadPoolExecutor() as pool:
+        with replaced(part.place) as held:
+            waiting = pool.submit(job.write, predictor, part)
+            time.sleep(0.5)
+            assert not waiting.done()
+            held.write_text("what the other wrote\n")
+        waiting.result(timeout=30)
+        assert part.place.read_text() == "what the other wrote\n"
+        part.place.unlink()
+        job.write(predictor, part)
+    assert parts(out) == parts(tmp_path / "wanted")
+
+
+def test_a_file_more_is_only_more_work(bundle: Path, inputs, tmp_path: Path):
+    score(bundle, inputs[:2], tmp_path / "out", rows=7)
+    assert score(bundle, inputs, tmp_path / "out", rows=7).computed == 3
+
+
+def test_a_file_of_which_nothing_can_be_read_is_no_reason_to_leave_out_others(bundle: Path, inputs, tmp_path, capsys):
+    inputs[0].write_text("text,id\n")
+    assert "no rows that can be used" in outcome(lambda: score(bundle, inputs, tmp_path / "stop"))
+    assert score(bundle, inputs, tmp_path / "out", on_error="skip").rows == 37
+    assert f"left out: {inputs[0]}" in capsys.readouterr().err
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(bundle: Path, inputs, tmp_path: Path):
+    out, twin = tmp_path / "out", tmp_path / "twin"
+    twin.mkdir()
+    shutil.copy(inputs[0], twin)
+    (tmp_path / "none").mkdir()
+    refused = {
+        "has the same name": lambda: score(bundle, [inputs[0], twin / "a.csv"], out),
+        "no file to score": lambda: score(bundle, [tmp_path / "none"], out),
+        "no such file": lambda: score(bundle, [tmp_path / "a.csv"], out),
+        "--rows=0": lambda: score(bundle, inputs, out, rows=0),
+        "--workers 2: goes with --ray": lambda: score(bundle, inputs, out, workers=2),
+        "not a bundle": lambda: score(tmp_path, inputs, out),
+    }
+    for message, attempt in refused.items():
+        assert message in outcome(attempt)
+    assert not out.exists()
+
+
+SCORE = """
+import resource, sys
+from hadskip_export import score
+score(sys.argv[1], [sys.argv[2]], sys.argv[3], threads=1, rows=200)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(whole_bundle: Path, tmp_path: Path):
+    peaks = []
+    for factor in (1, 30):
+        file = write_csv(tmp_path / f"{factor}.csv", [(text * 5, "x") for text in TEXTS * 10 * factor], ("text", "id"))
+        command = [sys.executable, "-c", SCORE, whole_bundle, file, tmp_path / f"out{factor}"]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True, env=os.environ)
+        peaks.append(int(done.stdout))
+    assert peaks[1] < 1.1 * peaks[0]
