@@ -8,15 +8,19 @@ one twice writes the same file.
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hadskip_export.bulk.rows import LINE, Record, answered, as_json
+import filelock
+
+from hadskip_export.bulk.rows import CHUNK, LINE, answered, as_json
 from hadskip_export.data.columnar import PARQUET, STATE
-from hadskip_export.data.tables import BETWEEN, Columns, TextRow, kind_of, read_texts
+from hadskip_export.data.tables import BETWEEN, NO_ROWS, Columns, RowError, TextRow, kind_of, read_texts
 from hadskip_export.runtime.bundle import MANIFEST
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.digests import sha256
@@ -26,25 +30,26 @@ from hadskip_export.support.progress import say
 
 STATE_FILE = "score.json"
 KINDS = (*BETWEEN, ".jsonl", PARQUET)
-CHUNK = 1024  # inputs computed with one call
+MOST_BAD = 100_000  # rows, one after the other: all are held until there is a good one
 ERROR = "error"
+CHANGES_NO_ANSWER = ("threads", "spinning", "verify", "warm_up")  # of the options
+
+State = list[int]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive rows of an input.
+    """Consecutive rows of an input, or the errors of those that cannot be read.
 
     Args:
-        rows: those that could be read; none where their answers are there already.
-        refused: the records of those that could not.
-        count: of all of them.
+        done: whether its answers are there; then the rows are left out.
     """
 
     place: Path
     name: str
-    rows: Sequence[TextRow]
-    refused: Sequence[Record]
+    rows: Sequence[TextRow | RowError]
     count: int
+    done: bool
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,14 @@ class Scored:
         rows: of all inputs.
         refused: that have an error in the place of an answer, among the parts that were computed now.
         parts, computed: files of answers, and how many of them were not there before.
+        empty: inputs without a row.
     """
 
     rows: int = 0
     refused: int = 0
     parts: int = 0
     computed: int = 0
+    empty: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Job:
     """
     Args:
         inputs: name -> file; the name is what its answers are called.
+        states: of each when the work began.
         rows: of a part.
         skips: whether a bad row gets an error for an answer; else it ends the work.
         options: as for `Predictor.load`.
@@ -75,120 +83,164 @@ class Job:
 
     bundle: Path
     inputs: dict[str, Path]
+    states: dict[str, State]
     out: Path
     rows: int
     columns: Columns
     skips: bool
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, bundle: Path, inputs: dict[str, Path], out: Path, rows: int, columns: Columns, *, skips: bool,
+        **options: Any,
+    ) -> "Job":  # fmt: skip
+        """With the inputs as they are now."""
+        states = {name: _state(file) for name, file in inputs.items()}
+        return cls(bundle, inputs, states, out, rows, columns, skips, options)
 
     def parts(self, name: str) -> Iterator[Part]:
         """Reads an input. Of what is done rows are only counted.
 
         Raises:
-            DataError: see `read_texts`; a bad row, unless they are skipped.
+            DataError: see `read_texts`; a bad row, unless they are skipped. A file without a row is none.
         """
-        refused: list[Record] = []
-        found = self._rows_of(name, refused)
+        entries = self._entries(name)
         for number in itertools.count():
-            rows = list(itertools.islice(found, self.rows))
-            if not rows and not refused:
+            rows = list(itertools.islice(entries, self.rows))
+            if not rows:
                 return
-            place, count, bad = self._place(name, number), len(rows) + len(refused), tuple(refused)
-            refused.clear()
-            yield Part(place, name, () if place.exists() else rows, bad, count)
+            place = self.out / f"{name}-{number:06d}.jsonl"
+            done = place.exists()
+            yield Part(place, name, () if done else rows, len(rows), done)
 
-    def _rows_of(self, name: str, refused: list[Record]) -> Iterator[TextRow]:
-        file = self.inputs[name]
+    def _entries(self, name: str) -> Iterator[TextRow | RowError]:
+        """Rows and errors by their line: a reader looks ahead."""
+        waiting: list[RowError] = []
         try:
-            yield from read_texts(file, self.columns, lambda error: self._refuse(file, error, refused))
+            for row in read_texts(self.inputs[name], self.columns, lambda error: self._refuse(error, waiting)):
+                while waiting and waiting[0].line < row.line:
+                    yield waiting.pop(0)
+                yield row
         except DataError as error:
-            if not self.skips:
+            if not str(error).endswith(NO_ROWS):
                 raise
-            say(f"left out: {error}")  # a file of which nothing can be read; others can
+        yield from waiting
 
-    def _refuse(self, file: Path, error: DataError, refused: list[Record]) -> None:
+    def _refuse(self, error: RowError, refused: list[RowError]) -> None:
         if not self.skips:
             raise DataError(f"{error}; mend that row, or go on past bad rows with --on-error skip") from error
-        line, _, problem = str(error).removeprefix(f"{file}, line ").partition(": ")
-        refused.append({LINE: int(line), ERROR: problem})
+        if len(refused) >= MOST_BAD:
+            raise DataError(f"{error}; so were {MOST_BAD:,} rows before it, one after the other; leave them out")
+        refused.append(error)
 
     def write(self, predictor: Predictor, part: Part) -> int:
-        """Computes a part's answers and writes them; returns how many of its rows were refused."""
-        refused, records, file = list(part.refused), [], self.inputs[part.name]
-        for start in range(0, len(part.rows), CHUNK):
-            rows = part.rows[start : start + CHUNK]
-            records += answered(predictor, rows, str(file), lambda error: self._refuse(file, error, refused))
-        every = sorted([*records, *refused], key=lambda record: record[LINE])
+        """Computes a part's answers and writes them; returns how many of its rows were refused.
+
+        Raises:
+            DataError: a bad row, unless they are skipped; the input is no longer what it was when the work began.
+        """
+        file = self.inputs[part.name]
+        refused = [row for row in part.rows if isinstance(row, RowError)]
+        rows, records = [row for row in part.rows if not isinstance(row, RowError)], []
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            records += answered(predictor, chunk, str(file), lambda error: self._refuse(error, refused), (ERROR,))
+        records += [{LINE: error.line, ERROR: error.problem} for error in refused]
+        records.sort(key=lambda record: record[LINE])
+        if _state(file) != self.states[part.name]:
+            raise DataError(f"{file}: was changed meanwhile; run the same command again")
         while not part.place.exists():
             try:
                 with replaced(part.place) as place:
-                    place.write_text("".join(f"{as_json(record)}\n" for record in every), encoding="utf-8")
+                    place.write_text("".join(f"{as_json(record)}\n" for record in records), encoding="utf-8")
             except BundleError:  # a worker that was taken for dead is writing the same
                 time.sleep(0.05)
         return len(refused)
 
-    def begin(self) -> None:
-        """Makes the folder, or goes on with one of the same work. The answers to a file that has changed go.
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """With the folder, which is this process's alone meanwhile: a new one, or one to go on with. The answers to a
+        file that has changed go.
 
         Raises:
-            DataError: it has the answers of other work, or is something else.
+            DataError: it has the answers of other work, or is something else; or another process works there.
         """
-        file = self.out / STATE_FILE
-        about, inputs = self._about(), {name: _state(path) for name, path in self.inputs.items()}
-        if file.is_file():
-            before = json.loads(file.read_text(encoding="utf-8"))
-            if changed := [name for name, value in about.items() if before["about"].get(name) != value]:
-                raise DataError(f"--out {self.out}: has answers of another {' and '.join(changed)}; choose another")
-            for name in (name for name, state in before["inputs"].items() if inputs.get(name) != state):
-                say(f"{name}: another file than before; its answers are computed anew")
-                for old in self.out.glob(f"{_escaped(name)}-*.jsonl"):
-                    old.unlink()
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        state = self.out / STATE_FILE
+        if self.out.exists() and not state.is_file() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise DataError(f"--out {self.out}: exists already, and is no folder of answers; choose another")
         self.out.mkdir(parents=True, exist_ok=True)
-        with replaced(file) as part:
-            part.write_text(json.dumps({"about": about, "inputs": inputs}, indent=2) + "\n", encoding="utf-8")
+        try:
+            with filelock.FileLock(self.out / ".lock", timeout=0):
+                inputs = self._compared(state) | self.states
+                with replaced(state) as part:
+                    text = json.dumps({"about": self._about(), "inputs": inputs}, indent=2)
+                    part.write_text(text + "\n", encoding="utf-8")
+                yield
+        except filelock.Timeout:
+            raise DataError(f"--out {self.out}: another process is working there; wait, or choose another") from None
+
+    def _compared(self, state: Path) -> dict[str, State]:
+        """The inputs that had answers before, and their states."""
+        parts = [file for file in self.out.iterdir() if re.search(r"-\d{6,}\.jsonl$", file.name)]
+        if not parts:
+            return {}
+        try:
+            before = json.loads(state.read_text(encoding="utf-8"))
+            known, about = dict(before["inputs"]), dict(before["about"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"--out {self.out}: {STATE_FILE} is not what score writes; choose another") from error
+        now = self._about()
+        if changed := sorted(name for name in {*now, *about} if about.get(name) != now.get(name)):
+            raise DataError(f"--out {self.out}: has answers of another {' and '.join(changed)}; choose another")
+        for name in (name for name in self.inputs if name in known and known[name] != self.states[name]):
+            say(f"{name}: another file than before; its answers are computed anew")
+            for file in parts:
+                if re.fullmatch(re.escape(name) + r"-\d{6,}\.jsonl", file.name):
+                    file.unlink()
+        return known
 
     def _about(self) -> dict[str, Any]:
-        """What answers depend on, apart from the inputs."""
-        columns = [self.columns.text, self.columns.pair]
-        return {
-            "bundle": sha256(self.bundle / MANIFEST), "options": json.loads(json.dumps(self.options)),
-            "columns": columns, "rows": self.rows, "skips": self.skips,
-        }  # fmt: skip
-
-    def _place(self, name: str, number: int) -> Path:
-        return self.out / f"{name}-{number:06d}.jsonl"
+        """What answers depend on, apart from the inputs; by names that say what differs."""
+        options = {name: value for name, value in self.options.items() if name not in CHANGES_NO_ANSWER and value}
+        options.setdefault("router", "gates")
+        columns = {"text column": self.columns.text, "pair column": self.columns.pair}
+        about = {"bundle": sha256(self.bundle / MANIFEST), "rows": self.rows, "on-error": self.skips}
+        return json.loads(json.dumps(about | columns | options, default=str))
 
 
 def inputs_of(places: Sequence[str | Path]) -> dict[str, Path]:
     """Name -> file: of each file its own, of a folder those of its files that can be read.
 
     Raises:
-        DataError: nothing there, or two files of one name.
+        DataError: nothing there, something else, or two files of one name.
     """
     found: dict[str, Path] = {}
-    for place in map(Path, places):
+    for place in (Path(place).absolute() for place in places):
         files = [place]
         if place.is_dir() and not (place / STATE).is_file():
-            files = sorted(file for file in place.iterdir() if kind_of(file) in KINDS)
+            files = sorted(file for file in place.iterdir() if kind_of(file) in KINDS and file.name[0] != ".")
             if not files:
                 raise DataError(f"{place}: no file to score in it ({', '.join(KINDS)})")
         for file in files:
             if not file.exists():
                 raise DataError(f"{file}: no such file")
+            if not file.is_dir() and kind_of(file) not in KINDS:
+                raise DataError(f"{file}: expected {', '.join(KINDS)}, or a folder of such")
             if file.name in found:
                 raise DataError(f"{file}: {found[file.name]} has the same name; score them to folders of their own")
             found[file.name] = file
     return found
 
 
-def _state(file: Path) -> list[int | str]:
-    """What another file in its place would not have."""
-    about = (file / STATE if file.is_dir() else file).stat()
-    return [str(file.resolve()), about.st_size, about.st_mtime_ns]
+def _state(file: Path) -> State:
+    """What another file in its place would not have.
 
-
-def _escaped(name: str) -> str:
-    """For `glob`."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+    Raises:
+        DataError: there is none any more.
+    """
+    try:
+        about = (file / STATE if file.is_dir() else file).stat()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from error
+    return [about.st_size, about.st_mtime_ns]

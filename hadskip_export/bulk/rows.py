@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE, ProblemType
-from hadskip_export.data.tables import Refuse, TextRow
+from hadskip_export.data.tables import Refuse, RowError, TextRow
 from hadskip_export.runtime.answers import Prediction
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.errors import DataError
 
 Record = dict[str, Any]
+OnError = Literal["stop", "skip"]
 LINE = "line"
+CHUNK = 1024  # inputs computed with one call
 PROBABILITY = "probability_"  # what a table's columns of the classes begin with
 SHOWN: dict[ProblemType, tuple[str, ...]] = {
     SINGLE: ("label", "probabilities"),
@@ -22,12 +24,24 @@ SHOWN: dict[ProblemType, tuple[str, ...]] = {
 ALWAYS = ("layers", "truncated")
 
 
-def answered(predictor: Predictor, rows: Sequence[TextRow], name: str, refuse: Refuse) -> list[Record]:
+def check_on_error(on_error: str) -> None:
+    """
+    Raises:
+        DataError: something else than what `OnError` has.
+    """
+    if on_error not in get_args(OnError):
+        raise DataError(f"on_error={on_error!r}: expected 'stop' or 'skip'")
+
+
+def answered(
+    predictor: Predictor, rows: Sequence[TextRow], name: str, refuse: Refuse, reserved: Sequence[str] = ()
+) -> list[Record]:
     """Each row's line, its other columns under names that are none of ours, and its answer.
 
     Args:
         name: the file's, for errors.
         refuse: of a row with what the model does not know; see `data.tables.read_rows`.
+        reserved: more names that are ours.
     """
     try:
         predictions = predictor([row.text for row in rows])
@@ -37,7 +51,7 @@ def answered(predictor: Predictor, rows: Sequence[TextRow], name: str, refuse: R
     found = []
     for row, prediction in zip(rows, predictions, strict=True):
         own = record_of(predictor, prediction)
-        found.append({LINE: row.line, **_renamed(row.others, (LINE, *own)), **own})
+        found.append({LINE: row.line, **_renamed(row.others, (LINE, *reserved, *own)), **own})
     return found
 
 
@@ -64,7 +78,7 @@ def _those_taken(predictor: Predictor, rows: Sequence[TextRow], name: str, refus
         try:
             predictor.tokenizer.encode([row.text])
         except DataError as error:
-            refuse(DataError(f"{name}, line {row.line}: {str(error).partition(': ')[2]}"))
+            refuse(RowError.of(name, row.line, str(error).partition(": ")[2]))
             continue
         yield row
 

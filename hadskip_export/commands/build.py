@@ -57,6 +57,10 @@ def build(
             if given:
                 raise BundleError(f"{option}: {path} is a bundle, to which an engine is added; leave it out")
         if engine is None and signer is not None:
+            if cut is not None or precision != "fp32":
+                raise BundleError(
+                    f"--precision, --cut: of an engine to add to {path}; say which --engine, or leave them"
+                )
             sign_as_it_is(path, signer)
             return None
         if engine is None:

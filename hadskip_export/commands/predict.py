@@ -5,9 +5,18 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import Any, TextIO
 
-from hadskip_export.bulk.rows import PROBABILITY, Record, answered, as_json, record_of
+from hadskip_export.bulk.rows import (
+    CHUNK,
+    PROBABILITY,
+    OnError,
+    Record,
+    answered,
+    as_json,
+    check_on_error,
+    record_of,
+)
 from hadskip_export.data.tables import Columns, read_standard_input, read_texts
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text
@@ -15,8 +24,6 @@ from hadskip_export.support.errors import DataError
 from hadskip_export.support.files import replaced
 from hadskip_export.support.progress import say
 
-OnError = Literal["stop", "skip"]
-CHUNK = 1024  # inputs held at a time
 STANDARD_INPUT = "-"
 
 
@@ -50,8 +57,7 @@ def predict(
             raised, `output` is as it was.
         HadskipError: see `Predictor.load` and `Predictor.__call__`.
     """
-    if on_error not in get_args(OnError):
-        raise DataError(f"on_error={on_error!r}: expected 'stop' or 'skip'")
+    check_on_error(on_error)
     if bool(texts) == (input is not None):
         raise DataError("give texts to classify, or --input, and not both")
     if empty := next((number for number, text in enumerate(texts, start=1) if "" in _parts(text)), None):

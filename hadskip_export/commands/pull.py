@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hadskip_export.runtime.bundle import DIGEST, MANIFEST, Manifest, read_bundle, read_manifest
+from hadskip_export.runtime.signatures import SIGNATURE
 from hadskip_export.support.errors import BundleError, HadskipError, first_line, optional_import
 from hadskip_export.support.files import new_folder
 
@@ -29,7 +30,7 @@ def pull(repository: str, out: str | Path, *, revision: str | None = None) -> Ma
     with new_folder(target) as part:
         try:
             commit = hub.HfApi().model_info(repository, revision=revision).sha
-            _fetch(hub, repository, commit, part, [MANIFEST, DIGEST])
+            _fetch(hub, repository, commit, part, [MANIFEST, DIGEST, SIGNATURE])
             if (part / MANIFEST).is_file():
                 _fetch(hub, repository, commit, part, list(read_manifest(part).files))
         except HadskipError:

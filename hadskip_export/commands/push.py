@@ -8,6 +8,7 @@ import msgspec
 
 from hadskip_export.report.card import Times, model_card
 from hadskip_export.runtime.bundle import DIGEST, MANIFEST, read_bundle
+from hadskip_export.runtime.signatures import SIGNATURE
 from hadskip_export.support.errors import BundleError, DataError, first_line, optional_import
 
 CARD = "README.md"
@@ -50,7 +51,8 @@ def push(
         EngineError: huggingface_hub is not installed.
     """
     opened = read_bundle(bundle)
-    files = tuple(sorted({*opened.manifest.files, MANIFEST, DIGEST}))
+    signed = (opened.path / SIGNATURE).is_file()
+    files = tuple(sorted({*opened.manifest.files, MANIFEST, DIGEST, *([SIGNATURE] if signed else [])}))
     card = model_card(opened.manifest, repository, None if bench is None else _times(Path(bench)))
     if dry_run:
         return Pushed(repository, None, files, card)
@@ -61,6 +63,8 @@ def push(
     try:
         api = hub.HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
+        if not signed and SIGNATURE in api.list_repo_files(repository):
+            operations.append(hub.CommitOperationDelete(path_in_repo=SIGNATURE))  # of the bundle that was there before
         commit = api.create_commit(repository, operations, commit_message="A bundle of hadskip-export")
     except Exception as error:  # the client raises whatever its transport does
         raise BundleError(f"{repository}: the hub did not take it ({first_line(error)})") from error

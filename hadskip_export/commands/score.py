@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from hadskip_export.bulk.here import score_here
 from hadskip_export.bulk.job import Job, Scored, inputs_of
+from hadskip_export.bulk.rows import OnError, check_on_error
 from hadskip_export.data.tables import Columns
 from hadskip_export.runtime.bundle import read_bundle
 from hadskip_export.runtime.values import whole_number
-from hadskip_export.support.errors import BudgetError, DataError
+from hadskip_export.support.errors import BudgetError
 
-OnError = Literal["stop", "skip"]
 ON_CPUS = ("ort", "openvino")
 
 
@@ -29,7 +29,7 @@ def score(
     **options: Any,
 ) -> Scored:
     """Writes the answers to each input as parts of JSON lines, see `bulk.job`, with one part in memory at a time. The
-    same command goes on after the parts that are there, and does nothing where all are.
+    same command goes on with the parts that are missing.
 
     Args:
         inputs: files as `read_texts` reads them, or folders of such; each line of the answers begins with the `line`
@@ -42,22 +42,26 @@ def score(
         options: as for `Predictor.load`.
 
     Raises:
-        DataError: see `inputs_of`, `Job.begin`, `Job.parts`.
-        EngineError: Ray is not installed.
+        DataError: see `inputs_of`, `Job.begun`, `Job.parts`, `Job.write`.
+        EngineError: see `bulk.on_ray.score_on_ray`.
         HadskipError: see `Predictor.load`.
     """
-    if on_error not in get_args(OnError):
-        raise DataError(f"on_error={on_error!r}: expected 'stop' or 'skip'")
+    check_on_error(on_error)
     if workers is not None and not ray:
         raise BudgetError(f"--workers {workers}: goes with --ray; --threads says how many threads compute here")
-    whole_number("--rows", rows)
-    if workers is not None:
-        whole_number("--workers", workers)
+    for name, value in (("--rows", rows), ("--workers", workers), ("--threads", options.get("threads"))):
+        if value is not None:
+            whole_number(name, value)
     place = Path(bundle).resolve()
-    engine = read_bundle(place).engine(*(options.get(name) for name in ("engine", "precision", "cut")))
-    columns = Columns(text_column, pair_column)
-    job = Job(place, inputs_of(inputs), Path(out).resolve(), rows, columns, on_error == "skip", options)
-    job.begin()
+    engine = read_bundle(place).engine(*(options.pop(name, None) for name in ("engine", "precision", "cut")))
+    if ray and options.get("threads") is None:
+        options["threads"] = 1
+    if options.get("verify") is not None:
+        options["verify"] = str(Path(options["verify"]).resolve())
+    job = Job.of(
+        place, inputs_of(inputs), Path(out).resolve(), rows, Columns(text_column, pair_column),
+        skips=on_error == "skip", engine=engine.name, **options,
+    )  # fmt: skip
     if not ray:
         return score_here(job)
     from hadskip_export.bulk.on_ray import score_on_ray

@@ -60,7 +60,7 @@ def validate(
     """
     opened = read_bundle(bundle)
     if verify is not None:
-        check_signature(opened.path, verify)
+        check_signature(opened, verify)
     name = opened.engine(engine, precision, cut).name
     with Predictor(settled(opened, name), LoadOptions(name, allow_failed=True)) as predictor:
         golden = read_golden(predictor.bundle)

@@ -48,10 +48,24 @@ FIRST_OBJECTS = 100  # of a file without a header, such as JSONL: those among wh
 
 QUOTED = "in quotation marks, which may be a text's own or a program's: nobody can tell in .tsv; save it as .csv"
 
-Refuse = Callable[[DataError], None]
+
+class RowError(DataError):
+    """A row that cannot be used, the `line` it begins on, and what is wrong with it."""
+
+    line = 0
+    problem = ""
+
+    @classmethod
+    def of(cls, file: str | Path, line: int, problem: str) -> "RowError":
+        error = cls(f"{file}, line {line}: {problem}")
+        error.line, error.problem = line, problem
+        return error
 
 
-def stop(error: DataError) -> None:
+Refuse = Callable[[RowError], None]
+
+
+def stop(error: RowError) -> None:
     """What is done about a bad row, unless the reader is told otherwise."""
     raise error
 
@@ -132,8 +146,8 @@ class Row:
             raise self.error(f"the label {label!r}: {problem_type} needs {wanted}")
         return number
 
-    def error(self, problem: str) -> DataError:
-        return DataError(f"{self.file}, line {self.line}: {problem}")
+    def error(self, problem: str) -> RowError:
+        return RowError.of(self.file, self.line, problem)
 
 
 def read_rows(file: Path, refuse: Refuse = stop) -> Iterator[Row]:
@@ -179,7 +193,7 @@ def _opened(file: Path) -> TextIO:
 def _numbered(file: Path, rows: Iterable[dict[str, object] | str], refuse: Refuse) -> Iterator[Row]:
     for number, values in enumerate(rows, start=1):
         if isinstance(values, str):
-            refuse(DataError(f"{file}, line {number}: {values}"))
+            refuse(RowError.of(file, number, values))
         else:
             yield Row(file, number, values)
 
@@ -215,15 +229,15 @@ def _json_rows(file: Path, lines: Iterable[str], refuse: Refuse) -> Iterator[Row
             _check_line(line, len(line))
             values = json.loads(line)
         except _Unreadable as error:
-            refuse(DataError(f"{file}, line {number}: {error}"))
+            refuse(RowError.of(file, number, str(error)))
             continue
         except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
-            refuse(DataError(f"{file}, line {number}: not JSON ({getattr(error, 'msg', error)})"))
+            refuse(RowError.of(file, number, f"not JSON ({getattr(error, 'msg', error)})"))
             continue
         if isinstance(values, dict):
             yield Row(file, number, values)
         else:
-            refuse(DataError(f"{file}, line {number}: expected an object with named fields"))
+            refuse(RowError.of(file, number, "expected an object with named fields"))
 
 
 def several_in(value: object) -> object:
@@ -304,15 +318,15 @@ def _table_rows(file: Path, lines: Iterable[str], kind: str, refuse: Refuse) -> 
             return
         except csv.Error as error:
             problem = str(error) if isinstance(error, _Unreadable) else f"not {kind[1:].upper()} ({error})"
-            refuse(DataError(f"{file}, line {line}: {problem}"))
+            refuse(RowError.of(file, line, problem))
             source.go_back()
             continue
         if kind == ".tsv" and any(map(_is_quoted, fields)):
-            refuse(DataError(f"{file}, line {line}: a field {QUOTED}"))
+            refuse(RowError.of(file, line, f"a field {QUOTED}"))
         elif len(fields) == len(header):
             yield Row(file, line, dict(zip(header, fields, strict=True)))
         elif fields:  # else an empty line
-            refuse(DataError(f"{file}, line {line}: expected {len(header)} columns, found {len(fields)}"))
+            refuse(RowError.of(file, line, f"expected {len(header)} columns, found {len(fields)}"))
 
 
 def _is_quoted(field: str) -> bool:
@@ -345,7 +359,7 @@ def read_texts(file: str | Path, columns: Columns = ANY_COLUMNS, refuse: Refuse 
     for row in itertools.chain(first, rows):
         try:
             found = texts.of(row)
-        except DataError as error:
+        except RowError as error:
             refuse(error)
             continue
         good = True
@@ -370,7 +384,7 @@ def read_standard_input(refuse: Refuse = stop) -> Iterator[TextRow]:
                 yield TextRow(number, row.text("text"), {})
             except _Unreadable as error:
                 refuse(row.error(str(error)))
-            except DataError as error:
+            except RowError as error:
                 refuse(error)
     finally:
         opened.detach()  # else standard input would be closed with it

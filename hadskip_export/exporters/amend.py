@@ -14,7 +14,7 @@ from hadskip_export.data.text import Text
 from hadskip_export.exporters import engine as engines
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.seal import amend, clear, undo, undone_if_failed
-from hadskip_export.exporters.sign import Signer
+from hadskip_export.exporters.sign import LOCK, Signer
 from hadskip_export.routing.points import Point, with_point
 from hadskip_export.runtime.bundle import Bundle, EngineInfo, Manifest, read_bundle
 from hadskip_export.runtime.engines import engine_class
@@ -58,8 +58,8 @@ def add_points(path: Path, points: Sequence[Point], default: float | None = None
 
 def sign_as_it_is(path: Path, signer: Signer) -> None:
     """Signs a bundle, or signs it again."""
-    with _alone(path):
-        signer.sign(path)
+    with _alone(path) as bundle:
+        signer.sign(bundle.path)
 
 
 def settled(bundle: Bundle, name: str) -> Bundle:
@@ -98,7 +98,7 @@ def _compare_golden(reference: Reference, texts: Sequence[Text], predictor: Pred
 @contextmanager
 def _alone(path: Path, patience: float = 0) -> Iterator[Bundle]:
     """The bundle, which nobody else adds to meanwhile. `patience`: seconds to wait for who does."""
-    lock = filelock.FileLock(path / ".lock", timeout=patience)
+    lock = filelock.FileLock(path / LOCK, timeout=patience)
     try:
         lock.acquire()
     except filelock.Timeout:

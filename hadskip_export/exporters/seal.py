@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from hadskip_export.exporters.sign import Signer
+from hadskip_export.exporters.sign import JOURNAL, Signer
 from hadskip_export.runtime.bundle import (
     DIGEST,
     ENGINES_FOLDER,
@@ -29,7 +29,6 @@ from hadskip_export.support.errors import BundleError
 from hadskip_export.support.files import new_folder, replaced, sync
 from hadskip_export.support.progress import say
 
-JOURNAL = ".adding"  # the files of a bundle before somebody began to add to it
 SERVED_SECONDS = 24 * 3600  # that whoever serves an engine may take to load the bundle anew once it is replaced
 
 

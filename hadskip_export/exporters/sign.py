@@ -9,6 +9,7 @@ from hadskip_export.runtime.signatures import EXTRA, SIGNATURE
 from hadskip_export.support.errors import BundleError, first_line, optional_import
 from hadskip_export.support.files import replaced
 
+LOCK, JOURNAL = ".lock", ".adding"  # of who adds to a bundle, and its files before that
 PASSWORD = "HADSKIP_KEY_PASSWORD"  # the environment's, of a key that is encrypted: an argument is seen by everybody
 
 
@@ -39,11 +40,18 @@ class Signer:
 
     def sign(self, folder: Path) -> None:
         """Writes the signature of the bundle as it is now. What it does not name, as an engine that was replaced, is
-        listed there as ignored, so that the library's own command takes the bundle, too."""
+        listed there as ignored, so that the library's own command takes the bundle, too.
+
+        Raises:
+            BundleError: what the library does not sign, as a link or a pipe.
+        """
+        folder = folder.resolve()
         named = {MANIFEST, DIGEST, *read_manifest(folder).files}
         every = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
-        # One that is being written is called .model.sig.part.
-        ignored = {SIGNATURE, f".{SIGNATURE}.part", *every} - named
+        ignored = {SIGNATURE, f".{SIGNATURE}.part", LOCK, JOURNAL, *every} - named
         self._config.set_hashing_config(self._hashing.Config().set_ignored_paths(paths=sorted(ignored)))
         with replaced(folder / SIGNATURE) as part:
-            self._config.sign(folder, part)
+            try:
+                self._config.sign(folder, part)
+            except ValueError as error:
+                raise BundleError(f"{folder}: cannot be signed ({first_line(error)}); remove that") from error

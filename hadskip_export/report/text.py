@@ -404,6 +404,8 @@ def _point(point: Point, manifest: Manifest) -> Iterator[str]:
 def scored(done: Scored, out: Path) -> Lines:
     """Of `score`."""
     lines = [f"{done.rows:,} rows in {counted(done.parts, 'part')}, {done.computed:,} of them computed now"]
+    if done.empty:
+        lines.append(f"without a row: {', '.join(done.empty)}")
     if done.refused:
         lines.append(f"{done.refused:,} of these have an error for an answer")
     return [*lines, f"written: {out}"]

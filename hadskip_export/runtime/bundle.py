@@ -181,10 +181,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that has been checked."""
+    """A bundle that has been checked. `digest`: the SHA-256 of the manifest's bytes as they were read."""
 
     path: Path
     manifest: Manifest
+    digest: str = ""
 
     def engine(self, name: str | None = None, precision: str | None = None, cut: Cut | None = None) -> EngineInfo:
         """The first engine that is as asked; where it was built for several machines the one for this one, if there is
@@ -240,7 +241,7 @@ def read_bundle(path: str | Path) -> Bundle:
     if not isinstance(path, str | PathLike):
         raise BundleError(f"expected the folder of a bundle, got {path!r}")
     folder = without_links(Path(path), MANIFEST)
-    manifest = read_manifest(folder)
+    manifest, digest = _read_manifest(folder)
     check_model(folder, manifest)
     check_files(folder, manifest.files)
     used = {manifest.tokenizer, manifest.weights, *manifest.pieces.values()}
@@ -250,7 +251,7 @@ def read_bundle(path: str | Path) -> Bundle:
         if name not in manifest.files:
             raise BundleError(f"{folder / name}: used by the manifest but not listed among its files")
     _check_graphs(folder, manifest)
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, digest)
 
 
 def graphs_of(manifest: Manifest) -> set[str]:
@@ -368,6 +369,11 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: no manifest, another format, or one that its digest does not fit.
     """
+    return _read_manifest(folder)[0]
+
+
+def _read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """And its digest."""
     import hashlib
 
     import msgspec  # it and hashlib are imported where they are used: a tenth of the time to import this package
@@ -378,7 +384,8 @@ def read_manifest(folder: Path) -> Manifest:
         digests = read_at_most(folder / DIGEST, MOST_DIGESTS).split()
     except OSError as error:
         raise BundleError(f"{folder}: not a bundle ({_what_it_is(folder, error)})") from error
-    if hashlib.sha256(content).hexdigest().encode() not in digests:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest.encode() not in digests:
         raise BundleError(f"{file}: does not match {DIGEST}; it was edited or damaged, copy or build the bundle again")
     try:
         version = msgspec.json.decode(content, type=dict)["format"]
@@ -389,7 +396,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         if version != FORMAT:
             raise BundleError(f"{file}: format {version}, this version reads {FORMAT}; upgrade hadskip-export")
-        return msgspec.json.decode(content, type=Manifest)
+        return msgspec.json.decode(content, type=Manifest), digest
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise BundleError(f"{file}: not a manifest ({first_line(error)})") from error
 

@@ -185,7 +185,7 @@ class Predictor:
         started = time.perf_counter()
         bundle = read_bundle(path)
         if verify is not None:
-            check_signature(bundle.path, verify)
+            check_signature(bundle, verify)
         predictor = cls(
             bundle,
             LoadOptions(

@@ -9,11 +9,12 @@ from typing import Any
 from fastapi import FastAPI
 
 import hadskip_export
-from hadskip_export.support.errors import EngineError, optional_import
+from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 EXTRA = "traces"
+NAME = "hadskip-export"  # of the service, unless the environment has another
 PROTOCOL = "http/protobuf"  # OTLP's, which needs no gRPC
-UNSEEN = "health,ready,metrics"  # what is asked every few seconds, and of no interest
+UNSEEN = "^https?://[^/]+/(health|ready|metrics)$"  # what is asked every few seconds, and of no interest
 FASTAPI = "opentelemetry.instrumentation.fastapi"
 
 
@@ -52,20 +53,23 @@ def exported() -> Iterator[Traces]:
     """Traces that are sent to a collector; at the end what is left of them, too. No request waits for it.
 
     Raises:
-        EngineError: a library is missing; a protocol that we do not speak.
+        EngineError: a library is missing; a protocol that we do not speak, or variables of OpenTelemetry's that say
+            what cannot be.
     """
-    if (protocol := os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", PROTOCOL)) != PROTOCOL:
-        raise EngineError(
-            f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: traces are sent by {PROTOCOL}; set that, or nothing"
-        )
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if (protocol := os.environ.get(name, PROTOCOL)) != PROTOCOL:
+            raise EngineError(f"{name}={protocol}: traces are sent by {PROTOCOL}; set that, or nothing")
     optional_import(FASTAPI, EXTRA)
     exporter = optional_import("opentelemetry.exporter.otlp.proto.http.trace_exporter", EXTRA)
     sdk = optional_import("opentelemetry.sdk.trace", EXTRA)
     export = optional_import("opentelemetry.sdk.trace.export", EXTRA)
     resources = optional_import("opentelemetry.sdk.resources", EXTRA)
-    named = {"service.name": os.environ.get("OTEL_SERVICE_NAME", "hadskip-export")}
-    provider = sdk.TracerProvider(resource=resources.Resource.create(named))
-    provider.add_span_processor(export.BatchSpanProcessor(exporter.OTLPSpanExporter()))
+    told = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    try:
+        provider = sdk.TracerProvider(resource=resources.Resource.create({} if told else {"service.name": NAME}))
+        provider.add_span_processor(export.BatchSpanProcessor(exporter.OTLPSpanExporter()))
+    except ValueError as error:  # of one of its variables
+        raise EngineError(f"OpenTelemetry's variables (OTEL_...) say what cannot be: {first_line(error)}") from error
     try:
         yield Traces(provider)
     finally:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from hadskip_export import push
+from hadskip_export import build, push
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.support.errors import BundleError, DataError
 from tests.exporters.changing import copy_of
+from tests.runtime.test_signatures import write_key
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/film-reviews"
@@ -46,6 +47,8 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "deletedFile":
+                    del self.server.files[line["value"]["path"]]
             self.reply({"success": True, "commitOid": COMMIT, "commitUrl": f"{self.server.url}/{NAME}/commit/{COMMIT}"})
         else:
             self.reply({"error": self.path}, 404)
@@ -152,6 +155,19 @@ def test_what_is_pulled_answers_as_what_was_pushed(pushed: HubServer, whole_bund
         file.relative_to(tmp_path / "bundle").as_posix() for file in (tmp_path / "bundle").rglob("*") if file.is_file()
     }
     assert names == pushed.files.keys() - {"README.md"}
+
+
+def test_a_signature_goes_with_its_bundle_and_not_with_another(pushed: HubServer, whole_bundle: Path, tmp_path: Path):
+    private, public = write_key(tmp_path)
+    signed = copy_of(whole_bundle, tmp_path)
+    build(signed, sign=private)
+    done = command(pushed, tmp_path / "home", "push", signed, NAME)
+    assert done.returncode == 0, done.stderr
+    done = command(pushed, tmp_path / "home", "pull", NAME, "--out", tmp_path / "bundle")
+    assert done.returncode == 0, done.stderr
+    Predictor.load(tmp_path / "bundle", verify=public).close()
+    done = command(pushed, tmp_path / "home", "push", whole_bundle, NAME)
+    assert done.returncode == 0 and "model.sig" not in pushed.files, done.stderr
 
 
 def test_what_was_damaged_or_is_not_there_is_refused_and_leaves_nothing(pushed: HubServer, tmp_path: Path):

@@ -1,5 +1,6 @@
 """Files of any size, in parts: what is written is what `predict` would have said, however often it was stopped."""
 
+import gzip
 import json
 import os
 import shutil
@@ -89,7 +90,7 @@ def test_killed_again_and_again_it_ends_with_the_same_files(bundle: Path, tmp_pa
     assert killed, "it was never in the middle of it"
     succeeded(run(*command))
     assert parts(out) == parts(tmp_path / "wanted")
-    assert {file.name for file in out.iterdir()} == {"score.json", *parts(out)}
+    assert {file.name for file in out.iterdir()} == {"score.json", ".lock", *parts(out)}
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -101,9 +102,6 @@ def test_each_row_has_an_answer_or_an_error_in_its_place(whole_bundle: Path, tmp
     file.write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
     done = score(whole_bundle, [file], tmp_path / "out", rows=rows, on_error="skip", threads=1)
     found = answers(tmp_path / "out", "data.jsonl")
-    if len(bad) == 30:
-        assert not any("label" in record for record in found)
-        return
     assert [record["line"] for record in found] == list(range(1, 31))
     assert {record["line"] - 1 for record in found if "error" in record} == bad
     assert done.rows == 30 and done.refused == len(bad)
@@ -130,20 +128,68 @@ def test_answers_of_other_work_are_never_mixed(bundle: Path, inputs, tmp_path: P
     for attempt, what in (
         (lambda: score(other, inputs[:1], out, rows=7), "bundle"),
         (lambda: score(bundle, inputs[:1], out, rows=8), "rows"),
-        (lambda: score(bundle, inputs[:1], out, rows=7, router="full"), "options"),
-        (lambda: score(bundle, inputs[:1], out, rows=7, on_error="skip"), "skips"),
+        (lambda: score(bundle, inputs[:1], out, rows=7, router="full"), "router"),
+        (lambda: score(bundle, inputs[:1], out, rows=7, max_layers=1), "max_layers"),
+        (lambda: score(bundle, inputs[:1], out, rows=7, on_error="skip"), "on-error"),
     ):
-        assert f"has answers of another {what}" in outcome(attempt)
+        assert f"has answers of another {what};" in outcome(attempt)
+    assert score(bundle, inputs[:1], out, rows=7, threads=1, router="gates", spinning=True).computed == 0
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert "is no folder of answers" in outcome(lambda: score(bundle, inputs[:1], tmp_path / "full"))
+    for content in ("{}", "not JSON", "[]"):
+        (out / "score.json").write_text(content)
+        assert "is not what score writes" in outcome(lambda: score(bundle, inputs[:1], out, rows=7))
+
+
+def test_what_went_wrong_before_there_was_an_answer_binds_nobody(bundle: Path, inputs, tmp_path: Path):
+    out = tmp_path / "out"
+    assert "budget 99" in outcome(lambda: score(bundle, inputs, out, budget=99))
+    inputs[0].write_text("words\ngood\n")
+    assert "text" in outcome(lambda: score(bundle, inputs[:1], out))
+    assert score(bundle, inputs[1:], out, rows=7).computed == 6
+
+
+def test_answers_to_inputs_that_are_not_named_this_time_stay(bundle: Path, tmp_path: Path):
+    names = ("a.csv", "a.csv-000000.csv")  # of which one begins as the other's answers do
+    first, second = (write_csv(tmp_path / name, [(text,) for text in TEXTS], ("text",)) for name in names)
+    out = tmp_path / "out"
+    score(bundle, [first], out, rows=30)
+    score(bundle, [second], out, rows=30)
+    assert len(parts(out)) == 4
+    write_csv(first, [(text,) for text in TEXTS[:20]], ("text",))
+    assert score(bundle, [first, second], out, rows=30) == Scored(rows=77, parts=3, computed=1)
+    assert len(parts(out)) == 3
+
+
+def test_a_column_called_error_is_no_error(bundle: Path, tmp_path: Path):
+    file = write_csv(tmp_path / "data.csv", [(text, "none") for text in TEXTS], ("text", "error"))
+    score(bundle, [file], tmp_path / "out")
+    found = answers(tmp_path / "out", "data.csv")
+    assert all("error" not in record and record["input_error"] == "none" for record in found)
+
+
+def test_a_file_whose_name_is_not_shown_as_it_is_has_its_bad_rows_named(bundle: Path, tmp_path: Path):
+    file = write_csv(tmp_path / "data\u202f1.csv", [("good",), ("",)], ("text",))
+    score(bundle, [file], tmp_path / "out", on_error="skip")
+    assert [record.get("error") for record in answers(tmp_path / "out", file.name)] == [None, "the text is empty"]
+
+
+def test_an_input_that_changes_meanwhile_ends_it(bundle: Path, inputs, tmp_path: Path):
+    job = Job.of(bundle, {"a.csv": inputs[0]}, tmp_path / "out", 20, Columns(), skips=False)
+    with Predictor.load(bundle, threads=1) as predictor, job.begun():
+        [part] = job.parts("a.csv")
+        inputs[0].write_text("text,id\nanother,1\n")
+        assert "was changed meanwhile" in outcome(lambda: job.write(predictor, part))
+        assert "another process is working there" in outcome(lambda: score(bundle, inputs, tmp_path / "out"))
+    assert not parts(tmp_path / "out")
 
 
 def test_whoever_finds_another_writing_the_same_part_waits_for_it(bundle: Path, inputs, tmp_path: Path):
     score(bundle, inputs[:1], tmp_path / "wanted", rows=20)
     out = tmp_path / "out"
     out.mkdir()
-    job = Job(bundle, {"a.csv": inputs[0]}, out, 20, Columns(), skips=False)
+    job = Job.of(bundle, {"a.csv": inputs[0]}, out, 20, Columns(), skips=False)
     [part] = job.parts("a.csv")
     with Predictor.load(bundle, threads=1) as predictor, ThreadPoolExecutor() as pool:
         with replaced(part.place) as held:
@@ -163,11 +209,33 @@ def test_a_file_more_is_only_more_work(bundle: Path, inputs, tmp_path: Path):
     assert score(bundle, inputs, tmp_path / "out", rows=7).computed == 3
 
 
-def test_a_file_of_which_nothing_can_be_read_is_no_reason_to_leave_out_others(bundle: Path, inputs, tmp_path, capsys):
+def test_an_input_without_a_row_is_named_and_no_reason_to_leave_out_others(bundle: Path, inputs, tmp_path: Path):
     inputs[0].write_text("text,id\n")
-    assert "no rows that can be used" in outcome(lambda: score(bundle, inputs, tmp_path / "stop"))
-    assert score(bundle, inputs, tmp_path / "out", on_error="skip").rows == 37
-    assert f"left out: {inputs[0]}" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert score(bundle, inputs, out) == Scored(rows=37, parts=2, computed=2, empty=("a.csv",))
+    assert "without a row: a.csv" in succeeded(run("score", bundle, *inputs, "--out", out)).stdout
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_column_that_is_not_there_is_no_row_without_text(bundle: Path, inputs, tmp_path: Path, skip: bool):
+    options = {"text_column": "txt", "on_error": "skip" if skip else "stop"}
+    assert "--text-column" in outcome(lambda: score(bundle, inputs, tmp_path / "out", **options))
+
+
+def test_a_file_that_is_damaged_in_the_middle_is_not_left_out_in_silence(bundle: Path, tmp_path: Path):
+    file = tmp_path / "data.csv.gz"
+    rows = "".join(f"{text} {number}\n" for number, text in enumerate(TEXTS * 50))
+    file.write_bytes(gzip.compress(f"text\n{rows}".encode())[:-2000])
+    assert "no gzip file, or a damaged one" in outcome(
+        lambda: score(bundle, [file], tmp_path / "out", rows=50, on_error="skip")
+    )
+
+
+def test_bad_rows_without_end_are_not_held(bundle: Path, tmp_path: Path):
+    file = tmp_path / "data.csv"
+    file.write_text("text,id\n" + "short\n" * 100_001)
+    said = outcome(lambda: score(bundle, [file], tmp_path / "out", on_error="skip"))
+    assert "line 100002: expected 2 columns, found 1; so were 100,000 rows before it" in said
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(bundle: Path, inputs, tmp_path: Path):
@@ -179,6 +247,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(bundle: Path, inpu
         "has the same name": lambda: score(bundle, [inputs[0], twin / "a.csv"], out),
         "no file to score": lambda: score(bundle, [tmp_path / "none"], out),
         "no such file": lambda: score(bundle, [tmp_path / "a.csv"], out),
+        "expected .csv, .tsv, .jsonl, .parquet": lambda: score(bundle, [Path(__file__)], out),
+        "--threads=0": lambda: score(bundle, inputs, out, threads=0),
         "--rows=0": lambda: score(bundle, inputs, out, rows=0),
         "--workers 2: goes with --ray": lambda: score(bundle, inputs, out, workers=2),
         "not a bundle": lambda: score(tmp_path, inputs, out),

@@ -1,6 +1,7 @@
 """A signed bundle loads for who has the public key; what anybody else changed, whatever hashes they wrote, does not."""
 
 import base64
+import hashlib
 import json
 import os
 import shutil
@@ -19,8 +20,8 @@ from hadskip_export.exporters.amend import add_points
 from hadskip_export.exporters.sign import PASSWORD, Signer
 from hadskip_export.exporters.write import write_bundle
 from hadskip_export.runtime import BundleError, Predictor
-from hadskip_export.runtime.bundle import read_bundle
-from hadskip_export.runtime.signatures import SIGNATURE
+from hadskip_export.runtime.bundle import DIGEST, MANIFEST, read_bundle
+from hadskip_export.runtime.signatures import SIGNATURE, check_signature
 from tests.runtime.editing import change_manifest, copy_of, outcome, rehash
 
 TEXT = "a good film"
@@ -114,7 +115,7 @@ def test_what_the_same_key_signed_elsewhere_does_not_vouch_for_a_bundle(bundle: 
     evil = copy_of(bundle, tmp_path)
     for file in other.iterdir():
         shutil.copyfile(file, evil / file.name)
-    assert "that has no manifest.json" in outcome(load, evil, keys[1])
+    assert "manifest.json is another" in outcome(load, evil, keys[1])
 
 
 def test_files_that_nobody_signed_are_not_even_read(signed: Path, keys):
@@ -124,20 +125,12 @@ def test_files_that_nobody_signed_are_not_even_read(signed: Path, keys):
     assert load(signed, keys[1])
 
 
-def envelope(payload: object) -> bytes:
-    encoded = base64.b64encode(json.dumps(payload).encode()).decode()
-    material = {"publicKey": {"hint": None}, "tlogEntries": []}
-    signed = {"payload": encoded, "payloadType": "application/vnd.in-toto+json", "signatures": [{"sig": "AAAA"}]}
-    return json.dumps({"verificationMaterial": material, "dsseEnvelope": signed}).encode()
-
-
 DAMAGED = {
     "empty": b"",
     "not JSON": b"signed!",
     "not an object": b"[]",
     "deep": b"[" * 100_000,
     "without what it needs": b"{}",
-    "nobody's": envelope({"predicate": {"resources": [{"name": "manifest.json"}]}}),
     "too large": b" " * ((16 << 20) + 1),
 }
 
@@ -148,6 +141,68 @@ def test_a_damaged_signature_is_refused_in_a_line(signed: Path, keys, content: b
     assert isinstance(outcome(load, signed, keys[1]), str)
     with pytest.raises(BundleError):
         load(signed, keys[1])
+
+
+def changed_envelope(bundle: Path, change) -> None:
+    """The signature with what `change` makes of its statement, or of the envelope."""
+    content = json.loads((bundle / SIGNATURE).read_bytes())
+    statement = json.loads(base64.b64decode(content["dsseEnvelope"]["payload"]))
+    change(content["dsseEnvelope"], statement)
+    content["dsseEnvelope"]["payload"] = base64.b64encode(json.dumps(statement).encode()).decode()
+    (bundle / SIGNATURE).write_text(json.dumps(content))
+
+
+def test_a_statement_that_was_changed_under_its_signature_is_refused(signed: Path, keys):
+    change_manifest(signed, CHANGES["a threshold"])
+    digest = hashlib.sha256((signed / MANIFEST).read_bytes()).hexdigest()
+
+    def forge(_, statement):
+        entry = next(one for one in statement["predicate"]["resources"] if one["name"] == MANIFEST)
+        entry["digest"] = digest
+
+    changed_envelope(signed, forge)
+    assert "not what the holder of" in outcome(load, signed, keys[1])
+
+
+def test_a_signature_of_nobody_is_refused(signed: Path, keys):
+    nobodys = base64.b64encode(b"0" * 70).decode()
+    changed_envelope(signed, lambda envelope, _: envelope["signatures"][0].update(sig=nobodys))
+    assert "not what the holder of" in outcome(load, signed, keys[1])
+
+
+def test_a_manifest_that_was_read_and_is_no_longer_there_is_not_vouched_for(signed: Path, keys):
+    """As of who writes one to be read, and then puts the signed one in its place."""
+    content, digest = (signed / MANIFEST).read_bytes(), (signed / DIGEST).read_bytes()
+    change_manifest(signed, CHANGES["a threshold"])
+    read = read_bundle(signed)
+    (signed / MANIFEST).write_bytes(content)
+    (signed / DIGEST).write_bytes(digest)
+    assert "manifest.json is another" in outcome(check_signature, read, keys[1])
+    assert outcome(check_signature, read_bundle(signed), keys[1]) is None
+
+
+def test_a_signature_that_the_library_warns_of_leaves_standard_output_alone(signed: Path, keys, capsys):
+    content = json.loads((signed / SIGNATURE).read_bytes())
+    del content["verificationMaterial"]["publicKey"]["hint"]
+    (signed / SIGNATURE).write_text(json.dumps(content))
+    load(signed, keys[1])
+    captured = capsys.readouterr()
+    assert captured.out == "" and "WARNING" in captured.err
+
+
+def test_a_link_to_a_bundle_is_signed_and_what_cannot_be_is_refused_in_a_line(signed: Path, keys, tmp_path: Path):
+    link = tmp_path / "current"
+    link.symlink_to(signed)
+    build(link, sign=keys[0])
+    assert load(link, keys[1])
+    (signed / "model" / "link").symlink_to("config.json")
+    assert "cannot be signed" in outcome(lambda: build(signed, sign=keys[0]))
+    assert load(signed, keys[1])
+
+
+def test_options_of_an_engine_are_not_ignored(signed: Path, keys):
+    for options in ({"cut": "whole"}, {"precision": "int8"}):
+        assert "say which --engine" in outcome(lambda options=options: build(signed, sign=keys[0], **options))
 
 
 def test_a_pipe_in_its_place_is_not_waited_for(signed: Path, keys):

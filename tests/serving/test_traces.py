@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from hadskip_export.cli import main
+from hadskip_export.serving.traces import exported
 from tests.serving.conftest import ask
 from tests.serving.test_service import TEXTS, free_port, start
 
@@ -74,13 +75,16 @@ def end(process: subprocess.Popen[str]) -> str:
 
 def test_a_request_is_told_with_what_was_done_for_it(points_bundle: Path, collector: Collector, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
-    monkeypatch.setenv("OTEL_SERVICE_NAME", "reviews")
     process, port = start(points_bundle, "--traces")
-    assert ask(port, "/predict", {"inputs": [[text] for text in TEXTS]}, traceparent=ASKER).status == 200
+    assert (
+        ask(
+            port, "/predict", {"inputs": [[text] for text in TEXTS]}, traceparent=ASKER, Host="health-metrics:80"
+        ).status
+        == 200
+    )
     assert ask(port, "/predict", {"inputs": "a", "budget": 99}).status == 422
     assert ask(port, "/metrics").status == 200
     assert "Traceback" not in end(process)
-    assert collector.service() == "reviews"
     spans = collector.spans()
     mine = [span for span in spans if span.trace_id.hex() == ASKER.split("-")[1]]
     request = next(span for span in mine if span.kind == Span.SPAN_KIND_SERVER)
@@ -105,14 +109,36 @@ def test_without_a_collector_it_answers_and_ends_as_ever(points_bundle: Path, mo
     assert "Traceback" not in end(process)
 
 
-def test_a_protocol_that_is_not_spoken_is_refused(points_bundle: Path, monkeypatch):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+REFUSED = {
+    "OTEL_EXPORTER_OTLP_PROTOCOL=grpc: traces are sent by http/protobuf": {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc: traces": {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"},
+    "OpenTelemetry's variables (OTEL_...) say what cannot be": {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "9999"},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_variables_that_say_what_cannot_be_are_refused(points_bundle: Path, monkeypatch, message: str):
+    for name, value in REFUSED[message].items():
+        monkeypatch.setenv(name, value)
     refused = CliRunner().invoke(main, ["serve", str(points_bundle), "--traces", "--port", str(free_port())])
-    assert refused.exit_code == 2
-    assert (
-        refused.stderr
-        == "Error: OTEL_EXPORTER_OTLP_PROTOCOL=grpc: traces are sent by http/protobuf; set that, or nothing\n"
-    )
+    assert refused.exit_code == 2 and message in refused.stderr and refused.stderr.count("\n") == 1
+
+
+NAMES: dict[str, dict[str, str]] = {
+    "hadskip-export": {},
+    "reviews": {"OTEL_SERVICE_NAME": "reviews"},
+    "films": {"OTEL_RESOURCE_ATTRIBUTES": "service.name=films,team=x"},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_service_is_called_as_the_environment_says(monkeypatch, collector: Collector, name: str):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    for key, value in NAMES[name].items():
+        monkeypatch.setenv(key, value)
+    with exported() as traces:
+        traces.span("one", 1.0, 2.0)
+    assert collector.service() == name
 
 
 def test_nothing_of_it_is_imported_unless_asked(points_bundle: Path):

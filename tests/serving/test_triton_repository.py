@@ -41,6 +41,7 @@ REFUSED = {
     "--max-batch=0": {"max_batch": 0},
     "--threads=0": {"threads": 0},
     "has no engine": {"engine": "openvino"},
+    "router='dice'": {"router": "dice"},
 }
 
 
@@ -49,6 +50,12 @@ def test_what_triton_would_find_out_later_is_refused(bundle: Path, tmp_path: Pat
     options = {"name": "model"} | REFUSED[message]
     assert message in outcome(lambda: triton(bundle, tmp_path / "models", **options))
     assert not (tmp_path / "models").exists()
+
+
+def test_an_engine_that_failed_its_check_is_refused(bundle: Path, tmp_path: Path):
+    mine = copy_of(bundle, tmp_path)
+    change_manifest(mine, lambda plain: plain["engines"][0].update(parity="failed", first_bad_piece="head"))
+    assert "failed its parity check" in outcome(lambda: triton(mine, tmp_path / "models", name="model"))
 
 
 def test_a_label_of_two_lines_is_refused(bundle: Path, tmp_path: Path):

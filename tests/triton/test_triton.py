@@ -179,11 +179,12 @@ def test_what_one_request_cannot_have_is_no_reason_for_others_to_go_without(serv
     bad = {
         "budget 99": question("reviews", ["a"], budget="99"),
         "expected layers per input": question("reviews", ["a"], budget="many"),
+        "budget=True": question("reviews", ["a"], budget=True),
         "text: no UTF-8": question("reviews", [{"hex": "ff00"}]),
     }
     mixed = [*good[:10], *bad.values(), *good[10:]]
     answers = server.ask(*mixed)
-    refused, answered = answers[10:13], answers[:10] + answers[13:]
+    refused, answered = answers[10:14], answers[:10] + answers[14:]
     for message, answer in zip(bad, refused, strict=True):
         assert message in answer["error"]
     with Predictor.load(server.bundles["reviews"], threads=1) as predictor:

@@ -13,7 +13,7 @@ from hadskip_export.runtime.answers import Prediction
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.serving.triton.repository import BUNDLE, PAIR, TEXT, Settings
-from hadskip_export.support.errors import BudgetError, DataError, HadskipError
+from hadskip_export.support.errors import BudgetError, DataError, HadskipError, first_line
 
 TYPES = {"TYPE_INT32": np.int32, "TYPE_FP32": np.float32, "TYPE_BOOL": np.bool_, "TYPE_STRING": np.object_}
 
@@ -78,7 +78,7 @@ class TritonPythonModel:
             raise DataError(f"{len(first)} of {TEXT} and {len(second)} of {PAIR}; give one of each for each input")
         budget = json.loads(request.parameters() or "{}").get("budget")
         try:
-            budget = None if budget is None else float(budget)
+            budget = None if budget is None else float(str(budget))  # not of True
         except ValueError:
             raise BudgetError(f"budget={budget!r}: expected layers per input on average") from None
         return _Asked(first if second is None else list(zip(first, second, strict=True)), budget)
@@ -96,7 +96,7 @@ class TritonPythonModel:
         texts = [text for asked in together.values() for text in asked.texts]
         try:
             predictions = self._predictor(texts, budget=budget)
-        except HadskipError as error:
+        except Exception as error:
             if len(together) == 1:
                 yield next(iter(together)), self._refused(error)
                 return
@@ -118,8 +118,9 @@ class TritonPythonModel:
             ]
         )
 
-    def _refused(self, error: HadskipError) -> Any:
-        return self._backend.InferenceResponse([], self._backend.TritonError(str(error)))
+    def _refused(self, error: Exception) -> Any:
+        said = str(error) if isinstance(error, HadskipError) else f"{type(error).__name__}: {first_line(error)}"
+        return self._backend.InferenceResponse([], self._backend.TritonError(said))
 
 
 def values_of(problem: Problem, prediction: Prediction) -> dict[str, list[Any]]:

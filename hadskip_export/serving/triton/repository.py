@@ -14,7 +14,7 @@ from hadskip_export.data.problems import MULTI, SINGLE, Problem
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.points import thresholds_at
 from hadskip_export.runtime.bundle import DIGEST, FULL, MANIFEST, Bundle
-from hadskip_export.runtime.predictor import RouterName
+from hadskip_export.runtime.predictor import ROUTERS, RouterName
 from hadskip_export.runtime.signatures import SIGNATURE
 from hadskip_export.runtime.values import real_number, whole_number
 from hadskip_export.support.errors import BudgetError, BundleError
@@ -109,13 +109,19 @@ def _check(bundle: Bundle, settings: Settings) -> None:
     Raises:
         BudgetError, BundleError: what Triton would find out when it loads the model.
     """
-    manifest = bundle.manifest
+    manifest, info = bundle.manifest, bundle.engine(settings.engine)
+    if info.parity == "failed":
+        raise BundleError(
+            f"{bundle.path}: {info.name} failed its parity check at {info.first_bad_piece}; build it again"
+        )
+    if settings.router not in ROUTERS:
+        raise BudgetError(f"router={settings.router!r}: expected {' or '.join(map(repr, ROUTERS))}")
     whole_number("--max-batch", settings.max_batch)
     if settings.threads is not None:
         whole_number("--threads", settings.threads)
     if any(len(label.splitlines()) != 1 for label in manifest.model.labels):
         raise BundleError(f"{bundle.path}: a label of several lines, and Triton reads labels from lines; rename it")
-    if settings.router == "full" and FULL not in bundle.engine(settings.engine).files:
+    if settings.router == "full" and FULL not in info.files:
         raise BundleError(f"{bundle.path}: carries no full model (built with --no-full); build it again")
     if settings.budget is None:
         return
