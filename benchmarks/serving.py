@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from hadskip_export.data.tables import read_texts
+from hadskip_export.data.columns import read_texts
 
 FACTORS = (0.5, 1.0, 2.0, 3.0)
 PATIENCE = 10  # seconds between a user's requests, on average

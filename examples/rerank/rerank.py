@@ -13,9 +13,9 @@ from statistics import median
 
 import numpy as np
 
+from hadskip_export.data.examples import read_examples
 from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import RANKING, Problem
-from hadskip_export.data.tables import read_examples
 from hadskip_export.runtime import Predictor, Ranked
 
 RANKS = ((1, 1), (2, 10), (11, 50), (51, 100))

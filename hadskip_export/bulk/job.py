@@ -19,8 +19,9 @@ from typing import Any
 import filelock
 
 from hadskip_export.bulk.rows import CHUNK, LINE, answered, as_json
-from hadskip_export.data.columnar import PARQUET, STATE
-from hadskip_export.data.tables import BETWEEN, NO_ROWS, Columns, RowError, TextRow, kind_of, read_texts
+from hadskip_export.data.columnar import PARQUET, SPLITS, STATE
+from hadskip_export.data.columns import Columns, TextRow, read_texts
+from hadskip_export.data.rows import BETWEEN, NO_ROWS, RowError, kind_of
 from hadskip_export.runtime.bundle import MANIFEST
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.digests import sha256
@@ -218,6 +219,8 @@ def inputs_of(places: Sequence[str | Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place in (Path(place).absolute() for place in places):
         files = [place]
+        if (place / SPLITS).is_file():
+            raise DataError(f"{place}: has several splits; name those to score, as {place / 'test'}")
         if place.is_dir() and not (place / STATE).is_file():
             files = sorted(file for file in place.iterdir() if kind_of(file) in KINDS and file.name[0] != ".")
             if not files:

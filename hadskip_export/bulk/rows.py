@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
+from hadskip_export.data.columns import TextRow
 from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE, ProblemType
-from hadskip_export.data.tables import Refuse, RowError, TextRow
+from hadskip_export.data.rows import Refuse, RowError
 from hadskip_export.runtime.answers import Prediction
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.errors import DataError
@@ -40,7 +41,7 @@ def answered(
 
     Args:
         name: the file's, for errors.
-        refuse: of a row with what the model does not know; see `data.tables.read_rows`.
+        refuse: of a row with what the model does not know; see `data.rows.read_rows`.
         reserved: more names that are ours.
     """
     try:

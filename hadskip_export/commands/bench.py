@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from hadskip_export.benchmark.measure import Contest, Figures, Workload
+from hadskip_export.data.columns import Columns
+from hadskip_export.data.examples import Examples, read_examples
 from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import groups_of
-from hadskip_export.data.tables import Columns, Examples, read_examples
 from hadskip_export.exporters.targets import target_of
 from hadskip_export.runtime.bundle import Bundle, EngineInfo, read_bundle
 from hadskip_export.runtime.engines import Cut

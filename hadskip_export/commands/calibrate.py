@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hadskip_export.data.tables import Columns, Examples, check_labels, names_in, read_examples
+from hadskip_export.data.columns import Columns
+from hadskip_export.data.examples import Examples, check_labels, names_in, read_examples
 from hadskip_export.exporters.amend import add_points
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.points import Point

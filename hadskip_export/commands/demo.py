@@ -19,8 +19,9 @@ import numpy as np
 
 from hadskip_export.commands.bench import Benchmark, bench
 from hadskip_export.commands.validate import Validation, validate
+from hadskip_export.data.columns import Columns
+from hadskip_export.data.examples import read_examples
 from hadskip_export.data.runs import Summary
-from hadskip_export.data.tables import Columns, read_examples
 from hadskip_export.report.plain import to_json
 from hadskip_export.runtime.answers import Prediction
 from hadskip_export.runtime.engines import Piece

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hadskip_export.data.rows import Row, read_rows
 from hadskip_export.data.runs import Summary, read_run
-from hadskip_export.data.tables import Row, read_rows
 from hadskip_export.routing.budgets import budget_name, resolve_budget
 from hadskip_export.routing.drift import FEWEST, Drift, drift_from
 from hadskip_export.runtime.bundle import MANIFEST, Manifest, read_bundle

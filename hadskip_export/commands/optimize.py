@@ -20,9 +20,10 @@ import numpy as np
 from hadskip_export.commands.build import build
 from hadskip_export.commands.doctor import engines_here, features, layer_times
 from hadskip_export.commands.train import train
+from hadskip_export.data.columns import Columns
+from hadskip_export.data.examples import Examples, read_examples
 from hadskip_export.data.metrics import USUAL
 from hadskip_export.data.problems import RANKING, Problem, groups_of
-from hadskip_export.data.tables import Columns, Examples, read_examples
 from hadskip_export.data.tasks import label_names
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.write import load_source, write_bundle

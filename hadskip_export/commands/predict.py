@@ -17,7 +17,7 @@ from hadskip_export.bulk.rows import (
     check_on_error,
     record_of,
 )
-from hadskip_export.data.tables import Columns, read_standard_input, read_texts
+from hadskip_export.data.columns import Columns, read_standard_input, read_texts
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.errors import DataError

@@ -7,7 +7,7 @@ from typing import Any
 from hadskip_export.bulk.here import score_here
 from hadskip_export.bulk.job import Job, Scored, inputs_of
 from hadskip_export.bulk.rows import OnError, check_on_error
-from hadskip_export.data.tables import Columns
+from hadskip_export.data.columns import Columns
 from hadskip_export.runtime.bundle import read_bundle
 from hadskip_export.runtime.values import whole_number
 from hadskip_export.support.errors import BudgetError

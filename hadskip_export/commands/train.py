@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from hadskip_export.data.columns import Columns
 from hadskip_export.data.problems import Problem, ProblemType
 from hadskip_export.data.runs import Summary
-from hadskip_export.data.tables import Columns
 from hadskip_export.data.tasks import load_task
 from hadskip_export.modeling.checkpoint import own_labels, read_config, resolve_model
 from hadskip_export.routing.budgets import resolve_budget
@@ -62,7 +62,7 @@ def train(
             default among the operating points.
         out: the run folder to write.
         task, data_dir: a GLUE task and its folder, from the hub if left out; or
-        train, eval: labelled files (see `data.tables`), with `text_column`, `pair_column`, `label_column` where the
+        train, eval: labelled files (see `data.rows`), with `text_column`, `pair_column`, `label_column` where the
             names do not say.
         fine_tuned: `model` already is the classifier: stage I is skipped and it is the teacher. Neither file needs
             labels then: figures of an `eval` without any are the agreement with the teacher.

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hadskip_export.data.tables import Columns, read_examples
+from hadskip_export.data.columns import Columns
+from hadskip_export.data.examples import read_examples
 from hadskip_export.exporters.amend import settled
 from hadskip_export.runtime.bundle import read_bundle
 from hadskip_export.runtime.engines import Cut

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from hadskip_export.data.tables import NO_ROWS, Examples
+from hadskip_export.data.examples import Examples
+from hadskip_export.data.rows import NO_ROWS
 from hadskip_export.data.text import Text
 from hadskip_export.support.errors import DataError, optional_import
 from hadskip_export.support.progress import say

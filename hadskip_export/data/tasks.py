@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from hadskip_export.data.columns import ANY_COLUMNS, Columns
+from hadskip_export.data.examples import Examples, check_labels, names_in, read_examples
 from hadskip_export.data.glue import GLUE_TASKS, HUB_REPOSITORY, read_folder, read_hub
 from hadskip_export.data.metrics import AGREEMENT, metric_of
 from hadskip_export.data.problems import MULTI, SCORE_NAME, SCORES, SINGLE, Problem, ProblemType
-from hadskip_export.data.tables import ANY_COLUMNS, PACKED, Columns, Examples, check_labels, names_in, read_examples
+from hadskip_export.data.rows import PACKED
 from hadskip_export.support.errors import DataError
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 2000

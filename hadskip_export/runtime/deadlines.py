@@ -1,5 +1,6 @@
 """Which operating point answers in time, by what calls take on this machine."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -42,6 +43,30 @@ class Pace:
         """
         fit = [point for point in points if self.seconds(lengths, most_layers(point)) <= seconds]
         return fit[-1] if fit else points[0]
+
+
+class Deadlines:
+    """Operating points by the time that is left. The pace is measured when it is first needed, by one call; others wait
+    for it.
+
+    Args:
+        points: by ascending budget.
+    """
+
+    def __init__(self, points: Sequence[Point]):
+        self._points = points
+        self._lock = threading.Lock()
+        self._pace: Pace | None = None
+
+    def thresholds(self, lengths: Sequence[int], milliseconds: float, measure: Callable[[], Pace]) -> Sequence[float]:
+        """Of the point that `Pace.choose` has, [L]. What measuring takes is taken of the time."""
+        started = time.perf_counter()
+        if self._pace is None:
+            with self._lock:
+                if self._pace is None:
+                    self._pace = measure()
+        left = milliseconds / 1e3 - (time.perf_counter() - started)
+        return self._pace.choose(self._points, lengths, left).thresholds
 
 
 def most_layers(point: Point) -> float:

@@ -16,7 +16,7 @@ from hadskip_export.routing.points import thresholds_at
 from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime.answers import Prediction, Ranked, answers_of, ranked
 from hadskip_export.runtime.bundle import FULL, Bundle, read_bundle
-from hadskip_export.runtime.deadlines import Pace
+from hadskip_export.runtime.deadlines import Deadlines, Pace
 from hadskip_export.runtime.engines import Cut, Engine, EngineOptions, built_elsewhere, engine_class
 from hadskip_export.runtime.forks import never_destroy, watch
 from hadskip_export.runtime.loading import CHAINS, GATED, load_full, policy_of
@@ -118,8 +118,7 @@ class Predictor:
         engine_type, self._engine_options = engine_class(info.engine), EngineOptions(options.threads, options.spinning)
         self._engine: Engine | None = engine_type(files, info.precision, self._engine_options)
         self._most_padding = engine_type.most_padding
-        self._lock, self._pacing = threading.Lock(), threading.Lock()
-        self._pace: Pace | None = None
+        self._lock, self._deadlines = threading.Lock(), Deadlines(manifest.points)
         self._why_closed = CLOSED
         self.gated: Program | None = None  # runs `router="gates"`; None until it is needed
         self._chain: Chain | None = None
@@ -397,7 +396,8 @@ class Predictor:
         """Closed without closing, in a process forked from the one that loaded it; see `runtime.forks`."""
         never_destroy(self._engine, self.gated, self._chain, self._full)
         self._engine = self.gated = self._chain = self._full = None
-        self._lock, self._pacing = threading.Lock(), threading.Lock()  # a thread that is not here may have held them
+        # New locks: a thread that is not here may have held the others.
+        self._lock, self._deadlines = threading.Lock(), Deadlines(self.bundle.manifest.points)
         if self._why_closed is CLOSED:
             self._why_closed = f"{self.bundle.path}: {ELSEWHERE}"
 
@@ -453,34 +453,24 @@ class Predictor:
     def _thresholds_in_time(
         self, encoded: Sequence[Encoded], deadline_ms: float, budget: float | None, gate_threshold: float | None
     ) -> Sequence[float]:
-        """Of the operating point that `Pace` chooses, [L]."""
+        """Of the operating point that `Deadlines` chooses, [L]."""
         if budget is not None or gate_threshold is not None:
             raise BudgetError("deadline_ms: chooses the budget; leave budget and gate_threshold out")
         if math.isnan(deadline_ms):
             raise BudgetError("deadline_ms=nan: expected milliseconds")
         if not self.bundle.manifest.router.asks_gates:
             return self._thresholds
-        started = time.perf_counter()
-        pace = self._load_pace()
-        left = deadline_ms / 1e3 - (time.perf_counter() - started)
-        return pace.choose(self.bundle.manifest.points, [len(one) for one in encoded], left).thresholds
+        return self._deadlines.thresholds([len(one) for one in encoded], deadline_ms, self._measure_pace)
 
-    def _load_pace(self) -> Pace:
-        """Measured when it is first needed, by one call; others wait for it."""
-        if self._pace is None:
-            gated, model = self._load_gated(), self.bundle.manifest.model
+    def _measure_pace(self) -> Pace:
+        gated, model = self._load_gated(), self.bundle.manifest.model
 
-            def run(tokens: int, every_layer: bool) -> None:
-                ids = np.zeros(tokens, np.int64)
-                thresholds = [-math.inf if every_layer else math.inf] * model.layers
-                self._answers(
-                    [Encoded(ids, ids, False)], 1, gated, lambda rows: self._policy(thresholds, None, None, rows)
-                )
+        def run(tokens: int, every_layer: bool) -> None:
+            ids = np.zeros(tokens, np.int64)
+            thresholds = [-math.inf if every_layer else math.inf] * model.layers
+            self._answers([Encoded(ids, ids, False)], 1, gated, lambda rows: self._policy(thresholds, None, None, rows))
 
-            with self._pacing:
-                if self._pace is None:
-                    self._pace = Pace(run, model.layers, model.max_length)
-        return self._pace
+        return Pace(run, model.layers, model.max_length)
 
     def _check(self, router: RouterName, max_layers: int | None) -> int | None:
         """

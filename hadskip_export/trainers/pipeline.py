@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hadskip_export.data.examples import Examples, names_in
 from hadskip_export.data.problems import RANKING, SINGLE, Label, Problem, groups_of
 from hadskip_export.data.runs import BudgetFigures, Summary, TeacherFigures, read_json
-from hadskip_export.data.tables import Examples, names_in
 from hadskip_export.data.tasks import TaskData, hold_out
 from hadskip_export.modeling.checkpoint import (
     GateSettings,

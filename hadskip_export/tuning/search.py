@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hadskip_export.data.examples import Examples
 from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import groups_of
-from hadskip_export.data.tables import Examples
 from hadskip_export.routing.budgets import keeps
 from hadskip_export.routing.routes import RouteStatistics, statistics
 from hadskip_export.runtime.predictor import Predictor

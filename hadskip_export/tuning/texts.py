@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hadskip_export.data.examples import Examples
 from hadskip_export.data.problems import RANKING, groups_of
-from hadskip_export.data.tables import Examples
 from hadskip_export.support.files import replaced
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hadskip_export.benchmark.statistics import percentiles
 from hadskip_export.benchmark.systems import System, take_turns
-from hadskip_export.data.tables import Examples
+from hadskip_export.data.examples import Examples
 from hadskip_export.data.text import Text
 from hadskip_export.runtime.predictor import Predictor, RouterName
 from hadskip_export.support.progress import say

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hadskip_export.data.examples import Examples
 from hadskip_export.data.metrics import AGREEMENT, METRICS
 from hadskip_export.data.problems import Problem, groups_of, same_answers
-from hadskip_export.data.tables import Examples
 from hadskip_export.routing.routes import RouteStatistics, statistics
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text

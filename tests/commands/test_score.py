@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 import hadskip_export
 from hadskip_export import score
 from hadskip_export.bulk.job import Job, Scored
-from hadskip_export.data.tables import Columns
+from hadskip_export.data.columns import Columns
 from hadskip_export.runtime import Predictor
 from hadskip_export.support.files import replaced
 from tests.conftest import sentences, write_csv
@@ -58,6 +59,15 @@ def test_the_answers_are_those_of_predict_in_the_order_of_the_rows(bundle: Path,
     assert len(parts(out)) == 9
     for file in inputs:
         assert equal(answers(out, file.name), [json.loads(line) for line in hadskip_export.predict(bundle, input=file)])
+
+
+def test_a_folder_that_datasets_has_saved_is_one_input(bundle: Path, tmp_path: Path):
+    saved = datasets.Dataset.from_dict({"text": TEXTS[:9]})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    assert score(bundle, [tmp_path / "saved"], tmp_path / "out", rows=5).rows == 9
+    assert sorted(parts(tmp_path / "out")) == ["saved-000000.jsonl", "saved-000001.jsonl"]
+    datasets.DatasetDict({"test": saved}).save_to_disk(str(tmp_path / "splits"))
+    assert "has several splits" in outcome(lambda: score(bundle, [tmp_path / "splits"], tmp_path / "other"))
 
 
 def test_called_again_it_computes_what_is_missing_and_nothing_else(bundle: Path, inputs, tmp_path: Path):

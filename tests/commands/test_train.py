@@ -17,8 +17,8 @@ from transformers import pipeline as pipeline_of_transformers
 
 import hadskip_export.commands.train as training
 from hadskip_export import build, inspect, validate
+from hadskip_export.data.examples import Examples, read_examples
 from hadskip_export.data.runs import read_texts
-from hadskip_export.data.tables import Examples, read_examples
 from hadskip_export.data.tasks import hold_out
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated, save_classifier
 from hadskip_export.modeling.gated import GatedClassifier

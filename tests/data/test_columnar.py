@@ -14,10 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hadskip_export.data import columnar, tables
-from hadskip_export.data.tables import Examples, read_examples, read_rows, read_texts
+from hadskip_export.data import columnar
+from hadskip_export.data import rows as reading
+from hadskip_export.data.columns import read_texts
+from hadskip_export.data.examples import Examples, read_examples
+from hadskip_export.data.rows import read_rows
 from hadskip_export.support.errors import DataError, EngineError
-from tests.data.test_tables import refused
+from tests.data.test_reading import refused
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
 rows = st.lists(st.tuples(texts, st.sampled_from(["yes", "no"])), min_size=1, max_size=300)
@@ -156,7 +159,7 @@ def test_other_columns_become_what_json_has(tmp_path: Path):
 
 
 def test_a_row_that_is_too_large_costs_no_other_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "MOST_CHARACTERS", 100)
+    monkeypatch.setattr(reading, "MOST_CHARACTERS", 100)
     table = {"text": ["a", "b" * 90, "c"], "more": [None, "d" * 20, "e"]}
     for kind in (".parquet", ""):
         place, errors = save(kind, tmp_path, table), []

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hadskip_export.data.columns import Columns
+from hadskip_export.data.examples import Examples
 from hadskip_export.data.problems import SINGLE, Problem
-from hadskip_export.data.tables import Columns, Examples
 from hadskip_export.data.tasks import TaskData, hold_out, label_names, load_task
 from hadskip_export.support.errors import DataError
 from tests.conftest import write_csv

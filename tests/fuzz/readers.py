@@ -20,9 +20,10 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hadskip_export.data.examples import read_examples
 from hadskip_export.data.glue import GLUE_TASKS, read_folder
 from hadskip_export.data.problems import PROBLEM_TYPES
-from hadskip_export.data.tables import read_examples, read_rows
+from hadskip_export.data.rows import read_rows
 from hadskip_export.runtime import Predictor
 from hadskip_export.runtime.bundle import DIGEST, MANIFEST, read_bundle
 from hadskip_export.runtime.integrity import sha256

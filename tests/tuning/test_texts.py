@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from hadskip_export.data.examples import Examples, read_examples
 from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE
-from hadskip_export.data.tables import Examples, read_examples
 from hadskip_export.tuning.texts import digest_of, share_out, units_of, write_examples
 
 SINGLES = Examples([f"text {row}" for row in range(50)], [str(row % 3) for row in range(50)])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hadskip_export.data.tables import read_examples
+from hadskip_export.data.examples import read_examples
 from hadskip_export.data.tasks import hold_out
 from hadskip_export.modeling.checkpoint import load_classifier, load_gated
 from hadskip_export.modeling.gated import GatedClassifier

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hadskip_export.data import tables
+from hadskip_export.data import columns
+from hadskip_export.data import rows as reading
+from hadskip_export.data.columns import Columns, read_texts
+from hadskip_export.data.examples import Examples, read_examples
 from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE, Problem
-from hadskip_export.data.tables import Columns, Examples, read_examples, read_rows, read_texts
+from hadskip_export.data.rows import read_rows
 from hadskip_export.support.errors import DataError
 
 NASTY = [
@@ -349,13 +352,13 @@ def numbered_rows(rows: list[tuple[str, str]], label_column: str, kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
-@pytest.mark.parametrize("column", [*tables.LABEL_COLUMNS, "Label", "CLASS", "notes", "labelled by", "id"])
+@pytest.mark.parametrize("column", [*columns.LABEL_COLUMNS, "Label", "CLASS", "notes", "labelled by", "id"])
 def test_labels_are_read_where_a_column_looks_like_them_and_left_out_where_none_does(kind, column, tmp_path):
     rows = [("good", "x"), ("bad", "y"), ("fine", "x")]
     file = write(tmp_path, f"a.{kind}", numbered_rows(rows, column, kind))
     examples = read_examples(file, unlabelled=True)
     assert examples.texts == ["good", "bad", "fine"] and examples.lines == [1, 2, 3] if kind == "jsonl" else [2, 3, 4]
-    if column.lower() in tables.LABEL_COLUMNS:
+    if column.lower() in columns.LABEL_COLUMNS:
         assert examples == read_examples(file) and examples.labels == ["x", "y", "x"]
     else:
         assert examples.labels == [] and len(examples) == 3
@@ -517,17 +520,17 @@ def test_a_header_may_come_after_blank_lines(tmp_path):
     ("kind", "bad"), [(".csv", '"open\n'), (".csv", f"{'long' * 5000}\n"), (".tsv", f"{'long' * 5000}\n")]
 )
 def test_a_field_without_end_does_not_take_the_file_into_memory(kind, bad, monkeypatch):
-    monkeypatch.setattr(tables, "MOST_CHARACTERS", 10_000)
+    monkeypatch.setattr(reading, "MOST_CHARACTERS", 10_000)
     errors: list[DataError] = []
     lines = iter(["text\n", bad, *["good\n"] * 50_000])
-    rows = tables._table_rows(Path("a"), lines, kind, errors.append)
+    rows = reading._table_rows(Path("a"), lines, kind, errors.append)
     assert next(rows).line == 3
     assert len(list(lines)) > 45_000  # not taken yet
     assert len(errors) == 1 and "line 2" in str(errors[0])
 
 
 def test_a_line_without_end_does_not_take_the_file_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MOST_CHARACTERS", 1000)
+    monkeypatch.setattr(reading, "MOST_CHARACTERS", 1000)
     long = "x" * 5000
     for name, content in {
         "a.jsonl": f'{{"text": "good"}}\n{{"text": "{long}"}}\n{{"text": "bad"}}\n',
@@ -544,19 +547,19 @@ def test_a_line_without_end_does_not_take_the_file_into_memory(tmp_path, monkeyp
 def test_open_quotes_cost_time_in_proportion_to_the_file(tmp_path, monkeypatch):
     """Counted in lines that are looked at, and not in seconds."""
     seen = 0
-    check = tables._check_line
+    check = reading._check_line
 
     def count(line: str, characters: int) -> None:
         nonlocal seen
         seen += 1
         check(line, characters)
 
-    monkeypatch.setattr(tables, "_check_line", count)
+    monkeypatch.setattr(reading, "_check_line", count)
     for content in ('a","b\n', '"open,1\n\n', '"a\n"b\n'):
         seen, errors = 0, []
         rows = read_texts(write(tmp_path, "a.csv", "text,label\n" + content * 5000), refuse=errors.append)
         refused(lambda: list(rows), "no rows")  # noqa: B023
-        assert errors and seen < 5001 * content.count("\n") * (tables.MOST_LINES_AGAIN + 2)
+        assert errors and seen < 5001 * content.count("\n") * (reading.MOST_LINES_AGAIN + 2)
 
 
 def test_what_follows_an_open_quote_is_read_however_far_it_reaches(tmp_path):
