@@ -35,13 +35,14 @@ def score_on_ray(job: Job, workers: int | None, gpus: int) -> Scored:
     data: Any = optional_import("ray.data", "ray")
     with _running(ray, data), job.begun():
         room = _room(ray, job.options["threads"], gpus)
+        most = workers or room
         names = [{"name": name} for name in job.inputs]
         parts = data.from_items(names, override_num_blocks=len(names)).flat_map(
             lambda row: _read(job, row["name"]), num_cpus=READING, concurrency=room
         )
         done = parts.map_batches(
             _Worker, fn_constructor_args=(job,), batch_size=1, num_cpus=job.options["threads"], num_gpus=gpus,
-            compute=data.ActorPoolStrategy(size=workers or room),
+            compute=data.ActorPoolStrategy(min_size=min(room, most), max_size=most),  # more where the cluster grows
         )  # fmt: skip
         tally = Tally(job)
         try:

@@ -54,9 +54,8 @@ def check_signature(bundle: Bundle, public_key: str | Path) -> None:
         signed = {one["name"]: one["digest"] for one in _statement(content)["predicate"]["resources"]}
     except Exception as error:  # the file is a stranger's, and the library raises whatever it stumbles over
         raise BundleError(f"{folder}: is not what the holder of {public_key} signed ({first_line(error)})") from error
-    if (
-        signed.get(MANIFEST) != bundle.digest
-    ):  # of what that key signed elsewhere, or has been changed since it was read
+    # Else it is of what that key signed elsewhere, or the manifest has been changed since it was read.
+    if signed.get(MANIFEST) != bundle.digest:
         raise BundleError(f"{folder}: is not what the holder of {public_key} signed ({MANIFEST} is another)")
 
 

@@ -72,7 +72,8 @@ def wanted(whole_bundle: Path, inputs: list[Path], tmp_path: Path) -> dict[str, 
 @pytest.mark.parametrize("kill", [False, True], ids=["undisturbed", "a worker is killed"])
 def test_nothing_is_lost_or_doubled(whole_bundle: Path, inputs: list[Path], wanted, tmp_path: Path, kill: bool):
     out = tmp_path / "out"
-    process = start("score", whole_bundle, *inputs, "--out", out, "--rows", 20, "--ray", "--workers", 2)
+    workers_asked = 2 if kill else 64  # more than there is room for: those that there are do it
+    process = start("score", whole_bundle, *inputs, "--out", out, "--rows", 20, "--ray", "--workers", workers_asked)
     killed = set()
     for _ in range(SECONDS * 50):
         if not kill or process.poll() is not None or len(killed) == 2:
