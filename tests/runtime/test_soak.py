@@ -60,9 +60,11 @@ ENGINES += [f"{engine}-{precision}-whole" for engine, precision in REDUCED]
 def test_memory_levels_off_whatever_the_shapes(every_cut: Path, engine: str):
     if "bf16" in engine and not BF16:
         pytest.skip("no bf16 here")
-    numbers = map(str, (WARM_UP, CALLS, MOST_INPUTS, MOST_TOKENS))
+    # In int8 each new shape costs some memory until nearly all of them have come.
+    warm_up = WARM_UP if "fp32" in engine else 3 * WARM_UP
+    numbers = map(str, (warm_up, CALLS, MOST_INPUTS, MOST_TOKENS))
     command = [sys.executable, "-c", SOAK, str(every_cut), engine, *numbers]
     done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     warm, after = done["resident"]
     assert done["shapes"] > 750
-    assert after < 1.05 * warm, f"{warm:.0f} MB after {WARM_UP} calls, {after:.0f} MB after {CALLS} more"
+    assert after < 1.05 * warm, f"{warm:.0f} MB after {warm_up} calls, {after:.0f} MB after {CALLS} more"
