@@ -142,6 +142,8 @@ def served(whole_bundle: Path) -> Iterator[str]:
         [ENVIRONMENT / "bin" / "serve", "run", "app:application"], cwd=example, start_new_session=True,
         env=environment(BUNDLE=str(whole_bundle), RAY_USAGE_STATS_ENABLED="0"), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
+        # A shell that runs the tests in its background has them, and what they start, ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         for _ in range(SECONDS * 5):
@@ -157,7 +159,8 @@ def served(whole_bundle: Path) -> Iterator[str]:
         try:
             process.communicate(timeout=60)
         finally:
-            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def ask(address: str, question: Any) -> Any:
