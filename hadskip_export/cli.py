@@ -195,6 +195,10 @@ _label_thresholds = click.option(
 )
 
 
+_budget = click.option(
+    "--budget", type=float, help="Layers per input on average; the bundle's default point if left out."
+)
+_router = click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
 _verify = click.option("--verify", metavar="KEY", help="Refuse a bundle that this public key's holder did not sign.")
 
 
@@ -361,9 +365,9 @@ def optimize(json_file: Path | None, **options: Any) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 for all that may ask.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option("--token", help="What clients must send as their bearer token; else what HADSKIP_TOKEN says, if set.")
-@click.option("--budget", type=float, help="Layers per input on average; the bundle's default point if left out.")
+@_budget
 @click.option("--least-budget", type=float, help="While requests queue, lower the budget step by step, down to this.")
-@click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
+@_router
 @click.option("--threads", type=int, help="The most threads a batch is computed with; all CPUs if left out.")
 @click.option("--inputs", default=Limits.inputs, show_default=True, help="The most of one request.")
 @click.option("--queue", default=Limits.queue, show_default=True, help="Inputs not answered yet; 429 for more.")
@@ -394,10 +398,10 @@ def serve(label_thresholds: Sequence[str], token: str | None, **options: Any) ->
     show_default=True,
     help="At a bad row of the file: stop and write nothing, or name it on stderr and do the others.",
 )
-@click.option("--budget", type=float, help="Layers per input on average; the bundle's default point if left out.")
+@_budget
 @click.option("--gate-threshold", type=float, help="Run a layer where its margin is above this; instead of --budget.")
 @click.option("--max-layers", type=int, help="The most layers an input may run.")
-@click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
+@_router
 @_label_thresholds
 @_verify
 @_engine
@@ -437,10 +441,12 @@ def predict(
     help="At a bad row: stop, or give it an error for an answer and go on.",
 )
 @click.option("--ray", is_flag=True, help="On a cluster of Ray's: RAY_ADDRESS, or this machine alone.")
-@click.option("--workers", type=int, help="Of Ray, predictors that compute at a time; all CPUs' if left out.")
+@click.option(
+    "--workers", type=int, help="Of Ray, the most predictors at a time; all that there is room for if left out."
+)
 @click.option("--threads", type=int, help="The most threads a predictor computes with; all CPUs, 1 with Ray.")
-@click.option("--budget", type=float, help="Layers per input on average; the bundle's default point if left out.")
-@click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
+@_budget
+@_router
 @_label_thresholds
 @_verify
 @_engine
@@ -489,8 +495,8 @@ def calibrate(json_file: Path | None, **options: Any) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The model repository, new or not.")
 @click.option("--name", help="The model's; that of the bundle's folder if left out.")
-@click.option("--budget", type=float, help="Layers per input on average; the bundle's default point if left out.")
-@click.option("--router", type=click.Choice(["gates", "full"]), default="gates", show_default=True)
+@_budget
+@_router
 @click.option("--threads", type=int, help="The most threads a batch is computed with; all CPUs if left out.")
 @click.option("--max-batch", type=int, default=32, show_default=True, help="The most inputs computed together.")
 @click.option("--force", is_flag=True, help="Replace a model of that name that this command wrote.")

@@ -5,9 +5,7 @@ from dataclasses import replace
 
 from hadskip_export.bulk.job import Job, Scored
 from hadskip_export.runtime.predictor import Predictor
-from hadskip_export.support.progress import say
-
-SECONDS_BETWEEN_LINES = 15.0
+from hadskip_export.support.progress import SECONDS_BETWEEN_LINES, say
 
 
 class Tally:

@@ -21,7 +21,7 @@ import filelock
 from hadskip_export.bulk.rows import CHUNK, LINE, answered, as_json
 from hadskip_export.data.columnar import PARQUET, SPLITS, STATE
 from hadskip_export.data.columns import Columns, TextRow, read_texts
-from hadskip_export.data.rows import BETWEEN, NO_ROWS, RowError, kind_of
+from hadskip_export.data.rows import BETWEEN, NoRowsError, RowError, kind_of
 from hadskip_export.runtime.bundle import MANIFEST
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.digests import sha256
@@ -118,21 +118,24 @@ class Job:
     def _entries(self, name: str) -> Iterator[TextRow | RowError]:
         """Rows and errors by their line: a reader looks ahead."""
         waiting: list[RowError] = []
+
+        def refuse(error: RowError) -> None:
+            if len(waiting) >= MOST_BAD:
+                raise DataError(f"{error}; so were {MOST_BAD:,} rows before it, one after the other; leave them out")
+            self._refuse(error, waiting)
+
         try:
-            for row in read_texts(self.inputs[name], self.columns, lambda error: self._refuse(error, waiting)):
+            for row in read_texts(self.inputs[name], self.columns, refuse):
                 while waiting and waiting[0].line < row.line:
                     yield waiting.pop(0)
                 yield row
-        except DataError as error:
-            if not str(error).endswith(NO_ROWS):
-                raise
+        except NoRowsError:
+            pass  # nothing but errors, perhaps
         yield from waiting
 
     def _refuse(self, error: RowError, refused: list[RowError]) -> None:
         if not self.skips:
             raise DataError(f"{error}; mend that row, or go on past bad rows with --on-error skip") from error
-        if len(refused) >= MOST_BAD:
-            raise DataError(f"{error}; so were {MOST_BAD:,} rows before it, one after the other; leave them out")
         refused.append(error)
 
     def write(self, predictor: Predictor, part: Part) -> int:

@@ -24,7 +24,7 @@ def score_on_ray(job: Job, workers: int | None, gpus: int) -> Scored:
     """See `commands.score`.
 
     Args:
-        workers: predictors that compute at a time; as many as the cluster has room for if left out.
+        workers: the most predictors that compute at a time; as many as the cluster has room for if left out.
         gpus: of each worker.
 
     Raises:

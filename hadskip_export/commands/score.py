@@ -38,7 +38,8 @@ def score(
         rows: of a part; what is lost at most when the work is stopped.
         on_error: what a bad row does: `stop` ends the work, `skip` gives it an `error` for an answer.
         ray: on a cluster of Ray's, that of RAY_ADDRESS or of this machine alone.
-        workers: of Ray, predictors that compute at a time, each with `threads` threads (1); all CPUs' if left out.
+        workers: of Ray, the most predictors that compute at a time, each with `threads` threads (1); as many as there
+            is room for if left out.
         options: as for `Predictor.load`.
 
     Raises:

@@ -13,6 +13,7 @@ from hadskip_export.data.rows import (
     BETWEEN,
     LINE_COLUMN,
     NO_ROWS,
+    NoRowsError,
     Refuse,
     Row,
     RowError,
@@ -74,7 +75,7 @@ def read_texts(file: str | Path, columns: Columns = ANY_COLUMNS, refuse: Refuse 
         good = True
         yield TextRow(row.line, found, texts.others(row))
     if not good:
-        raise DataError(f"{path}: {NO_ROWS}")
+        raise NoRowsError(f"{path}: {NO_ROWS}")
 
 
 def read_standard_input(refuse: Refuse = stop) -> Iterator[TextRow]:
@@ -102,7 +103,7 @@ def _among(file: Path, rows: Iterator[Row], columns: Columns) -> tuple[list[Row]
         with contextlib.suppress(DataError):
             return read, find_text(row, columns)
     if not read:
-        raise DataError(f"{file}: {NO_ROWS}")
+        raise NoRowsError(f"{file}: {NO_ROWS}")
     return read, find_text(read[0], columns)  # raises
 
 

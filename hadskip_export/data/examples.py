@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hadskip_export.data.columns import ANY_COLUMNS, LABEL_COLUMNS, SCORE_COLUMNS, Columns, find, find_text, like
 from hadskip_export.data.problems import MULTI, SCORES, SINGLE, Label, Problem, ProblemType
-from hadskip_export.data.rows import NO_ROWS, read_rows, several_in
+from hadskip_export.data.rows import NO_ROWS, NoRowsError, read_rows, several_in
 from hadskip_export.data.text import Text
 from hadskip_export.support.errors import DataError
 
@@ -67,7 +67,7 @@ def read_examples(
             raise row.error(f"has {late!r}, and the first row has no label; give all rows one, or none")
         lines.append(row.line)
     if not texts:
-        raise DataError(f"{path}: {NO_ROWS}")
+        raise NoRowsError(f"{path}: {NO_ROWS}")
     examples = Examples(texts, labels, lines, kind or SINGLE)
     check_spelling(examples, path)
     if known is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hadskip_export.data.examples import Examples
-from hadskip_export.data.rows import NO_ROWS
+from hadskip_export.data.rows import NO_ROWS, NoRowsError
 from hadskip_export.data.text import Text
 from hadskip_export.support.errors import DataError, optional_import
 from hadskip_export.support.progress import say
@@ -123,7 +123,7 @@ def _read_rows(file: Path, lines: TextIO, task: GlueTask) -> Examples:
     if broken:
         say(f"{file}: {len(broken)} of {len(found) + len(broken)} rows left out, the first in {broken[0]}")
     if not len(found):
-        raise DataError(f"{file}: {NO_ROWS}")
+        raise NoRowsError(f"{file}: {NO_ROWS}")
     return found
 
 

@@ -40,6 +40,10 @@ class RowError(DataError):
         return error
 
 
+class NoRowsError(DataError):
+    """A file has no row that can be used."""
+
+
 Refuse = Callable[[RowError], None]
 
 

@@ -18,7 +18,6 @@ from hadskip_export import build, validate
 from hadskip_export.cli import main
 from hadskip_export.exporters.amend import add_points
 from hadskip_export.exporters.sign import PASSWORD, Signer
-from hadskip_export.exporters.write import write_bundle
 from hadskip_export.runtime import BundleError, Predictor
 from hadskip_export.runtime.bundle import DIGEST, MANIFEST, read_bundle
 from hadskip_export.runtime.signatures import SIGNATURE, check_signature
@@ -70,8 +69,8 @@ def test_a_signed_bundle_loads_under_any_name_and_the_librarys_own_command_takes
     assert validate(moved, verify=keys[1]).passed
 
 
-def test_a_run_is_built_and_signed_at_once(source, keys, tmp_path: Path):
-    write_bundle(source, tmp_path / "bundle", signer=Signer(keys[0]))
+def test_a_run_is_built_and_signed_at_once(run_folder: Path, keys, tmp_path: Path):
+    assert build(run_folder, out=tmp_path / "bundle", sign=keys[0]).parity == "passed"
     assert by_the_librarys_own_command(tmp_path / "bundle", keys[1]) == 0
     assert load(tmp_path / "bundle", keys[1])
 
