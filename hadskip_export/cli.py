@@ -281,8 +281,8 @@ def main() -> None:
     type=click.Choice([HADSKIP, *METHODS]),
     default=HADSKIP,
     show_default=True,
-    help="hadskip (as the recipe has it), joint or nested; or a rival of one route, trained alike: budgeted (the first"
-    " layers) or static (the best ones).",
+    help="hadskip (as the recipe has it), joint or nested; or a rival, trained alike: of one route (budgeted, static)"
+    " or of exits (the others), see docs/method.md.",
 )
 @click.option("--route", help="The layers of --method static, as 1,2,6, instead of a search.")
 @click.option("--recipe", help="paper, adaptive or a TOML file.")

@@ -63,7 +63,8 @@ def why_wrong(line: str, complete: bool) -> str | None:
             return f"{words[0]} has no {word}"
     if complete:
         try:
-            command.make_context(words[0], words[1:])
+            with main.make_context("hadskip-export", [words[0]], resilient_parsing=True) as parent:
+                command.make_context(words[0], words[1:], parent=parent)
         except click.ClickException as error:
             return error.format_message()
     return None

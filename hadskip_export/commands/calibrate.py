@@ -86,7 +86,7 @@ def calibrate(
     _check_one_goal(budgets, max_loss, p50)
     with Predictor.load(bundle, engine=engine, precision=precision, cut=cut) as predictor:
         manifest, name = predictor.bundle.manifest, predictor.engine_info.name
-        if not manifest.router.asks_gates:
+        if not manifest.router.decides:
             raise BudgetError(f"{bundle}: has a static route and no threshold to set; build a run with gates")
         wanted = [resolve_budget(budget, manifest.model.layers) for budget in budgets] or [manifest.default_budget]
         columns = Columns(text_column, pair_column, label_column)

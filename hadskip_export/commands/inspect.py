@@ -61,7 +61,7 @@ def _drift(manifest: Manifest, answers: Path, budget: float | None) -> Drift:
     if point is None:
         have = ", ".join(budget_name(point.budget) for point in manifest.points)
         raise BudgetError(f"--budget {wanted:g}: the bundle has operating points for {have}")
-    if not point.routes or not manifest.router.asks_gates:
+    if not point.routes or not manifest.router.decides:
         raise BudgetError(
             f"--budget {wanted:g}: nothing to compare with, for the bundle does not say what texts ran there;"
             " hadskip-export calibrate --write notes it"

@@ -71,8 +71,9 @@ def train(
         metric: a name in `data.metrics.METRICS`; the usual one of the task or the problem if left out.
         label_thresholds: of several labels at once, label -> the probability above which it is given; 0.5 if left out.
         method: one of `trainers.methods.METHODS`, or `hadskip`, which is the one that the recipe's `routing` names:
-            `joint` or `nested`. The rivals run one route for all and are distilled alike from as many samples:
+            `joint` or `nested`. The rivals are distilled alike from as many samples. Two run one route for all:
             `budgeted`, the first `budget` layers, and `static`, the best ones, whose search has an epoch of its own.
+            The others have an exit after each layer, at which an input may leave (`methods.early_exit`).
         route: of `static`, the layers to run, from 1, instead of a search for the best.
         recipe, settings: a shipped recipe or a TOML file, and `key=value` overrides, see `load_recipe`.
         resume: go on where the same command was stopped, on one machine's CPU to the same weights, bit for bit; or
@@ -115,7 +116,7 @@ def train(
     if not data.train.labels and not chosen.alpha1:
         raise RecipeError("alpha1=0: training texts without labels are learned from the teacher's predictions alone")
     learner = create_method(method, chosen, {"route": route})
-    learner.check(chosen, layers, config.num_layers)
+    learner.check(chosen, layers, config)
     identity: dict[str, Any] = {
         "model": str(model),
         "budget": layers,

@@ -1,7 +1,8 @@
 """Graphs of pieces -> larger graphs. Nothing else in the package joins graphs.
 
-`full` has no decisions in it, `fuse` puts the gates that come after a layer into the layer's graph, and `whole` is the
-gated model as one graph. Weights stay where they lie: graphs point into the bundle's files of tensors.
+`full` has no decisions in it, `fuse` puts the gates that come after a layer into the layer's graph, `fuse_exit` its
+exit, and `whole` is the gated model as one graph. Weights stay where they lie: graphs point into the bundle's files of
+tensors.
 
 A whole graph takes
 
@@ -96,10 +97,21 @@ def fuse(layer: Any, gates: Any, first: int, bundle: Path) -> Any:
         bundle: its folder, where the gates' tensors are.
     """
     _leave_out(gates.graph, first, bundle)
-    outputs = [layer.graph.output[0], gates.graph.output[0]]
+    return _asked_by(layer, gates, "gates")
+
+
+def fuse_exit(layer: Any, leave: Any) -> Any:
+    """A layer and, on what it gives, its exit. The new piece gives hidden_states float32 [b, s, H] and the exit's
+    answers."""
+    return _asked_by(layer, leave, "exit")
+
+
+def _asked_by(layer: Any, after: Any, name: str) -> Any:
+    """A layer and what is asked about the states that it gives, in one graph of two outputs."""
+    outputs = [layer.graph.output[0], after.graph.output[0]]
     joined = _Joined(layer)
     outputs[0].name = joined.add(layer, "layer", {})
-    outputs[1].name = joined.add(gates, "gates", {HIDDEN_STATES: outputs[0].name})
+    outputs[1].name = joined.add(after, name, {HIDDEN_STATES: outputs[0].name})
     return joined.model("fused", list(layer.graph.input), outputs)
 
 

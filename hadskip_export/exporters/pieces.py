@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hadskip_export.modeling.encoder import Classifier, Layer, attention_bias
+from hadskip_export.modeling.exits import ExitClassifier, Student
 from hadskip_export.modeling.gated import Gate, GatedClassifier, pooled
-from hadskip_export.runtime.bundle import SEGMENTS, gate_name, layer_name
+from hadskip_export.runtime.bundle import SEGMENTS, STATES, exit_name, gate_name, layer_name
 
 
 @dataclass(frozen=True)
@@ -127,13 +128,14 @@ class GatePiece(GatesPiece):
         return super().forward(hidden_states, attention_mask)[:, 0]
 
 
-def cut(model: GatedClassifier, prefix: str = "") -> Iterator[Piece]:
-    """The pieces of a model, gates one by one and all in one; of a fixed route its layers, no gates.
+def cut(model: Student, prefix: str = "") -> Iterator[Piece]:
+    """The pieces of a model, gates one by one and all in one; of a fixed route its layers, no gates; of one with exits
+    these in their place.
 
     Args:
         prefix: of the names that its tensors have in the bundle's weights.
     """
-    states, body, route = ("hidden_states", "attention_mask"), model.classifier, model.fixed_route
+    body, route = model.classifier, model.fixed_route
     last, first_alone = len(body.layers) if route is None else max(route), body.config.pooling == "cls"
     weights, distances = _of_module(body.embeddings, f"{prefix}embeddings"), body.distances()
     ids = ("input_ids", SEGMENTS) if body.config.has_segments else ("input_ids",)
@@ -143,15 +145,34 @@ def cut(model: GatedClassifier, prefix: str = "") -> Iterator[Piece]:
             kind = LastLayerPiece if index + 1 == last and first_alone else LayerPiece
             module = kind(layer, distances)
             named = _of_module(module, f"{prefix}layers.{index}")
-            yield Piece(layer_name(index), module, states, "layer_output", named)
-    if route is None:
-        for index, gate in enumerate(model.gates):
-            yield Piece(gate_name(index), GatePiece(gate), states, "margin", _of_gate(index, model.gates, prefix))
-        every = {name: Part(tensor) for name, tensor in _gate_tensors(prefix).items()}
-        yield Piece("gates", GatesPiece(list(model.gates)), states, "margins", every)
-    yield Piece(
-        "head", body.head, states[:1] if first_alone else states, "logits", _of_module(body.head, f"{prefix}head")
-    )
+            yield Piece(layer_name(index), module, STATES, "layer_output", named)
+    if isinstance(model, ExitClassifier):
+        yield from _exits(model, prefix)
+    elif route is None:
+        yield from _gates(model, prefix)
+    head = _of_module(body.head, f"{prefix}head")
+    yield Piece("head", body.head, STATES[:1] if first_alone else STATES, "logits", head)
+
+
+def _gates(model: GatedClassifier, prefix: str) -> Iterator[Piece]:
+    for index, gate in enumerate(model.gates):
+        yield Piece(gate_name(index), GatePiece(gate), STATES, "margin", _of_gate(index, model.gates, prefix))
+    every = {name: Part(tensor) for name, tensor in _gate_tensors(prefix).items()}
+    yield Piece("gates", GatesPiece(list(model.gates)), STATES, "margins", every)
+
+
+def _exits(model: ExitClassifier, prefix: str) -> Iterator[Piece]:
+    """Exits may have parameters in common, with each other or with the head: then these are one tensor."""
+    known = {id(parameter): f"{prefix}head.{name}" for name, parameter in model.classifier.head.named_parameters()}
+    for index, leave in enumerate(model.exits):
+        parts = {}
+        for name, parameter in leave.named_parameters():
+            parts[name] = Part(known.setdefault(id(parameter), f"{prefix}exits.{index}.{name}"))
+        yield Piece(exit_name(index), leave, exit_inputs(model), "logits", parts)
+
+
+def exit_inputs(model: ExitClassifier) -> tuple[str, ...]:
+    return STATES if model.exits_take_mask else STATES[:1]
 
 
 def cut_full(model: Classifier) -> Iterator[Piece]:

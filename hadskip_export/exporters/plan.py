@@ -5,6 +5,7 @@ from typing import Self, get_args
 
 from hadskip_export.exporters.targets import target_of
 from hadskip_export.exporters.targets.base import Target
+from hadskip_export.runtime.bundle import EXIT_CUTS
 from hadskip_export.runtime.engines import ENGINES, Cut, engine_class
 from hadskip_export.support.errors import EngineError
 
@@ -13,20 +14,29 @@ from hadskip_export.support.errors import EngineError
 class EnginePlan:
     """An engine of a bundle, before it is built.
 
+    Args:
+        exits: of a model that has exits.
+
     Raises:
-        EngineError: no such engine, precision or cut, or the engine's library is not installed.
+        EngineError: no such engine, precision or cut, none of a model with exits, or the engine's library is not
+            installed.
     """
 
     engine: str
     precision: str
     cut: Cut
+    exits: bool = False
 
     @classmethod
-    def of(cls, engine: str = "ort", precision: str = "fp32", cut: Cut | None = None) -> Self:
-        """`cut`: the engine's fastest if left out."""
+    def of(cls, engine: str = "ort", precision: str = "fp32", cut: Cut | None = None, exits: bool = False) -> Self:
+        """
+        Args:
+            cut: the engine's fastest if left out.
+            exits: of a model that has exits.
+        """
         if cut is None and engine in ENGINES and precision in target_of(engine).precisions:
-            cut = target_of(engine).cuts[0]
-        return cls(engine, precision, cut or "gates")
+            cut = next((one for one in target_of(engine).cuts if not exits or one in EXIT_CUTS), None)
+        return cls(engine, precision, cut or "gates", exits)
 
     @classmethod
     def tagged(cls, option: str, tag: str, cut: Cut | None = None) -> Self:
@@ -47,6 +57,10 @@ class EnginePlan:
         cuts = [cut for cut in get_args(Cut) if cut in self.target.cuts]
         if self.cut not in cuts:
             raise EngineError(f"--cut {self.cut}: not to be had with {self.engine}; there are {', '.join(cuts)}")
+        if self.exits and self.cut not in EXIT_CUTS:
+            raise EngineError(f"--cut {self.cut}: not of a model with exits, which has {', '.join(EXIT_CUTS)}")
+        if self.exits and not self.target.takes_exits:
+            raise EngineError(f"--engine {self.engine}: has no code for exits; the other engines run them")
         engine_class(self.engine).versions()
 
     @property

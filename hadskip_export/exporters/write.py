@@ -12,14 +12,14 @@ from hadskip_export.data.text import TOKENIZER_CONFIG, Text
 from hadskip_export.exporters import engine
 from hadskip_export.exporters.assemble import full
 from hadskip_export.exporters.onnx import OPSET, bound, template_of, tensors_as_stored
-from hadskip_export.exporters.pieces import cut, cut_full
+from hadskip_export.exporters.pieces import cut, cut_full, exit_inputs
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.seal import new_bundle, seal
 from hadskip_export.exporters.sign import Signer
 from hadskip_export.exporters.weights import place_graph, read_places, write_tensors
-from hadskip_export.modeling.checkpoint import hugging_face_config, load_classifier, load_gated
+from hadskip_export.modeling.checkpoint import hugging_face_config, load_classifier, load_student
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
-from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.modeling.exits import ExitClassifier, Student
 from hadskip_export.routing.points import Point
 from hadskip_export.runtime.bundle import (
     FORMAT,
@@ -50,7 +50,7 @@ class Source:
     """What a bundle is made of.
 
     Args:
-        model: the gated student, or a rival of one fixed route.
+        model: the gated student, or a rival of one fixed route or with exits.
         full: the fine-tuned BERT, or None to leave it out of the bundle.
         tokenizer: a `tokenizer.json`.
         points: the student's operating points, by ascending budget.
@@ -59,7 +59,7 @@ class Source:
         label_thresholds: see `Problem`; its own if left out.
     """
 
-    model: GatedClassifier
+    model: Student
     full: Classifier | None
     tokenizer: Path
     max_length: int
@@ -74,6 +74,10 @@ class Source:
     def config(self) -> EncoderConfig:
         return self.model.classifier.config
 
+    @property
+    def has_exits(self) -> bool:
+        return isinstance(self.model, ExitClassifier)
+
 
 def load_source(path: Path, budget: float | None, full: bool) -> Source:
     """Reads a finished run. Its fine-tuned BERT, from text to label, is held against `transformers`' on the way.
@@ -86,17 +90,17 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
     found, tokenizer = run.checkpoint(budget), run.paths.tokenizer
     for folder in (run.paths.stage1, tokenizer.parent):
         check_digests(folder)
-    model, _ = load_gated(found.folder)
+    model, _ = load_student(found.folder)
     fine_tuned, texts = load_classifier(run.paths.stage1), run.texts()
     config = fine_tuned.config
     to_serve = Tokenizer(tokenizer, run.max_length, config.vocab_size, config.type_vocab_size)
     check_same_as_original(run.paths.stage1, to_serve, fine_tuned, texts, fine_tuned=True)
     labelled = run.metric != AGREEMENT  # the bundle's metric is then for whoever has labels later
-    gates = 0 if model.fixed_route else len(model.gates)
+    thresholds = 0 if model.fixed_route else len(model.classifier.layers)
     points = tuple(
         Point(
             budget=point.budget,
-            thresholds=(point.threshold,) * gates,
+            thresholds=(point.threshold,) * thresholds,
             data=point.threshold_on,
             mean_layers=point.mean_layers,
             routes=point.routes,
@@ -129,7 +133,7 @@ def write_bundle(
     signer: Signer | None = None,
 ) -> ParityReport | None:
     """Writes a bundle and checks its engine against PyTorch, where this machine can run it; see `build`."""
-    plan = plan or EnginePlan.of()
+    plan = plan or EnginePlan.of(exits=source.has_exits)
     with new_bundle(out, force) as folder:
         bundle = Bundle(folder, write_model(source, folder))
         reference = TorchReference(source.model, source.full)
@@ -158,7 +162,7 @@ def write_model(source: Source, folder: Path) -> Manifest:
     the manifest as far as it is known."""
     from hadskip_export import __version__
 
-    config, route = source.config, source.model.fixed_route
+    config = source.config
     problem = Problem(config.problem_type, config.labels, source.label_thresholds)
     inputs = MODEL_INPUTS if config.has_segments else tuple(name for name in MODEL_INPUTS if name != SEGMENTS)
     model = ModelInfo(
@@ -179,7 +183,7 @@ def write_model(source: Source, folder: Path) -> Manifest:
         task=source.task,
         metric=source.metric,
         model=model,
-        router=RouterInfo("gates") if route is None else RouterInfo("static", route),
+        router=_router(source.model),
         points=source.points,
         default_budget=source.budget,
         opset=OPSET,
@@ -187,6 +191,12 @@ def write_model(source: Source, folder: Path) -> Manifest:
         weights=weights,
         engines=(),
     )
+
+
+def _router(model: Student) -> RouterInfo:
+    if isinstance(model, ExitClassifier):
+        return RouterInfo("exits", criterion=model.criterion, exit_inputs=exit_inputs(model))
+    return RouterInfo("gates") if model.fixed_route is None else RouterInfo("static", model.fixed_route)
 
 
 def _write_pieces(source: Source, model: ModelInfo, folder: Path) -> tuple[str, dict[str, str]]:

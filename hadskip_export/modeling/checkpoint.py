@@ -1,7 +1,8 @@
-"""Hugging Face checkpoints in and out: configuration, weights (safetensors only), tokenizer, and the gates beside them.
+"""Hugging Face checkpoints in and out: configuration, weights (safetensors only), tokenizer, and the gates or exits
+beside them.
 
 What is written stays a Hugging Face checkpoint: `transformers` loads `budgets/<K>/` as a plain classifier and
-ignores the gates.
+ignores the gates and the exits.
 """
 
 import json
@@ -18,13 +19,15 @@ from torch import Tensor
 from hadskip_export.data.problems import RANKING, REGRESSION, SINGLE, ProblemType
 from hadskip_export.data.text import TOKENIZER_CONFIG
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
+from hadskip_export.modeling.exits import EXIT_KINDS, ExitClassifier, Student
 from hadskip_export.modeling.families import FAMILIES, REFUSED, Family
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routing.criteria import CRITERIA, UNCERTAINTY
 from hadskip_export.routing.routes import is_route
 from hadskip_export.support.errors import BundleError, DataError, first_line
 
 HADSKIP_KEY = "hadskip"  # our section of config.json
-GATES = "gates"  # where a checkpoint of ours has theirs
+GATES, EXITS = "gates", "exits"  # where a checkpoint of ours has theirs
 SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spm.model")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -36,8 +39,8 @@ ADAPTERS = ("lora_", "adapter", "ia3_", "prompt_")
 
 
 @dataclass(frozen=True)
-class GateSettings:
-    """What config.json keeps of a gated checkpoint beside its weights."""
+class StudentSettings:
+    """What config.json keeps of a student beside its weights. `width`: of its gates."""
 
     width: int
     threshold: float
@@ -188,41 +191,54 @@ def save_classifier(model: Classifier, folder: Path) -> None:
     _save(model.config, _to_hugging_face(model), {}, folder)
 
 
-def save_gated(model: GatedClassifier, settings: GateSettings, folder: Path) -> None:
-    """Writes a gated classifier: the Hugging Face checkpoint, the gates' weights and our section of config.json."""
+def save_student(model: Student, settings: StudentSettings, folder: Path) -> None:
+    """Writes a student: the Hugging Face checkpoint, its gates' or exits' weights and our section of config.json."""
     tensors = _to_hugging_face(model.classifier)
-    tensors |= {f"{GATES}.{name}": tensor.contiguous() for name, tensor in model.gates.state_dict().items()}
     section: dict[str, Any] = {
         "gate_width": settings.width,
         "gate_threshold": settings.threshold,
         "budget": settings.budget,
     }
+    if isinstance(model, ExitClassifier):
+        section |= {"exits": model.kind, "criterion": model.criterion}
+        own = {f"{EXITS}.{name}": tensor.clone() for name, tensor in model.exits.state_dict().items()}
+    else:
+        own = {f"{GATES}.{name}": tensor.contiguous() for name, tensor in model.gates.state_dict().items()}
     if model.fixed_route is not None:
         section["fixed_route"] = model.fixed_route
-    _save(model.classifier.config, tensors, {HADSKIP_KEY: section}, folder)
+    _save(model.classifier.config, tensors | own, {HADSKIP_KEY: section}, folder)
 
 
-def load_gated(folder: Path) -> tuple[GatedClassifier, GateSettings]:
-    """Loads what `save_gated` wrote.
+def load_student(folder: Path) -> tuple[Student, StudentSettings]:
+    """Loads what `save_student` wrote.
 
     Raises:
-        BundleError: not a gated checkpoint, a fixed route that the model cannot take, or see `load_classifier`.
+        BundleError: not a student's checkpoint, a fixed route that the model cannot take, exits or a criterion that
+            are not known, or see `load_classifier`.
     """
     classifier, file = load_classifier(folder), folder / "config.json"
     try:
         section = json.loads(file.read_text())[HADSKIP_KEY]
-        settings = GateSettings(section["gate_width"], section["gate_threshold"], section["budget"])
+        settings = StudentSettings(section["gate_width"], section["gate_threshold"], section["budget"])
     except (KeyError, TypeError) as error:
         raise BundleError(f"{file}: no {HADSKIP_KEY!r} section with {error}; not a gated checkpoint") from None
-    route = section.get("fixed_route")
+    route, kind, criterion = (section.get(name) for name in ("fixed_route", "exits", "criterion"))
     if route is not None and not is_route(route, classifier.config.num_layers):
         raise BundleError(
             f"{file}: fixed_route is {route!r}, expected layers from 1 to {classifier.config.num_layers} in ascending"
             " order; copy the checkpoint again"
         )
-    model = GatedClassifier(classifier, settings.width, fixed_route=None if route is None else tuple(route))
-    gates = {k.removeprefix(f"{GATES}."): v for k, v in _read_weights(folder).items() if k.startswith(f"{GATES}.")}
-    _load_state(model.gates, gates, folder)
+    if kind is None:
+        model: Student = GatedClassifier(
+            classifier, settings.width, fixed_route=None if route is None else tuple(route)
+        )
+    elif kind in EXIT_KINDS and criterion in CRITERIA and (kind == "certain") == (criterion == UNCERTAINTY):
+        model = ExitClassifier(classifier, kind, criterion)
+    else:
+        raise BundleError(f"{file}: exits {kind!r} that leave by {criterion!r}, which do not go together here")
+    part, place = (model.exits, EXITS) if isinstance(model, ExitClassifier) else (model.gates, GATES)
+    own = {k.removeprefix(f"{place}."): v for k, v in _read_weights(folder).items() if k.startswith(f"{place}.")}
+    _load_state(part, own, folder)
     return model.eval(), settings
 
 
@@ -331,7 +347,7 @@ def _check_all_read(theirs: dict[str, Tensor], names: Names, family: Family, fol
                 )
             if not tensor.isfinite().all():
                 raise BundleError(f"{folder}: {name} has values that are no finite numbers; fetch or train it again")
-        elif not name.startswith((*family.unused, f"{GATES}.")):
+        elif not name.startswith((*family.unused, f"{GATES}.", f"{EXITS}.")):
             if any(part in name for part in ADAPTERS):
                 raise BundleError(
                     f"{folder}: {name} is of an adapter; merge it into the model before (merge_and_unload)"

@@ -280,13 +280,19 @@ class Head(nn.Module):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """float32 [b, s, H], int64 [b, s], which the mean of all tokens needs -> logits float32 [b, classes]."""
+        return self.classify(self.pool(hidden_states, attention_mask))
+
+    def pool(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """What the head reads, mapped: float32 [b, H]."""
         if self.pooling == "cls":
             read = self.states_norm(hidden_states[:, 0])
         else:
             assert attention_mask is not None
             mask = attention_mask.to(hidden_states.dtype)
             read = (mask[:, None] @ self.states_norm(hidden_states))[:, 0] / mask.sum(dim=1, keepdim=True)
-        pooled = self.pooled_norm(self.activation(self.pooler(self.dropout(read) if self.drops_input else read)))
+        return self.pooled_norm(self.activation(self.pooler(self.dropout(read) if self.drops_input else read)))
+
+    def classify(self, pooled: Tensor) -> Tensor:
         return self.classifier(self.dropout(pooled)).float()  # for losses, under autocast too
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves
     from hadskip_export.data.runs import BudgetFigures, Summary
     from hadskip_export.routing.drift import Drift
     from hadskip_export.routing.points import Point
-    from hadskip_export.runtime.bundle import EngineInfo, Manifest
+    from hadskip_export.runtime.bundle import EngineInfo, Manifest, RouterInfo
     from hadskip_export.tuning.search import Calibrated
     from hadskip_export.tuning.trial import Candidate
     from hadskip_export.verification.golden import GoldenCheck
@@ -360,19 +360,24 @@ def _drift(drift: Drift) -> Lines:
 
 
 def _manifest(manifest: Manifest) -> Lines:
-    model, route = manifest.model, manifest.router.route
-    routing = "gates" if route is None else f"static, layers {' '.join(map(str, route))}"
+    model = manifest.model
     size = sum(file.size for file in manifest.files.values())
     return [
         f"{manifest.task}: {model.family}, {counted(model.layers, 'layer')} of {model.hidden_size}",
         f"tokens: {model.max_length} at most, longer inputs are cut",
         f"labels: {_labels(model.problem)}",
-        f"router: {routing}",
+        f"router: {_routing(manifest.router)}",
         f"files: {len(manifest.files)}, {size / 1e6:.1f} MB, opset {manifest.opset}, made by {manifest.created_by}",
         *map(_engine, manifest.engines),
         "operating points:",
         *(line for point in manifest.points for line in _point(point, manifest)),
     ]
+
+
+def _routing(router: RouterInfo) -> str:
+    if router.route is not None:
+        return f"static, layers {' '.join(map(str, router.route))}"
+    return f"exits, by {router.criterion}" if router.has_exits else router.kind
 
 
 def _labels(problem: Problem) -> str:

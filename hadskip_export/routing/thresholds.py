@@ -102,14 +102,14 @@ class HardRoutes:
         unknown = np.array([row for row in range(self.count) if self._look_up(row, threshold) is None], int)
         if len(unknown):
             routes, margins = self.evaluate(unknown, threshold)
-            if not np.isfinite(margins).all():
+            if np.isnan(margins).any():
                 raise ValueError("the gates' margins are no numbers")
             low = np.where(routes, -np.inf, margins).max(axis=1)
             high = np.where(routes, margins, np.inf).min(axis=1)
             for row, *interval in zip(unknown, low, high, routes.sum(axis=1), strict=True):
                 self.intervals[row].append((float(interval[0]), float(interval[1]), int(interval[2])))
             if not len(self.margins):
-                self.margins = margins.ravel()
+                self.margins = margins[np.isfinite(margins)]  # others are of layers that exits do not decide on
         return np.array([self._look_up(row, threshold) for row in range(self.count)])
 
     def mean_layers(self, threshold: float) -> float:

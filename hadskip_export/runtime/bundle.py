@@ -17,6 +17,7 @@ from typing import Literal
 
 from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import MULTI, SINGLE, Problem, ProblemType
+from hadskip_export.routing.criteria import CRITERIA
 from hadskip_export.routing.points import Point
 from hadskip_export.routing.routes import Route, is_route
 from hadskip_export.runtime.engines import Cut, built_elsewhere, runs_onnx
@@ -36,6 +37,8 @@ MOST_SIZE = 2**31 - 1  # of anything that a model has in rows
 GRAPH_SUFFIX = ".onnx"  # engines choose by it how a file is read: another one would be read past our checks
 SEGMENTS = "token_type_ids"
 MODEL_INPUTS = ("input_ids", "attention_mask", SEGMENTS)
+STATES = ("hidden_states", "attention_mask")
+EXIT_CUTS: tuple[Cut, ...] = ("layers", "gates")  # those that a model with exits has: the host decides after each layer
 ABOUT = "hadskip"  # the name under which the files of tensors have JSON of our own
 FULL, WHOLE, WHOLE_ALONE, ALL_GATES = "full", "whole", "whole_alone", "gates"
 
@@ -48,6 +51,11 @@ def layer_name(index: int) -> str:
 def gate_name(index: int) -> str:
     """The piece of the gate before layer `index` (from 0): `gate_01`."""
     return f"gate_{index + 1:02d}"
+
+
+def exit_name(index: int) -> str:
+    """The piece of the exit after layer `index` (from 0): `exit_01`."""
+    return f"exit_{index + 1:02d}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class ModelInfo:
 
     @property
     def head_inputs(self) -> tuple[str, ...]:
-        return ("hidden_states",) if self.pooling == "cls" else ("hidden_states", "attention_mask")
+        return STATES[:1] if self.pooling == "cls" else STATES
 
 
 @dataclass(frozen=True)
@@ -86,16 +94,29 @@ class RouterInfo:
     """How rows are routed.
 
     Args:
-        kind: a policy by its name in `POLICIES`: `gates` ask each input; `static`: every input takes `route`, and there
-            are no gates.
+        kind: a policy by its name in `POLICIES`: `gates` ask each input; `exits` let each go that is sure; `static`:
+            every input takes `route`, and there is nobody to ask.
         route: the layers that run, numbered from 1, ascending; only of a static router.
+        criterion: when an input leaves, a name in `routing.criteria.CRITERIA`; only of exits.
+        exit_inputs: what each exit takes, in order; only of exits.
     """
 
     kind: str
     route: Route | None = None
+    criterion: str | None = None
+    exit_inputs: tuple[str, ...] = ()
 
     @property
     def asks_gates(self) -> bool:
+        return self.decides and not self.has_exits
+
+    @property
+    def has_exits(self) -> bool:
+        return self.kind == "exits"
+
+    @property
+    def decides(self) -> bool:
+        """Whether each input has margins of its own, and an operating point a threshold for each layer's."""
         return self.route is None
 
 
@@ -220,9 +241,12 @@ class Bundle:
 
 def pieces_of(cut: Cut, manifest: Manifest) -> list[str]:
     """The pieces that a cut calls, in their order: `layers` asks all gates at once, `whole` is one piece, and of a
-    static route there are no gates."""
+    static route there are no gates. Exits may be fused with their layers, and are there all the same."""
     layers = [layer_name(index) for index in manifest.reachable_layers]
     gates = [gate_name(index) for index in range(manifest.model.layers)] if manifest.router.asks_gates else []
+    if manifest.router.has_exits:
+        exits = [exit_name(index) for index in range(manifest.model.layers - 1)]
+        return ["embeddings", *layers, *exits, "head"]
     return {
         "gates": ["embeddings", *layers, *gates, "head"],
         "layers": ["embeddings", *layers, *([ALL_GATES] if gates else []), "head"],
@@ -270,18 +294,19 @@ def _check_graphs(folder: Path, manifest: Manifest) -> None:
         check_external_data(folder, name, graph.locations, manifest.files)
     for files in (manifest.pieces, *(info.files for info in manifest.engines if runs_onnx(info.engine))):
         for piece, name in files.items():
-            _check_graph(folder / name, piece, graphs[name], manifest.model)
+            _check_graph(folder / name, piece, graphs[name], manifest)
 
 
-def _check_graph(file: Path, piece: str, graph: Graph, model: ModelInfo) -> None:
-    """Whether a graph takes and gives what its piece does. (Layers all do the same, and so do gates.)"""
-    states = ("hidden_states", "attention_mask")
+def _check_graph(file: Path, piece: str, graph: Graph, manifest: Manifest) -> None:
+    """Whether a graph takes and gives what its piece does. (Layers all do the same, and so do gates, and exits.)"""
+    model = manifest.model
     whole = (*model.inputs, "gate_thresholds", "max_layers"), ((2, 2),)
     known: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {
         "embeddings": (model.embedding_inputs, ((3,),)),
-        "layer": (states, ((3,), (3, 2))),  # with margins, where it answers for the gates after it
-        "gate": (states, ((1,),)),
-        ALL_GATES: (states, ((2,),)),
+        "layer": (STATES, ((3,), (3, 2))),  # with margins, where it answers for the gates after it, or with its exit's
+        "gate": (STATES, ((1,),)),
+        "exit": (manifest.router.exit_inputs, ((2,),)),
+        ALL_GATES: (STATES, ((2,),)),
         "head": (model.head_inputs, ((2,),)),
         FULL: (model.inputs, ((2,),)),
         WHOLE: whole,
@@ -329,13 +354,14 @@ def check_model(folder: Path, manifest: Manifest) -> None:
             raise BundleError(f"{file}: {engine.name} needs a tolerance for each gate")
     if router.kind not in POLICIES:
         raise BundleError(f"{file}: the router {router.kind!r} is not known; there are {', '.join(POLICIES)}")
-    if (router.kind == "static") == router.asks_gates:
+    if (router.kind == "static") == router.decides:
         raise BundleError(f"{file}: a static router has a route, and no other has one; build it again")
-    if not router.asks_gates and not is_route(router.route, model.layers):
+    if not router.decides and not is_route(router.route, model.layers):
         raise BundleError(
             f"{file}: the route is {list(router.route or ())}, expected layers from 1 to {model.layers} in"
             " ascending order; build it again"
         )
+    _check_exits(file, manifest)
     _check_points(file, manifest)
     for piece in pieces_of("gates", manifest):
         if piece not in manifest.pieces:
@@ -352,13 +378,33 @@ def check_model(folder: Path, manifest: Manifest) -> None:
         inside(folder, engine.folder)
 
 
+def _check_exits(file: Path, manifest: Manifest) -> None:
+    router = manifest.router
+    if not router.has_exits:
+        if router.criterion is not None or router.exit_inputs:
+            raise BundleError(f"{file}: a criterion for exits that the router {router.kind!r} has not; build it again")
+        return
+    if router.criterion not in CRITERIA:
+        raise BundleError(
+            f"{file}: exits that are left by {router.criterion!r}; there are {', '.join(CRITERIA)}; upgrade"
+            " hadskip-export"
+        )
+    if router.exit_inputs not in (STATES[:1], STATES):
+        raise BundleError(f"{file}: exits that take {', '.join(router.exit_inputs)}; build it again")
+    if manifest.model.problem_type != SINGLE:
+        raise BundleError(f"{file}: exits of a model of {manifest.model.problem_type}; build it again")
+    for engine in manifest.engines:
+        if engine.cut not in EXIT_CUTS:
+            raise BundleError(f"{file}: {engine.name} of a model with exits, which are run layer by layer")
+
+
 def _check_points(file: Path, manifest: Manifest) -> None:
     budgets = [point.budget for point in manifest.points]
     if manifest.default_budget not in budgets or budgets != sorted(set(budgets)):
         raise BundleError(f"{file}: needs operating points in ascending order, the default one among them")
     if not all(0 < budget <= manifest.model.layers for budget in budgets):
         raise BundleError(f"{file}: operating points of budgets that {manifest.model.layers} layers cannot have")
-    gates = manifest.model.layers if manifest.router.asks_gates else 0
+    gates = manifest.model.layers if manifest.router.decides else 0
     if any(len(point.thresholds) != gates for point in manifest.points):
         raise BundleError(f"{file}: an operating point needs a threshold for each of {gates} gates; build it again")
 

@@ -13,26 +13,30 @@ MOST_TOKENS = 512  # beyond, a call is taken to be longer as its tokens are
 REPEATS, QUANTILE = 7, 0.8  # of a call: seldom longer, and one that was disturbed does not count
 IN_TIME = 0.95  # of the inputs that a point was met on
 
-# Runs an input of so many tokens with all of its layers or none.
+# Runs an input of so many tokens with all of its layers, or as few as can be.
 Run = Callable[[int, bool], object]
 
 
 class Pace:
-    """Seconds of a call of one input: what it takes without a layer, and what each layer adds, by its tokens."""
+    """Seconds of a call of one input: what it takes with the fewest layers, and what each more adds, by its tokens.
 
-    def __init__(self, run: Run, num_layers: int, max_length: int):
-        """Times some sixty calls, with and without layers in turns."""
+    Args:
+        fewest: layers that an input runs at least.
+    """
+
+    def __init__(self, run: Run, num_layers: int, max_length: int, fewest: int = 0):
+        """Times some sixty calls, with few layers and with all in turns."""
         longest = min(max_length, MOST_TOKENS)
-        self._num_layers = num_layers
+        self._fewest, self._more = fewest, max(1, num_layers - fewest)
         self._tokens = [*(tokens for tokens in TOKENS if tokens < longest), longest]
         timed = [_timed(run, tokens) for tokens in self._tokens]
-        self._none, self._all = [none for none, _ in timed], [max(both) for both in timed]
+        self._few, self._all = [few for few, _ in timed], [max(both) for both in timed]
 
     def seconds(self, lengths: Sequence[int], layers: float) -> float:
         """Of inputs of so many tokens that run so many layers each, as if they came one after the other."""
         longer = np.maximum(1.0, np.array(lengths, float) / self._tokens[-1])
-        none, every = ((np.interp(lengths, self._tokens, known) * longer).sum() for known in (self._none, self._all))
-        return float(none + (every - none) * layers / self._num_layers)
+        few, every = ((np.interp(lengths, self._tokens, known) * longer).sum() for known in (self._few, self._all))
+        return float(few + (every - few) * (layers - self._fewest) / self._more)
 
     def choose(self, points: Sequence[Point], lengths: Sequence[int], seconds: float) -> Point:
         """The largest point at which 95 of 100 inputs like these are answered in so many seconds; the smallest where
@@ -80,7 +84,7 @@ def most_layers(point: Point) -> float:
 
 
 def _timed(run: Run, tokens: int) -> tuple[float, float]:
-    """Without a layer, and with all."""
+    """With the fewest layers, and with all."""
     taken = np.zeros((1 + REPEATS, 2))
     for row in taken:
         for every in (False, True):

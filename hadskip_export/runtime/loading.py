@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
+from hadskip_export.routing.criteria import CRITERIA
 from hadskip_export.routing.routes import as_row
 from hadskip_export.runtime.bundle import (
     ALL_GATES,
     FULL,
+    STATES,
     WHOLE,
     WHOLE_ALONE,
     EngineInfo,
     Manifest,
+    exit_name,
     gate_name,
     layer_name,
 )
@@ -17,21 +20,26 @@ from hadskip_export.runtime.engines import Engine, Piece
 from hadskip_export.runtime.policies import POLICIES, Policy
 from hadskip_export.runtime.programs.base import Program
 from hadskip_export.runtime.programs.chain import Chain
+from hadskip_export.runtime.programs.exits import Exits
 from hadskip_export.runtime.programs.full import Full
 from hadskip_export.runtime.programs.whole import Whole
 
 Load = Callable[[Engine, EngineInfo, Manifest], Program]
 
 
-def load_gates(engine: Engine, info: EngineInfo, manifest: Manifest) -> Chain:
-    """Every layer and every gate, one by one."""
+def load_gates(engine: Engine, info: EngineInfo, manifest: Manifest) -> Chain | Exits:
+    """Every layer and every gate or exit, one by one."""
+    if manifest.router.has_exits:
+        return _exits(engine, manifest)
     asked = manifest.router.asks_gates
     gates = [engine.load(gate_name(index)) for index in range(manifest.model.layers)] if asked else []
     return _chain(engine, manifest, gates=gates)
 
 
-def load_layers(engine: Engine, info: EngineInfo, manifest: Manifest) -> Chain:
-    """Layers that answer for the gates after them, or one piece that does."""
+def load_layers(engine: Engine, info: EngineInfo, manifest: Manifest) -> Chain | Exits:
+    """Layers that answer for the gates after them, or one piece that does; or for their exits."""
+    if manifest.router.has_exits:
+        return _exits(engine, manifest)
     asked = manifest.router.asks_gates
     return _chain(engine, manifest, all_gates=engine.load(ALL_GATES) if asked else None)
 
@@ -46,6 +54,20 @@ def _chain(engine: Engine, manifest: Manifest, *, gates: Sequence[Piece] = (), a
         embedding_inputs=manifest.model.embedding_inputs,
         num_layers=manifest.model.layers,
         head_takes_mask=manifest.model.pooling == "mean",
+    )
+
+
+def _exits(engine: Engine, manifest: Manifest) -> Exits:
+    model, router = manifest.model, manifest.router
+    assert router.criterion is not None
+    return Exits(
+        embeddings=engine.load("embeddings"),
+        layers={index: engine.load(layer_name(index)) for index in range(model.layers)},
+        exits=[*(engine.load(exit_name(index)) for index in range(model.layers - 1)), engine.load("head")],
+        criterion=CRITERIA[router.criterion],
+        embedding_inputs=model.embedding_inputs,
+        exits_take_mask=[*(router.exit_inputs == STATES for _ in range(model.layers - 1)), model.pooling == "mean"],
+        num_labels=len(model.labels),
     )
 
 
@@ -65,7 +87,7 @@ def policy_of(manifest: Manifest, thresholds: Sequence[float]) -> Policy:
 
 
 GATED: dict[str, Load] = {"gates": load_gates, "layers": load_layers, "whole": load_whole}
-CHAINS: dict[str, Callable[[Engine, EngineInfo, Manifest], Chain]] = {
+CHAINS: dict[str, Callable[[Engine, EngineInfo, Manifest], Chain | Exits]] = {
     "gates": load_gates,
     "layers": load_layers,
     "whole": load_gates,  # for measurements: what the pieces of a whole model cost one by one

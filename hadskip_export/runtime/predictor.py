@@ -23,6 +23,7 @@ from hadskip_export.runtime.loading import CHAINS, GATED, load_full, policy_of
 from hadskip_export.runtime.policies import CappedPolicy, ForcedPolicy, Policy
 from hadskip_export.runtime.programs.base import Program
 from hadskip_export.runtime.programs.chain import Chain
+from hadskip_export.runtime.programs.exits import Exits
 from hadskip_export.runtime.signatures import check_signature
 from hadskip_export.runtime.tokenization import Encoded, Ids, Input, Tokenizer, pad, share_batches
 from hadskip_export.runtime.values import check_flag, real_number, whole_number
@@ -121,13 +122,13 @@ class Predictor:
         self._lock, self._deadlines = threading.Lock(), Deadlines(manifest.points)
         self._why_closed = CLOSED
         self.gated: Program | None = None  # runs `router="gates"`; None until it is needed
-        self._chain: Chain | None = None
+        self._chain: Chain | Exits | None = None
         self._full: Program | None = None
         watch(self)
         program = self._load_full() if options.router == "full" else self._load_gated()
         if options.warm_up:
             ids = np.zeros(min(WARM_UP_TOKENS, model.max_length), np.int64)
-            one, every_gate_open = Encoded(ids, ids, False), -math.inf if manifest.router.asks_gates else None
+            one, every_gate_open = Encoded(ids, ids, False), -math.inf if manifest.router.decides else None
             for rows in program.warm_up_rows:
                 self.run([one] * rows, gate_threshold=every_gate_open, max_layers=model.layers)
 
@@ -367,9 +368,9 @@ class Predictor:
         return self._engine
 
     @property
-    def asks_gates(self) -> bool:
-        """Whether gates decide, unless a call says otherwise: neither a static route nor full BERT."""
-        return self._options.router == "gates" and self.bundle.manifest.router.asks_gates
+    def decides(self) -> bool:
+        """Whether it decides for each input, unless a call says otherwise: neither a static route nor full BERT."""
+        return self._options.router == "gates" and self.bundle.manifest.router.decides
 
     @property
     def has_full(self) -> bool:
@@ -441,7 +442,7 @@ class Predictor:
             raise BudgetError(
                 f"budget={budget}, gate_threshold={gate_threshold}: each sets the thresholds; leave one out"
             )
-        if not manifest.router.asks_gates:
+        if not manifest.router.decides:
             raise _static(self.bundle, *given)
         if gate_threshold is None:
             return thresholds_at(manifest.points, real_number("budget", budget), manifest.model.layers)
@@ -458,7 +459,7 @@ class Predictor:
             raise BudgetError("deadline_ms: chooses the budget; leave budget and gate_threshold out")
         if math.isnan(deadline_ms):
             raise BudgetError("deadline_ms=nan: expected milliseconds")
-        if not self.bundle.manifest.router.asks_gates:
+        if not self.bundle.manifest.router.decides:
             return self._thresholds
         return self._deadlines.thresholds([len(one) for one in encoded], deadline_ms, self._measure_pace)
 
@@ -470,7 +471,7 @@ class Predictor:
             thresholds = [-math.inf if every_layer else math.inf] * model.layers
             self._answers([Encoded(ids, ids, False)], 1, gated, lambda rows: self._policy(thresholds, None, None, rows))
 
-        return Pace(run, model.layers, model.max_length)
+        return Pace(run, model.layers, model.max_length, fewest=int(self.bundle.manifest.router.has_exits))
 
     def _check(self, router: RouterName, max_layers: int | None) -> int | None:
         """
@@ -489,12 +490,16 @@ class Predictor:
     def _check_routes(self, routes: np.ndarray | None, shape: tuple[int, int]) -> None:
         if routes is None:
             return
-        if not self.bundle.manifest.router.asks_gates:
+        if not self.bundle.manifest.router.decides:
             raise _static(self.bundle, "routes")
         if not (isinstance(routes, np.ndarray) and routes.dtype == bool and routes.shape == shape):
             raise BudgetError(f"routes: expected a bool array {shape}, inputs by layers")
+        if self.bundle.manifest.router.has_exits and not (
+            routes[:, 0].all() and (routes[:, :-1] >= routes[:, 1:]).all()
+        ):
+            raise BudgetError("routes: with exits, an input runs the first layers, at least one, and no others")
 
-    def load_chain(self) -> Chain:
+    def load_chain(self) -> Chain | Exits:
         """The model piece by piece, loaded when it is first asked for: where one engine takes all calls nobody needs it
         to answer one.
 

@@ -220,7 +220,7 @@ def _budgets(predictor: Predictor, floor: float | None) -> Sequence[float | None
     if floor is None:
         return [None]
     default, manifest = predictor.budget, predictor.bundle.manifest
-    if not manifest.router.asks_gates or default is None:
+    if not manifest.router.decides or default is None:
         raise BudgetError(f"least budget {floor:g}: there are no gates to ask, or a threshold that overrules it")
     thresholds_at(manifest.points, floor, manifest.model.layers)
     floor = resolve_budget(floor, manifest.model.layers)
@@ -234,7 +234,7 @@ def _drift_watch(predictor: Predictor) -> DriftWatch | None:
     """None where no operating point says what its texts ran: a static route, a threshold, a budget between points."""
     manifest = predictor.bundle.manifest
     point = next((point for point in manifest.points if point.budget == predictor.budget), None)
-    watched = predictor.asks_gates and point is not None and point.routes
+    watched = predictor.decides and point is not None and point.routes
     return DriftWatch(point) if watched and point is not None else None
 
 

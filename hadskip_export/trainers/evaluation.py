@@ -1,4 +1,5 @@
-"""Predictions over a whole dataset: with every layer, as the gates decide, or on routes given from outside."""
+"""Predictions over a whole dataset: with every layer, as the gates decide, on routes given from outside, or of every
+exit."""
 
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hadskip_export.modeling.encoder import Classifier
+from hadskip_export.modeling.exits import ExitClassifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.trainers.batches import Dataset, TrainingBatch, ordered_batches
 from hadskip_export.trainers.walk import walk
@@ -33,6 +35,21 @@ def logits_on_routes(model: GatedClassifier, data: Dataset, routes: np.ndarray, 
         return logits
 
     return _logits(model, data, device, answer)
+
+
+@torch.no_grad()
+def exit_answers(model: ExitClassifier, data: Dataset, device: str = "cpu") -> np.ndarray:
+    """What each exit says, and the head, float32 [L, n, answers], padded with NaN where the head says less."""
+    model.eval()
+    found: np.ndarray | None = None
+    for batch in ordered_batches(data, device=device):
+        answers = model(*batch.inputs)
+        if found is None:
+            found = np.full((len(answers), len(data), answers[0].shape[1]), np.nan, np.float32)
+        for number, answer in enumerate(answers):
+            found[number, batch.rows, : answer.shape[1]] = answer.cpu().numpy()
+    assert found is not None
+    return found
 
 
 @torch.no_grad()

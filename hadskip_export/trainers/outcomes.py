@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hadskip_export.modeling.exits import ExitClassifier, Student
 from hadskip_export.modeling.gated import FIXED_MARGIN, GatedClassifier
+from hadskip_export.routing.criteria import CRITERIA
 from hadskip_export.routing.routes import Route, as_route, as_row
 from hadskip_export.routing.thresholds import EveryThreshold, find_threshold
 from hadskip_export.support.errors import RecipeError
 from hadskip_export.support.progress import track
 from hadskip_export.trainers.batches import Dataset, TrainingBatch, count_batches, ordered_batches
-from hadskip_export.trainers.evaluation import logits_on_routes
+from hadskip_export.trainers.evaluation import exit_answers, logits_on_routes
 from hadskip_export.trainers.walk import prefixes, walk
 
 BATCH = 64
@@ -37,7 +39,7 @@ class Outcomes:
         family: routes that are known for every input.
     """
 
-    model: GatedClassifier
+    model: Student
     data: Dataset
     device: str
     by_threshold: EveryThreshold
@@ -63,6 +65,7 @@ class Outcomes:
             found[rows] = known[rows]
         unknown = np.flatnonzero(np.isnan(found).any(axis=1))
         if len(unknown):
+            assert isinstance(self.model, GatedClassifier)  # of exits all are known
             found[unknown] = logits_on_routes(self.model, self.data.subset(unknown), routes[unknown], self.device)
             for route, rows in kinds:
                 self.logits_on[route][rows] = found[rows]
@@ -70,18 +73,47 @@ class Outcomes:
 
     def on(self, route: Route) -> np.ndarray:
         """float32 [n, labels], of one route for all inputs."""
-        return self.logits(np.tile(as_row(route, len(self.model.gates)), (len(self), 1)))
+        return self.logits(np.tile(as_row(route, len(self.model.classifier.layers)), (len(self), 1)))
 
 
-@torch.no_grad()
-def find_outcomes(model: GatedClassifier, data: Dataset, family: Sequence[Route] = (), device: str = "cpu") -> Outcomes:
+def find_outcomes(model: Student, data: Dataset, family: Sequence[Route] = (), device: str = "cpu") -> Outcomes:
     """
     Args:
-        family: routes to know for every input, whatever the gates say.
+        family: routes to know for every input, whatever decides. With exits all that there are are known.
 
     Raises:
         RecipeError: margins that are no numbers: training has diverged.
     """
+    if isinstance(model, ExitClassifier):
+        return _of_exits(model, data, family, device)
+    return _of_gates(model, data, family, device)
+
+
+def _of_exits(model: ExitClassifier, data: Dataset, family: Sequence[Route], device: str) -> Outcomes:
+    """An input leaves after layer k from the margin of its exit on, as far as those before have not let it go."""
+    answers, classes = exit_answers(model, data, device), len(model.classifier.config.labels)
+    if not np.isfinite(answers[:, :, :classes]).all():
+        raise RecipeError("the exits' logits are no numbers; lower body_lr (--set)")
+    margins = CRITERIA[model.criterion].margins(answers[:-1])
+    num_exits, rows = len(answers), np.arange(len(data))
+    low = np.concatenate((margins[:, 1:], np.full((len(data), 1), -np.inf, np.float32)), axis=1)  # [n, L]
+    before = np.minimum.accumulate(np.concatenate((np.full((len(data), 1), np.inf), low[:, :-1]), axis=1), axis=1)
+    routes = [tuple(range(1, number + 1)) for number in range(1, num_exits + 1)]
+    here = low < before
+    by_threshold = EveryThreshold(
+        len(data),
+        np.repeat(rows, num_exits)[here.ravel()],
+        low[here],
+        before[here].astype(np.float32),
+        np.tile(np.tri(num_exits, dtype=bool), (len(data), 1))[here.ravel()],
+        margins[:, 1:],
+    )
+    logits_on = {route: answers[number, :, :classes] for number, route in enumerate(routes)}
+    return Outcomes(model, data, device, by_threshold, logits_on, tuple(family))
+
+
+@torch.no_grad()
+def _of_gates(model: GatedClassifier, data: Dataset, family: Sequence[Route], device: str) -> Outcomes:
     model.eval()
     num_layers, labels = len(model.gates), len(model.classifier.config.labels)
     wanted = prefixes(list(family), num_layers)

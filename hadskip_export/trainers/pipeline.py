@@ -17,15 +17,16 @@ from hadskip_export.data.problems import RANKING, SINGLE, Label, Problem, groups
 from hadskip_export.data.runs import BudgetFigures, Summary, TeacherFigures, read_json
 from hadskip_export.data.tasks import TaskData, hold_out
 from hadskip_export.modeling.checkpoint import (
-    GateSettings,
+    StudentSettings,
     load_classifier,
-    load_gated,
+    load_student,
     load_tokenizer,
     save_classifier,
-    save_gated,
+    save_student,
     save_tokenizer,
 )
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
+from hadskip_export.modeling.exits import Student
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.budgets import budget_name
 from hadskip_export.routing.routes import RouteStatistics
@@ -210,7 +211,7 @@ def _initial_gates(teacher: Teacher, session: Session, run: RunFolder, stage2: b
     recipe = session.recipe
     if is_finished(run.stage2):
         say("stage II: done before")
-        return load_gated(run.stage2)[0]
+        return load_student(run.stage2)[0]
     torch.manual_seed(session.seed + 1)
     body = copy.deepcopy(teacher.model).requires_grad_(True)
     model = GatedClassifier(body, recipe.gate_width, recipe.gate_bias).to(session.device)
@@ -218,7 +219,7 @@ def _initial_gates(teacher: Teacher, session: Session, run: RunFolder, stage2: b
         return model.eval()
     initialise_gates(model, teacher, session)
     with finished_folder(run.stage2) as part:
-        save_gated(model, GateSettings(recipe.gate_width, 0.0, len(model.gates)), part)
+        save_student(model, StudentSettings(recipe.gate_width, 0.0, len(model.gates)), part)
     session.checkpoints.clear()
     return model
 
@@ -233,7 +234,7 @@ class _Stage3:
     evaluation: Evaluation
     run: RunFolder
 
-    def train(self, model: GatedClassifier, path: Sequence[Leg]) -> list[BudgetFigures]:
+    def train(self, model: Student, path: Sequence[Leg]) -> list[BudgetFigures]:
         """Trains along the path and returns the figures of every budget that a student of it keeps."""
         rows: list[BudgetFigures] = []
         for leg in path:
@@ -241,18 +242,18 @@ class _Stage3:
             rows += kept
         return rows
 
-    def _train_student(self, model: GatedClassifier, leg: Leg) -> tuple[GatedClassifier, list[BudgetFigures]]:
+    def _train_student(self, model: Student, leg: Leg) -> tuple[Student, list[BudgetFigures]]:
         """A student, its thresholds and its figures."""
         session, folder = self.session, self.run.student(leg.budget)
         if is_finished(folder):
             say(f"{leg.name}: done before")
             done: list[BudgetFigures] = read_json(folder / "metrics.json")["evaluation"]
-            return load_gated(folder)[0].to(session.device), done
+            return load_student(folder)[0].to(session.device), done
         model = self.method.learn(model, self.teacher, leg, session)
         rows, held_out = self._figures(model, leg)
         threshold = next(row["threshold"] for row in rows if row["budget"] == leg.budget)
         with finished_folder(folder) as part:
-            save_gated(model, GateSettings(session.recipe.gate_width, threshold, leg.budget), part)
+            save_student(model, StudentSettings(session.recipe.gate_width, threshold, leg.budget), part)
             write_json(part / "metrics.json", {"evaluation": rows, "held_out": {"routes": held_out}})
         session.checkpoints.clear()
         for row in rows:
@@ -263,10 +264,10 @@ class _Stage3:
             )
         return model, rows
 
-    def _figures(self, model: GatedClassifier, leg: Leg) -> tuple[list[BudgetFigures], list[RouteStatistics]]:
+    def _figures(self, model: Student, leg: Leg) -> tuple[list[BudgetFigures], list[RouteStatistics]]:
         """Of every budget that the student keeps."""
         session = self.session
-        family = self.method.family(session.recipe, leg, len(model.gates))
+        family = self.method.family(session.recipe, leg, len(model.classifier.layers))
         of = {
             "evaluation": find_outcomes(model, self.evaluation.data, family, session.device),
             "held-out": find_outcomes(model, session.held_out, family, session.device),

@@ -38,7 +38,7 @@ def fine_tune(model: Classifier, session: Session) -> None:
     for epoch in train_epochs(
         model, groups, step, session, epochs=epochs, phase="stage I", carried=best, saves_end=False
     ):
-        value = _held_out(full_logits(model, session.held_out, session.device), "1", epoch, session)
+        value = log_held_out(full_logits(model, session.held_out, session.device), "1", epoch, session)
         if "weights" not in best or value > best["value"]:
             best |= {"value": value, "weights": copy.deepcopy(model.state_dict())}
     model.load_state_dict(best["weights"])
@@ -90,7 +90,7 @@ def train_jointly(model: GatedClassifier, teacher: Teacher, leg: Leg, session: S
 
     groups = [(model.classifier.parameters(), recipe.body_lr), (model.gates.parameters(), recipe.gate_lr)]
     for epoch in train_epochs(model, groups, step, session, epochs=leg.epochs, phase=leg.name):
-        _held_out(gated_logits(model, session.held_out, session.device), "3", epoch, session)
+        log_held_out(gated_logits(model, session.held_out, session.device), "3", epoch, session)
     model.eval()
 
 
@@ -114,11 +114,11 @@ def distil(model: GatedClassifier, teacher: Teacher, draw: Draw, session: Sessio
     rows = np.stack([as_row(route, num_layers) for route in draw(0)])
     routes = rows[np.arange(len(session.held_out)) % len(rows)]
     for epoch in train_epochs(model, groups, step, session, alter=drop_words, epochs=epochs, phase=phase):
-        _held_out(logits_on_routes(model, session.held_out, routes, session.device), "3", epoch, session)
+        log_held_out(logits_on_routes(model, session.held_out, routes, session.device), "3", epoch, session)
     model.eval()
 
 
-def _held_out(logits: np.ndarray, stage: str, epoch: int, session: Session) -> float:
+def log_held_out(logits: np.ndarray, stage: str, epoch: int, session: Session) -> float:
     """The metric on the held-out slice, which is shown and logged."""
     value = session.display.held_out = session.score(logits, session.held_out)
     session.log(stage=stage, epoch=epoch, held_out=value)

@@ -91,6 +91,8 @@ class Gauge:
             policy = _Asked(threshold, chain.num_layers)
             _, routes[part] = chain.run(batch, policy)
             margins[part] = policy.margins
+        if self.predictor.bundle.manifest.router.asks_gates and not np.isfinite(margins).all():
+            raise ValueError("the gates' margins are no numbers")
         return routes, margins
 
 
@@ -103,7 +105,7 @@ class _Asked(GatePolicy):
         self.margins = np.zeros((0, num_layers), np.float32)
 
     def start(self, rows: int) -> Decisions:
-        self.margins = np.zeros((rows, self._num_layers), np.float32)
+        self.margins = np.full((rows, self._num_layers), -np.inf, np.float32)  # of who has left and is not asked
         return self
 
     def rows(self, index: int, margins: Sequence[float]) -> list[bool]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hadskip_export.data.problems import Problem, same_answers
+from hadskip_export.routing.criteria import CRITERIA
 from hadskip_export.runtime.bundle import (
     ALL_GATES,
     FULL,
@@ -18,6 +19,7 @@ from hadskip_export.runtime.bundle import (
     WHOLE_ALONE,
     EngineInfo,
     Tolerance,
+    exit_name,
     gate_name,
     layer_name,
 )
@@ -33,9 +35,14 @@ from hadskip_export.verification.references import Reference, Trace, thresholds_
 ROUTE_EPSILON = 1e-3  # fp32, in logits of the margin; no precision has less
 LOGITS_TOLERANCE = 1e-4  # fp32
 # Largest difference a piece in fp32 may show on the reference's own inputs.
-PIECE_TOLERANCE = {"gate": ROUTE_EPSILON, "head": LOGITS_TOLERANCE, "full": LOGITS_TOLERANCE}
+PIECE_TOLERANCE = {
+    "gate": ROUTE_EPSILON,
+    "exit": LOGITS_TOLERANCE,
+    "head": LOGITS_TOLERANCE,
+    "full": LOGITS_TOLERANCE,
+}
 STATE_TOLERANCE = 1e-4  # embeddings and layers
-FUSED = "gates in {}"  # what a report calls the gates that are fused with a piece
+FUSED, FUSED_EXIT = "gates in {}", "exit in {}"  # what a report calls what is fused with a piece
 # Below fp32 single values stray; the mean difference may be this share of the mean of what the reference gives.
 MEAN_SHARE = 0.2
 # Labels that may differ beyond what full BERT's own precision costs (int8), or at all.
@@ -223,7 +230,8 @@ def near_ties(margins: np.ndarray, errors: np.ndarray) -> np.ndarray:
         margins: the reference's, float [n, L].
         errors: of the margins that the gates give when the layer before is the engine's, float [n, L].
     """
-    spread = np.quantile(margins, 0.99, axis=0) - np.quantile(margins, 0.01, axis=0)
+    with np.errstate(invalid="ignore"):  # a layer that nobody decides on has no margin that is finite
+        spread = np.quantile(margins, 0.99, axis=0) - np.quantile(margins, 0.01, axis=0)
     measured = NEAR_TIE_ERRORS * np.quantile(np.abs(errors), 0.99, axis=0)
     near = np.maximum(ROUTE_EPSILON, np.minimum(measured, NEAR_TIE_SPREAD * spread))
     return np.where(np.isfinite(near), near, ROUTE_EPSILON)  # a manifest holds no NaN
@@ -274,7 +282,7 @@ class _Difference:
 
 class _Comparison:
     """The pieces of an engine beside a reference, one input after the other. A static route has no gates, whose margins
-    are then right, and lacks the layers that nobody runs.
+    are then right, and lacks the layers that nobody runs. Of exits the margins are those of all of them in turn.
 
     Attributes:
         margin_errors: of each input, the error of each gate's margin after the engine's own piece before it, float [L].
@@ -297,12 +305,19 @@ class _Comparison:
         batch = pad([encoded])
         before = self._embed(batch), trace.states[0]
         self._difference("embeddings").add(*before, rounding=STEP if self._rounded else 0.0)
-        errors = np.zeros(len(trace.margins))
+        errors, answers = np.zeros(len(trace.margins)), []
         for index in range(len(trace.layer_outputs)):
             errors[index] = self._compare_gate(index, trace, before, batch.attention_mask)
             before = self._compare_layer(index, trace, batch.attention_mask) or before
-        right = trace.logits if not self._rounded else self._reference.logits(_rounded(trace.states[-1]))
-        self._difference("head").add(self._logits(trace.states[-1], batch), right)
+            if index < len(trace.answers):
+                answers.append(self._compare_exit(index, trace, before[0], batch.attention_mask))
+        if answers:
+            margins = CRITERIA[self._manifest.router.criterion or ""].margins(answers)[0]
+            errors[1:] = margins[1:] - trace.margins[1:]  # nobody decides on the first layer
+        last, right = trace.states[-1], trace.logits
+        if answers or self._rounded:
+            right = self._reference.logits(_rounded(last) if self._rounded else last)
+        self._difference("head").add(self._logits(last, batch), right)
         self.margin_errors.append(errors)
         self._compare_full(batch, trace)
         for name in (WHOLE, WHOLE_ALONE):
@@ -343,6 +358,17 @@ class _Comparison:
         self._difference(name if name in self._pieces else ALL_GATES).add(gate(state), right)
         return float((gate(before[0]) - gate(before[1]))[0])
 
+    def _compare_exit(self, index: int, trace: Trace, own: Any, mask: np.ndarray) -> np.ndarray:
+        """Returns what it says of `own`, what the engine's own layer gave."""
+        state = trace.states[index + 1]
+        right = self._reference.answers(index, _rounded(state), mask) if self._rounded else trace.answers[index]
+        self._difference(exit_name(index)).add(self._exit(index, state, mask), right)
+        return self._exit(index, own, mask)
+
+    def _exit(self, index: int, hidden: Any, mask: np.ndarray) -> np.ndarray:
+        inputs = {"hidden_states": hidden, "attention_mask": mask}
+        return self._pieces[exit_name(index)](*(inputs[one] for one in self._manifest.router.exit_inputs))
+
     def _compare_layer(self, index: int, trace: Trace, mask: np.ndarray) -> tuple[Any, np.ndarray] | None:
         """Returns what it gave and what the reference gave; None where nobody runs it."""
         name, expected = layer_name(index), trace.layer_outputs[index]
@@ -350,9 +376,12 @@ class _Comparison:
             return None
         output = self._pieces[name](trace.states[index], mask)
         if isinstance(output, tuple):  # the gates in it against the engine's own, on what the layer gave
-            output, margins = output
-            alone = self._pieces[ALL_GATES](output, mask)
-            self._difference(FUSED.format(name)).add(margins[:, index + 1 :], alone[:, index + 1 :])
+            output, fused = output
+            if self._manifest.router.has_exits:
+                self._difference(FUSED_EXIT.format(name)).add(fused, self._exit(index, output, mask))
+            else:
+                alone = self._pieces[ALL_GATES](output, mask)
+                self._difference(FUSED.format(name)).add(fused[:, index + 1 :], alone[:, index + 1 :])
         if index == self._manifest.reachable_layers[-1]:  # either may give the first token alone
             output, expected = output[:, :1], expected[:, :1]
         self._difference(name).add(output, expected)

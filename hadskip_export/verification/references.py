@@ -5,14 +5,15 @@ no compaction, no look-ahead.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from hadskip_export.routing.criteria import CRITERIA
 from hadskip_export.routing.routes import FIXED_MARGIN, as_row
-from hadskip_export.runtime.bundle import FULL, Bundle, Manifest, gate_name, layer_name
+from hadskip_export.runtime.bundle import FULL, Bundle, Manifest, exit_name, gate_name, layer_name
 from hadskip_export.runtime.engines.ort import import_onnxruntime, open_session
 from hadskip_export.runtime.tokenization import Batch, Encoded, pad
 from hadskip_export.support.errors import BundleError
@@ -23,13 +24,15 @@ class Trace:
     """One input's way through the model; every array has the batch axis, of size 1.
 
     Args:
-        states: L + 1 of float32 [1, s, H], h_0 to h_L, on the route taken.
+        states: L + 1 of float32 [1, s, H], h_0 to h_L, on the route taken; with exits those of all layers.
         layer_outputs: L of float32 [1, s, H]: f_i(h_{i-1}), also of layers that were skipped; h_{i-1} of those that a
             bundle of a static route leaves out. After the last layer that may run both may have the first token alone.
-        margins: float32 [L]; of a static route `FIXED_MARGIN` where a layer runs, less than 0 by as much where not.
+        margins: float32 [L]; of a static route `FIXED_MARGIN` where a layer runs, less than 0 by as much where not;
+            with exits what `Criterion.margins` gives, infinite for the first.
         route: bool [L].
         logits: float32 [1, classes].
         full_logits: of the fine-tuned BERT, float32 [1, classes]; None where there is none.
+        answers: of each exit but the last, float32 [1, answers]; none without exits.
     """
 
     states: list[np.ndarray]
@@ -38,6 +41,7 @@ class Trace:
     route: np.ndarray
     logits: np.ndarray
     full_logits: np.ndarray | None
+    answers: list[np.ndarray] = field(default_factory=list)
 
 
 class Reference(Protocol):
@@ -49,6 +53,10 @@ class Reference(Protocol):
 
     def margin(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Of the gate before layer `index`, from 0, on [1, s, H]: float32 [1]."""
+        ...
+
+    def answers(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """Of the exit after layer `index`, from 0, on [1, s, H]: float32 [1, answers]."""
         ...
 
     def logits(self, hidden_states: np.ndarray) -> np.ndarray:
@@ -68,6 +76,28 @@ def traces(reference: Reference, inputs: Sequence[Encoded], thresholds: np.ndarr
         yield reference.trace(pad([encoded]), thresholds)
 
 
+def trace_of_exits(
+    criterion: str,
+    states: list[np.ndarray],
+    answers: list[np.ndarray],
+    logits: np.ndarray,
+    thresholds: np.ndarray,
+) -> Trace:
+    """The trace of an input that went through all layers and was answered by all exits.
+
+    Args:
+        criterion: a name in `CRITERIA`.
+        logits: the head's, float32 [1, classes].
+    """
+    margins = CRITERIA[criterion].margins(answers)[0]
+    ran = 1
+    while ran < len(margins) and margins[ran] > thresholds[ran]:
+        ran += 1
+    route = np.arange(len(margins)) < ran
+    taken = logits if ran == len(margins) else answers[ran - 1][:, : logits.shape[1]]
+    return Trace(states, states[1:], margins, route, taken, None, answers)
+
+
 class OnnxReference:
     """The fp32 ONNX pieces on ONNX Runtime without graph optimisation, on one thread."""
 
@@ -81,8 +111,11 @@ class OnnxReference:
         self._pieces = {piece: sessions[file] for piece, file in pieces.items()}
         self._inputs, self._head_inputs, self._layers = model.embedding_inputs, model.head_inputs, range(model.layers)
         self._fixed = None if route is None else np.where(as_row(route, model.layers), FIXED_MARGIN, -FIXED_MARGIN)
+        self._router = bundle.manifest.router
 
     def trace(self, batch: Batch, thresholds: np.ndarray) -> Trace:
+        if self._router.has_exits:
+            return self._trace_exits(batch, thresholds)
         mask = batch.attention_mask
         ids = {name: getattr(batch, name) for name in self._inputs}
         states = [self._run("embeddings", ids)]
@@ -95,6 +128,23 @@ class OnnxReference:
         full = self.full(batch) if FULL in self._pieces else None
         route = np.array(margins, np.float32) > thresholds
         return Trace(states, outputs, np.array(margins, np.float32), route, self.logits(states[-1]), full)
+
+    def _trace_exits(self, batch: Batch, thresholds: np.ndarray) -> Trace:
+        mask = batch.attention_mask
+        states, answers = [self._run("embeddings", {name: getattr(batch, name) for name in self._inputs})], []
+        for index in self._layers:
+            states.append(self._run(layer_name(index), {"hidden_states": states[-1], "attention_mask": mask}))
+            if index + 1 < len(self._layers):
+                answers.append(self.answers(index, states[-1], mask))
+        full = self.full(batch) if FULL in self._pieces else None
+        criterion = self._router.criterion or ""
+        return replace(
+            trace_of_exits(criterion, states, answers, self.logits(states[-1]), thresholds), full_logits=full
+        )
+
+    def answers(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        feed = {"hidden_states": hidden_states, "attention_mask": attention_mask}
+        return self._run(exit_name(index), {name: feed[name] for name in self._router.exit_inputs})
 
     def full(self, batch: Batch) -> np.ndarray:
         """Full BERT's logits of any number of inputs, float32 [b, classes].

@@ -1,13 +1,16 @@
 """PyTorch as the reference, in fp32, one input at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from hadskip_export.modeling.encoder import Classifier, attention_bias
+from hadskip_export.modeling.exits import ExitClassifier, Student
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.runtime.tokenization import Batch
-from hadskip_export.verification.references import Trace
+from hadskip_export.verification.references import Trace, trace_of_exits
 
 
 class TorchReference:
@@ -15,7 +18,7 @@ class TorchReference:
 
     name = "PyTorch fp32"
 
-    def __init__(self, model: GatedClassifier, full: Classifier | None):
+    def __init__(self, model: Student, full: Classifier | None):
         self._model = model.cpu().float().eval()
         self._full = None if full is None else full.cpu().float().eval()
 
@@ -24,9 +27,18 @@ class TorchReference:
         ids, mask, types = (
             torch.from_numpy(array) for array in (batch.input_ids, batch.attention_mask, batch.token_type_ids)
         )
+        full = None if self._full is None else self._full(ids, mask, types).logits.numpy()
         body = self._model.classifier
         states: list[Tensor] = [body.embeddings(ids, types)]
         bias, distances = attention_bias(mask), body.distances()
+        if isinstance(self._model, ExitClassifier):
+            for layer in body.layers:
+                states.append(layer(states[-1], bias, distances)[0])
+            answers = [leave(state, mask).numpy() for leave, state in zip(self._model.exits, states[1:-1], strict=True)]
+            logits = body.head(states[-1], mask).numpy()
+            as_arrays = [state.numpy() for state in states]
+            trace = trace_of_exits(self._model.criterion, as_arrays, answers, logits, thresholds)
+            return replace(trace, full_logits=full)
         outputs, margins = [], []
         for layer, gate, threshold in zip(body.layers, self._model.gates, thresholds.tolist(), strict=True):
             margins.append(gate.margin(states[-1], mask))
@@ -39,12 +51,18 @@ class TorchReference:
             margin.numpy(),
             (margin > torch.from_numpy(thresholds)).numpy(),
             body.head(states[-1], mask).numpy(),
-            None if self._full is None else self._full(ids, mask, types).logits.numpy(),
+            full,
         )
 
     @torch.no_grad()
     def margin(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        assert isinstance(self._model, GatedClassifier)
         return self._model.gates[index].margin(*map(torch.from_numpy, (hidden_states, attention_mask))).numpy()
+
+    @torch.no_grad()
+    def answers(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        assert isinstance(self._model, ExitClassifier)
+        return self._model.exits[index](*map(torch.from_numpy, (hidden_states, attention_mask))).numpy()
 
     @torch.no_grad()
     def logits(self, hidden_states: np.ndarray) -> np.ndarray:

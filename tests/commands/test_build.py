@@ -18,7 +18,7 @@ import torch
 from hadskip_export import build, validate
 from hadskip_export.exporters import write as building
 from hadskip_export.exporters.seal import new_bundle
-from hadskip_export.modeling.checkpoint import load_gated, save_gated
+from hadskip_export.modeling.checkpoint import load_student, save_student
 from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.report import text
@@ -84,9 +84,9 @@ def settings_of(run_folder: Path, budget: str) -> dict:
 def test_a_run_whose_checkpoint_has_a_fixed_route_becomes_a_static_bundle(run_folder: Path, tmp_path: Path):
     run = Path(shutil.copytree(run_folder, tmp_path / "run"))
     checkpoint = run / "budgets" / "2"
-    model, settings = load_gated(checkpoint)
+    model, settings = load_student(checkpoint)
     fixed = GatedClassifier(model.classifier, fixed_route=(1, 3))
-    save_gated(fixed, replace(settings, threshold=25.0), checkpoint)  # of a threshold it knows nothing
+    save_student(fixed, replace(settings, threshold=25.0), checkpoint)  # of a threshold it knows nothing
     (checkpoint / DIGESTS).unlink()
     write_digests(checkpoint)
     out = tmp_path / "bundle"

@@ -20,7 +20,7 @@ from hadskip_export import build, inspect, validate
 from hadskip_export.data.examples import Examples, read_examples
 from hadskip_export.data.runs import read_texts
 from hadskip_export.data.tasks import hold_out
-from hadskip_export.modeling.checkpoint import load_classifier, load_gated, save_classifier
+from hadskip_export.modeling.checkpoint import load_classifier, load_student, save_classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.report import text as report
 from hadskip_export.runtime import read_bundle
@@ -134,7 +134,7 @@ def test_stage_one_kept_its_best_epoch_on_the_held_out_slice(run_folder, slices)
 
 def test_stage_two_changed_the_gates_and_nothing_else(run_folder):
     teacher = load_classifier(run_folder / "stage1")
-    model, settings = load_gated(run_folder / "stage2")
+    model, settings = load_student(run_folder / "stage2")
     assert_bit_equal(model.classifier, teacher)
     assert (settings.width, settings.threshold, settings.budget) == (8, 0.0, 3)
     torch.manual_seed(1)
@@ -149,7 +149,7 @@ def test_stage_two_changed_the_gates_and_nothing_else(run_folder):
     ("before", "after"), [("stage2", "budgets/3"), ("budgets/3", "budgets/2"), ("budgets/2", "budgets/1.5")]
 )
 def test_stage_three_teaches_everything_from_the_weights_before(before, after, run_folder):
-    old, new = (load_gated(run_folder / folder)[0].state_dict() for folder in (before, after))
+    old, new = (load_student(run_folder / folder)[0].state_dict() for folder in (before, after))
     assert old.keys() == new.keys()
     for name, tensor in old.items():
         assert not torch.equal(tensor, new[name]), name
@@ -189,7 +189,7 @@ def test_no_gradient_sees_the_slice(slice_, threshold_on, model_folder, csv_file
     for checkpoint in ("stage1", "stage2", "budgets/3", "budgets/2"):
         weights, same = (run / checkpoint / "model.safetensors" for run in runs)
         assert weights.read_bytes() == same.read_bytes(), checkpoint
-    thresholds = [load_gated(run / "budgets" / "2")[1].threshold for run in runs]
+    thresholds = [load_student(run / "budgets" / "2")[1].threshold for run in runs]
     assert (thresholds[0] == thresholds[1]) == (slice_ != threshold_on)  # it is fitted on this slice alone
     assert read(runs[0] / "summary.json")["budgets"] != read(runs[1] / "summary.json")["budgets"]
 
@@ -203,7 +203,7 @@ def test_the_threshold_does_not_see_labels(model_folder, csv_files, tmp_path):
     thresholds = []
     for name, evaluation in (("as it is", csv_files[1]), ("swapped", other)):
         repeat(model_folder, (csv_files[0], evaluation), tmp_path / name, budget=2, settings=QUICKEST)
-        thresholds.append(load_gated(tmp_path / name / "budgets" / "2")[1].threshold)
+        thresholds.append(load_student(tmp_path / name / "budgets" / "2")[1].threshold)
     assert thresholds[0] == thresholds[1]
 
 
@@ -215,7 +215,7 @@ def test_the_figures_are_those_of_the_checkpoint(budget, run_folder, slices):
     """Computed again from the files, one input at a time."""
     held_out, evaluation = slices
     (row,) = read(run_folder / "budgets" / budget / "metrics.json")["evaluation"]
-    model, settings = load_gated(run_folder / "budgets" / budget)
+    model, settings = load_student(run_folder / "budgets" / budget)
     assert settings.budget == row["budget"] == float(budget) and settings.threshold == row["threshold"]
 
     def run(decide, data: Dataset) -> tuple[float, list[tuple[int, ...]]]:
@@ -254,7 +254,7 @@ def test_the_static_route_is_the_best_of_the_commonest_that_are_short_enough_on_
     held_out, evaluation = slices
     (row,) = read(run_folder / "budgets" / budget / "metrics.json")["evaluation"]
     (taken,) = read(run_folder / "budgets" / budget / "metrics.json")["held_out"]["routes"]
-    model = load_gated(run_folder / "budgets" / budget)[0]
+    model = load_student(run_folder / "budgets" / budget)[0]
     routes = [tuple(route) for route, _ in taken["commonest"] if len(route) <= round(float(budget))]
     seen = {
         route: np.mean(p.argmax(-1) == held_out.targets)
@@ -353,7 +353,7 @@ def test_a_fine_tuned_model_is_the_teacher(run_folder, csv_files, tmp_path):
         == ("positive", "negative")
     )
     assert summary["teacher"]["metric"] == read(run_folder / "summary.json")["teacher"]["metric"]
-    assert_bit_equal(load_gated(tmp_path / "run" / "stage2")[0].classifier, swapped)
+    assert_bit_equal(load_student(tmp_path / "run" / "stage2")[0].classifier, swapped)
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert '"stage I"' not in log and '"stage II"' in log
 
@@ -370,7 +370,7 @@ def test_a_fine_tuned_model_with_generic_labels_takes_the_files_numbers(run_fold
         files.append(write_csv(tmp_path / file.name, numbered[:60]))
     summary = repeat(model, files, tmp_path / "run", fine_tuned=True, budget=3, settings=QUICKEST)
     assert summary["labels"] == ("0", "1") and summary["teacher"]["metric"] > 0.8
-    assert load_gated(tmp_path / "run" / "budgets" / "3")[0].classifier.config.labels == ("0", "1")
+    assert load_student(tmp_path / "run" / "budgets" / "3")[0].classifier.config.labels == ("0", "1")
 
 
 def test_of_texts_without_labels_figures_are_the_agreement_with_the_teacher(run_folder, csv_files, tmp_path, capsys):
@@ -382,7 +382,7 @@ def test_of_texts_without_labels_figures_are_the_agreement_with_the_teacher(run_
         "agreement", "served.csv", {"metric": 1.0},
     )  # fmt: skip
     assert "served.csv has no labels" in capsys.readouterr().err
-    teacher, student = load_classifier(tmp_path / "run" / "stage1"), load_gated(tmp_path / "run" / "budgets" / "2")[0]
+    teacher, student = load_classifier(tmp_path / "run" / "stage1"), load_student(tmp_path / "run" / "budgets" / "2")[0]
     row = summary["budgets"][-1]
     data = encode(Tokenizer(run_folder / "tokenizer" / "tokenizer.json", 32), texts, np.zeros(len(texts), np.int64))
     says, said = (

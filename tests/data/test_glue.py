@@ -14,7 +14,7 @@ from hadskip_export.data.glue import GLUE_TASKS
 from hadskip_export.data.metrics import accuracy
 from hadskip_export.data.problems import SINGLE, Problem
 from hadskip_export.data.tasks import TaskData, load_task
-from hadskip_export.modeling.checkpoint import load_classifier, load_gated
+from hadskip_export.modeling.checkpoint import load_classifier, load_student
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.errors import DataError
 from hadskip_export.trainers.batches import encode
@@ -370,7 +370,7 @@ def test_mnli_reports_both_evaluations(model_folder, tmp_path):
     }
     assert summary["teacher"]["metric"] > 0.8 and summary["teacher"]["mismatched_metric"] < 0.2
     for row in summary["budgets"]:
-        model, _ = load_gated(out / "budgets" / "2.5")
+        model, _ = load_student(out / "budgets" / "2.5")
         for part, key in ((matched, "metric"), (mismatched, "mismatched_metric")):
             assert row[key] == accuracy(
                 predict_routed(model, part, above(row["threshold"]))[0].argmax(-1), part.targets

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
 from hadskip_export.modeling.checkpoint import (
-    GateSettings,
+    StudentSettings,
     load_classifier,
-    load_gated,
+    load_student,
     read_config,
     resolve_model,
     save_classifier,
-    save_gated,
+    save_student,
     save_tokenizer,
 )
 from hadskip_export.support.errors import BundleError, DataError
@@ -64,9 +64,9 @@ def test_label_names_of_any_alphabet_survive(tmp_path):
 
 @pytest.mark.parametrize("route", [(1,), (2, 4), (1, 2, 3, 4)])
 def test_a_fixed_route_comes_back_and_transformers_loads_the_whole_classifier(route, tmp_path):
-    model, settings = random_fixed(route), GateSettings(width=8, threshold=0.0, budget=len(route))
-    save_gated(model, settings, tmp_path)
-    back, back_settings = load_gated(tmp_path)
+    model, settings = random_fixed(route), StudentSettings(width=8, threshold=0.0, budget=len(route))
+    save_student(model, settings, tmp_path)
+    back, back_settings = load_student(tmp_path)
     assert back.fixed_route == route and back_settings == settings and not back.training
     assert_bit_equal(back, model)
     output = back.route(*BATCH, lambda index, margin: margin > 0)
@@ -81,9 +81,9 @@ def test_equal_label_names_are_refused(tmp_path):
 
 
 def test_a_gated_model_comes_back_bit_equal_with_its_settings(tmp_path):
-    model, settings = random_gated(width=5), GateSettings(width=5, threshold=0.1 + 0.2, budget=2.5)
-    save_gated(model, settings, tmp_path)
-    back, back_settings = load_gated(tmp_path)
+    model, settings = random_gated(width=5), StudentSettings(width=5, threshold=0.1 + 0.2, budget=2.5)
+    save_student(model, settings, tmp_path)
+    back, back_settings = load_student(tmp_path)
     assert back_settings == settings and not back.training
     assert back.classifier.config == model.classifier.config
     assert_bit_equal(back, model)
@@ -91,7 +91,7 @@ def test_a_gated_model_comes_back_bit_equal_with_its_settings(tmp_path):
 
 def test_transformers_and_we_load_a_gated_model_as_the_plain_classifier(tmp_path):
     model = random_gated()
-    save_gated(model, GateSettings(8, 0.0, 4), tmp_path)
+    save_student(model, StudentSettings(8, 0.0, 4), tmp_path)
     logits = model.classifier(*BATCH).logits.detach()
     torch.testing.assert_close(their_logits(tmp_path), logits, atol=1e-5, rtol=0)
     assert torch.equal(load_classifier(tmp_path)(*BATCH).logits, logits)
@@ -339,12 +339,12 @@ def test_fewer_layers_in_the_weights_than_in_the_configuration_are_refused(damag
 
 
 def test_a_plain_classifier_is_no_gated_checkpoint(sound):
-    refused(lambda: load_gated(sound), "config.json", "'hadskip'")
+    refused(lambda: load_student(sound), "config.json", "'hadskip'")
 
 
 @pytest.fixture
 def gated_folder(tmp_path: Path) -> Path:
-    save_gated(random_gated(), GateSettings(8, 0.0, 4), tmp_path)
+    save_student(random_gated(), StudentSettings(8, 0.0, 4), tmp_path)
     return tmp_path
 
 
@@ -352,17 +352,17 @@ def gated_folder(tmp_path: Path) -> Path:
 def test_a_gated_checkpoint_that_lacks_a_gates_weight_is_refused(name, gated_folder):
     """Else that gate would silently be a random one."""
     change_weights(gated_folder, lambda tensors: tensors.pop(name))
-    refused(lambda: load_gated(gated_folder), str(gated_folder))
+    refused(lambda: load_student(gated_folder), str(gated_folder))
 
 
 def test_gates_of_another_width_are_refused(gated_folder):
     section = {"gate_width": 9, "gate_threshold": 0.0, "budget": 4}
-    refused(lambda: load_gated(change_config(gated_folder, hadskip=section)), str(gated_folder))
+    refused(lambda: load_student(change_config(gated_folder, hadskip=section)), str(gated_folder))
 
 
 @pytest.mark.parametrize("section", [{}, {"gate_width": 8}, 3])
 def test_an_incomplete_section_of_gates_is_refused(section, gated_folder):
-    refused(lambda: load_gated(change_config(gated_folder, hadskip=section)), "config.json")
+    refused(lambda: load_student(change_config(gated_folder, hadskip=section)), "config.json")
 
 
 DAMAGED_ROUTES = [
@@ -373,21 +373,21 @@ DAMAGED_ROUTES = [
 
 @pytest.mark.parametrize("route", DAMAGED_ROUTES, ids=repr)
 def test_a_fixed_route_that_the_model_cannot_take_is_refused(route, tmp_path):
-    save_gated(random_fixed((1, 3)), GateSettings(8, 0.0, 2), tmp_path)
+    save_student(random_fixed((1, 3)), StudentSettings(8, 0.0, 2), tmp_path)
     section = {"gate_width": 8, "gate_threshold": 0.0, "budget": 2, "fixed_route": route}
-    refused(lambda: load_gated(change_config(tmp_path, hadskip=section)), "config.json", "fixed_route")
+    refused(lambda: load_student(change_config(tmp_path, hadskip=section)), "config.json", "fixed_route")
 
 
 def test_a_checkpoint_of_gates_with_a_fixed_route_written_in_is_refused(gated_folder):
     section = {"gate_width": 8, "gate_threshold": 0.0, "budget": 4, "fixed_route": [1, 3]}
-    refused(lambda: load_gated(change_config(gated_folder, hadskip=section)), str(gated_folder), "unexpected")
+    refused(lambda: load_student(change_config(gated_folder, hadskip=section)), str(gated_folder), "unexpected")
 
 
 def test_a_checkpoint_that_lost_its_fixed_route_is_refused(tmp_path):
     """Else its gates would silently be random ones."""
-    save_gated(random_fixed((1, 3)), GateSettings(8, 0.0, 2), tmp_path)
+    save_student(random_fixed((1, 3)), StudentSettings(8, 0.0, 2), tmp_path)
     section = {"gate_width": 8, "gate_threshold": 0.0, "budget": 2}
-    refused(lambda: load_gated(change_config(tmp_path, hadskip=section)), str(tmp_path), "lack")
+    refused(lambda: load_student(change_config(tmp_path, hadskip=section)), str(tmp_path), "lack")
 
 
 # Folder, hub name, tokenizer

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hadskip_export.exporters.assemble import Decided, Form, Pieces, fuse, whole
+from hadskip_export.exporters.assemble import Decided, Form, Pieces, fuse, fuse_exit, whole
 from hadskip_export.exporters.weights import OwnTensors, place_graph
-from hadskip_export.runtime.bundle import ALL_GATES, FULL, WHOLE, Manifest, layer_name, pieces_of
+from hadskip_export.runtime.bundle import ALL_GATES, FULL, WHOLE, Manifest, exit_name, layer_name, pieces_of
 from hadskip_export.runtime.engines import Cut, is_reduced
 from hadskip_export.support.progress import track
 
@@ -51,10 +51,12 @@ class Target(Protocol):
     Attributes:
         precisions: those that the engine can be built with.
         cuts: those that it has, the fastest first (docs/benchmarks.md): that one is its default.
+        takes_exits: whether it can be built for a model with exits.
     """
 
     precisions: tuple[str, ...]
     cuts: tuple[Cut, ...]
+    takes_exits: bool
 
     def build(self, material: Material) -> dict[str, str]:
         """Writes the engine's files and returns piece -> file, relative to the bundle: the pieces of `material` and, of
@@ -77,8 +79,8 @@ class OnnxTarget:
     Args:
         converts: by precision, what makes a piece that is computed below fp32; none where the engine runs the fp32
             graphs at that precision.
-        fuses: by precision, whether gates are fused with the layer before them; if not, all gates are one piece, asked
-            after each layer.
+        fuses: by precision, whether gates or an exit are fused with the layer before them; if not, all gates are one
+            piece, asked after each layer, and exits are called one by one.
         whole_stem: by precision, what the file of a whole model is called, where other programs look for it.
     """
 
@@ -87,12 +89,13 @@ class OnnxTarget:
     converts: dict[str, Convert]
     fuses: dict[str, bool]
     whole_stem: dict[str, str]
+    takes_exits: bool = True
 
     def build(self, material: Material) -> dict[str, str]:
         own = OwnTensors(material.bundle, material.tag)
         files = {piece: material.manifest.pieces[piece] for piece in material.pieces}
         files |= self._converted(material, files, own)
-        if material.cut == "layers" and ALL_GATES in files and self.fuses[material.precision]:
+        if material.cut == "layers" and material.manifest.router.decides and self.fuses[material.precision]:
             files |= self._fused(material, files, own)
         if material.cut == "whole":
             files |= self._whole(material, files, own)
@@ -118,15 +121,17 @@ class OnnxTarget:
         }
 
     def _fused(self, material: Material, files: dict[str, str], own: OwnTensors) -> dict[str, str]:
-        """Writes all layers but the last with the gates that come after them; returns their files."""
-        pieces, graphs = Pieces(material.bundle, files), {}
+        """Writes all layers but the last with the gates or the exit that come after them; returns their files."""
+        pieces, graphs, has_exits = Pieces(material.bundle, files), {}, material.manifest.router.has_exits
         for number in range(1, material.manifest.model.layers):
-            piece = layer_name(number - 1)
-            graphs[piece] = fuse(pieces.read(piece), pieces.read(ALL_GATES), number, material.bundle)
+            piece, after = layer_name(number - 1), exit_name(number - 1) if has_exits else ALL_GATES
+            layer, asked = pieces.read(piece), pieces.read(after)
+            graphs[piece] = fuse_exit(layer, asked) if has_exits else fuse(layer, asked, number, material.bundle)
             own.take(graphs[piece], piece)
         own.write()
+        what = "exit" if has_exits else "gates"
         tag = f".{material.tag}" if material.precision in self.converts else ""  # else they are fp32, as the pieces are
-        return {piece: place_graph(material.bundle, graph, f"{piece}_gates{tag}") for piece, graph in graphs.items()}
+        return {piece: place_graph(material.bundle, graph, f"{piece}_{what}{tag}") for piece, graph in graphs.items()}
 
     def _whole(self, material: Material, files: dict[str, str], own: OwnTensors) -> dict[str, str]:
         pieces, made = Pieces(material.bundle, files), {}

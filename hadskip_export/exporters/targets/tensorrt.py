@@ -76,6 +76,7 @@ class TensorRtTarget:
     library: str
     precisions: tuple[str, ...] = ("fp32", "fp16")
     cuts: tuple[Cut, ...] = ("layers", "gates")
+    takes_exits: bool = True
 
     def build(self, material: Material) -> dict[str, str]:
         say(f"{material.tag}: {UNTRIED}")

@@ -13,6 +13,7 @@ class TorchCudaTarget:
 
     precisions = ("fp32", "fp16", "bf16")
     cuts: tuple[Cut, ...] = ("whole", "layers", "gates")
+    takes_exits = False
 
     def build(self, material: Material) -> dict[str, str]:
         if lack := why_not(read_about(material.bundle, material.manifest.weights)):

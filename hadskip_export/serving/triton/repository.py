@@ -125,7 +125,7 @@ def _check(bundle: Bundle, settings: Settings) -> None:
         raise BundleError(f"{bundle.path}: carries no full model (built with --no-full); build it again")
     if settings.budget is None:
         return
-    if not manifest.router.asks_gates or settings.router == "full":
+    if not manifest.router.decides or settings.router == "full":
         raise BudgetError(f"--budget {settings.budget:g}: there are no gates to ask; leave it out")
     budget = resolve_budget(real_number("--budget", settings.budget), manifest.model.layers)
     thresholds_at(manifest.points, budget, manifest.model.layers)

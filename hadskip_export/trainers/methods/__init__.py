@@ -19,6 +19,13 @@ METHODS = {
     "nested": "hadskip_export.trainers.methods.nested:Nested",
     "budgeted": "hadskip_export.trainers.methods.budgeted:Budgeted",
     "static": "hadskip_export.trainers.methods.static:Static",
+    "branchynet": "hadskip_export.trainers.methods.branchynet:BranchyNet",
+    "shallow-deep": "hadskip_export.trainers.methods.shallow_deep:ShallowDeep",
+    "berxit": "hadskip_export.trainers.methods.berxit:Berxit",
+    "pabee": "hadskip_export.trainers.methods.pabee:Pabee",
+    "pcee": "hadskip_export.trainers.methods.pcee:Pcee",
+    "deebert": "hadskip_export.trainers.methods.deebert:DeeBert",
+    "fastbert": "hadskip_export.trainers.methods.fastbert:FastBert",
 }
 
 

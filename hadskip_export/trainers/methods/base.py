@@ -2,7 +2,8 @@
 
 from typing import ClassVar, Protocol
 
-from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.modeling.encoder import EncoderConfig
+from hadskip_export.modeling.exits import Student
 from hadskip_export.routing.routes import Route
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import Leg
@@ -16,7 +17,7 @@ class Method(Protocol):
     initialises_gates: ClassVar[bool]  # whether stage II comes first, where the recipe has epochs for it
     fits_threshold: ClassVar[bool]  # whether a threshold on its gates' margins makes the mean layers meet the budget
 
-    def check(self, recipe: Recipe, budget: float, num_layers: int) -> None:
+    def check(self, recipe: Recipe, budget: float, config: EncoderConfig) -> None:
         """Called before anything is trained.
 
         Raises:
@@ -33,7 +34,7 @@ class Method(Protocol):
         """The routes that the student's body is taught; none where they are not known beforehand."""
         ...
 
-    def learn(self, model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:
+    def learn(self, model: Student, teacher: Teacher, leg: Leg, session: Session) -> Student:
         """Trains the student of `leg.budget`.
 
         Args:

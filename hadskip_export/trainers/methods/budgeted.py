@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.modeling.encoder import EncoderConfig
+from hadskip_export.modeling.exits import Student
 from hadskip_export.routing.routes import Route
 from hadskip_export.trainers.methods.one_route import check_whole, learn_route, straight_path
 from hadskip_export.trainers.recipe import Recipe
@@ -19,7 +20,7 @@ class Budgeted:
     initialises_gates: ClassVar[bool] = False
     fits_threshold: ClassVar[bool] = False
 
-    def check(self, recipe: Recipe, budget: float, num_layers: int) -> None:
+    def check(self, recipe: Recipe, budget: float, config: EncoderConfig) -> None:
         check_whole("budgeted", budget)
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
@@ -28,5 +29,5 @@ class Budgeted:
     def family(self, recipe: Recipe, leg: Leg, num_layers: int) -> list[Route]:
         return []
 
-    def learn(self, model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:
+    def learn(self, model: Student, teacher: Teacher, leg: Leg, session: Session) -> Student:
         return learn_route(tuple(range(1, int(leg.budget) + 1)), teacher, leg, session)

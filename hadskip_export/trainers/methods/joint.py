@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from hadskip_export.modeling.encoder import EncoderConfig
+from hadskip_export.modeling.exits import Student
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.routes import Route
 from hadskip_export.trainers.recipe import Recipe
@@ -19,7 +21,7 @@ class Joint:
     initialises_gates: ClassVar[bool] = True
     fits_threshold: ClassVar[bool] = True
 
-    def check(self, recipe: Recipe, budget: float, num_layers: int) -> None:
+    def check(self, recipe: Recipe, budget: float, config: EncoderConfig) -> None:
         """Takes any budget."""
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
@@ -28,6 +30,7 @@ class Joint:
     def family(self, recipe: Recipe, leg: Leg, num_layers: int) -> list[Route]:
         return []
 
-    def learn(self, model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:
+    def learn(self, model: Student, teacher: Teacher, leg: Leg, session: Session) -> Student:
+        assert isinstance(model, GatedClassifier)
         train_jointly(model, teacher, leg, session)
         return model

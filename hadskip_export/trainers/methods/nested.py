@@ -7,6 +7,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from hadskip_export.modeling.encoder import EncoderConfig
+from hadskip_export.modeling.exits import Student
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.families import FAMILIES, Draw, count_routes, sizes_around
 from hadskip_export.routing.routes import Route
@@ -29,7 +31,8 @@ class Nested:
     initialises_gates: ClassVar[bool] = True
     fits_threshold: ClassVar[bool] = True
 
-    def check(self, recipe: Recipe, budget: float, num_layers: int) -> None:
+    def check(self, recipe: Recipe, budget: float, config: EncoderConfig) -> None:
+        num_layers = config.num_layers
         sizes = max((self._sizes(recipe, leg, num_layers) for leg in self.path(recipe, budget, num_layers)), key=len)
         if (count := count_routes(recipe.family, sizes, num_layers)) > MOST_ROUTES:
             raise RecipeError(
@@ -53,8 +56,9 @@ class Nested:
             return sizes_around(leg.budget, recipe.family_spread, num_layers)
         return list(range(max(1, min(SMALLEST, math.ceil(leg.budget) - 1)), num_layers + 1))
 
-    def learn(self, model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:
+    def learn(self, model: Student, teacher: Teacher, leg: Leg, session: Session) -> Student:
         """First the body, on routes drawn from the family; then the gates, by backward induction."""
+        assert isinstance(model, GatedClassifier)
         recipe = session.recipe
         family = self.family(recipe, leg, len(model.gates))
         distil(model, teacher, Draw(family, session.seed), session, epochs=leg.epochs, phase=leg.name)

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.modeling.encoder import EncoderConfig
+from hadskip_export.modeling.exits import Student
 from hadskip_export.routing.families import Draw
 from hadskip_export.routing.routes import Route, is_route
 from hadskip_export.support.errors import BudgetError
@@ -36,11 +37,11 @@ class Static:
     initialises_gates: ClassVar[bool] = False
     fits_threshold: ClassVar[bool] = False
 
-    def check(self, recipe: Recipe, budget: float, num_layers: int) -> None:
+    def check(self, recipe: Recipe, budget: float, config: EncoderConfig) -> None:
         check_whole("static", budget)
-        if self.route is not None and (len(self.route) != budget or not is_route(self.route, num_layers)):
+        if self.route is not None and (len(self.route) != budget or not is_route(self.route, config.num_layers)):
             layers = ",".join(map(str, self.route))
-            raise BudgetError(f"--route {layers}: expected {budget:g} of the layers 1 to {num_layers}")
+            raise BudgetError(f"--route {layers}: expected {budget:g} of the layers 1 to {config.num_layers}")
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
         return straight_path(recipe, budget, num_layers)
@@ -48,7 +49,7 @@ class Static:
     def family(self, recipe: Recipe, leg: Leg, num_layers: int) -> list[Route]:
         return []
 
-    def learn(self, model: GatedClassifier, teacher: Teacher, leg: Leg, session: Session) -> GatedClassifier:
+    def learn(self, model: Student, teacher: Teacher, leg: Leg, session: Session) -> Student:
         route = self.route or find_route(teacher, leg.budget, session)
         return learn_route(route, teacher, leg, session)
 

@@ -12,19 +12,20 @@ import torch
 
 from hadskip_export import train
 from hadskip_export.data.runs import read_run
-from hadskip_export.modeling.checkpoint import load_gated
+from hadskip_export.modeling.checkpoint import load_student
+from hadskip_export.modeling.exits import ExitClassifier
 from hadskip_export.support.errors import BudgetError, RecipeError
 from hadskip_export.trainers.methods import HADSKIP, METHODS, create_method
 from hadskip_export.trainers.methods.base import Method
 from hadskip_export.trainers.recipe import Recipe, load_recipe
 from hadskip_export.trainers.session import Session
 from hadskip_export.trainers.teacher import Teacher
-from tests.modeling.random_models import random_classifier, random_gated
+from tests.modeling.random_models import CONFIG, random_classifier, random_gated
 from tests.trainers.datasets import OBJECTIVE, PROBLEM, random_dataset
 from tests.trainers.oracle import above, predict_routed
 from tests.trainers.runs import QUICKEST, assert_bit_equal, repeat
 
-LAYERS = 4
+LAYERS = CONFIG.num_layers
 RECIPES = ("paper", "adaptive")
 
 
@@ -71,7 +72,7 @@ def test_its_fields_are_options_of_train(method):
 @pytest.mark.parametrize("budget", [1.0, 2.0, 4.0])
 def test_its_path_ends_at_the_budget_and_takes_the_epochs_of_the_recipe(recipe, way, budget, method):
     chosen = recipe_of(recipe, way)
-    method.check(chosen, budget, LAYERS)
+    method.check(chosen, budget, CONFIG)
     path = method.path(chosen, budget, LAYERS)
     assert path[-1].budget == budget and path[0].previous == LAYERS
     assert [leg.previous for leg in path[1:]] == [leg.budget for leg in path[:-1]]
@@ -83,10 +84,10 @@ def test_its_path_ends_at_the_budget_and_takes_the_epochs_of_the_recipe(recipe, 
 
 def test_a_budget_between_two_layers_is_met_by_a_threshold_or_refused(method):
     if method.fits_threshold:
-        method.check(recipe_of(), 2.5, LAYERS)
+        method.check(recipe_of(), 2.5, CONFIG)
     else:
         with pytest.raises(BudgetError, match=r"--budget 2\.5"):
-            method.check(recipe_of(), 2.5, LAYERS)
+            method.check(recipe_of(), 2.5, CONFIG)
 
 
 def test_it_learns_a_student_and_leaves_the_teacher(method):
@@ -96,7 +97,11 @@ def test_it_learns_a_student_and_leaves_the_teacher(method):
     torch.manual_seed(0)
     student = method.learn(random_gated(5), teacher, leg, here)
     assert_bit_equal(taught, random_classifier())
-    assert len(student.gates) == LAYERS and not student.training and student.classifier is not taught
+    assert not student.training and student.classifier is not taught
+    if isinstance(student, ExitClassifier):
+        assert len(student.exits) == LAYERS - 1
+        return
+    assert len(student.gates) == LAYERS
     assert (student.fixed_route is None) == method.fits_threshold
     _, routes, margins = predict_routed(student, here.held_out, above(0.0))
     assert np.isfinite(margins).all()
@@ -131,7 +136,7 @@ FAKE = '''
         initialises_gates = False
         fits_threshold = False
 
-        def check(self, recipe, budget, num_layers):
+        def check(self, recipe, budget, config):
             pass
 
         def path(self, recipe, budget, num_layers):
@@ -162,10 +167,10 @@ def test_a_new_method_is_a_file_and_a_line(model_folder, csv_files, tmp_path: Pa
         (3, (((1, 2, 3), 1.0),)),
         (2, (((2, 3), 1.0),)),
     ]
-    model, settings = load_gated(run.checkpoint().folder)
+    model, settings = load_student(run.checkpoint().folder)
     assert model.fixed_route == (2, 3) and (settings.threshold, settings.budget) == (0, 2)
     assert summary["budgets"][0]["metric"] == summary["teacher"]["metric"]
     with pytest.raises(RecipeError, match="--route goes with --method static or untrained, not with budgeted"):
         trained("other", method="budgeted")
-    with pytest.raises(RecipeError, match=r"there are hadskip, .*, static, untrained"):
+    with pytest.raises(RecipeError, match=r"there are hadskip, .*, static, .*, untrained"):
         trained("other", method="magic")

@@ -14,7 +14,7 @@ import torch
 
 from hadskip_export.data.examples import read_examples
 from hadskip_export.data.tasks import hold_out
-from hadskip_export.modeling.checkpoint import load_classifier, load_gated
+from hadskip_export.modeling.checkpoint import load_classifier, load_student
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.families import Draw
 from hadskip_export.routing.routes import Route, as_route
@@ -235,7 +235,7 @@ def test_the_figures_are_those_of_the_checkpoint_on_the_evaluation_data(trained,
     evaluation = encoded(trained, csv_files[1])
     answers = full_logits(load_classifier(trained.out / "stage1"), evaluation)
     for row in trained.summary["budgets"]:
-        model, settings = load_gated(trained.out / "budgets" / f"{row['student']:g}")
+        model, settings = load_student(trained.out / "budgets" / f"{row['student']:g}")
         predicted, routes, _ = predict_routed(model, evaluation, above(row["threshold"]))
         if settings.budget == row["budget"]:
             assert settings.threshold == row["threshold"]
@@ -257,7 +257,7 @@ def test_the_teacher_is_the_users_model_untouched(trained, teacher):
 @pytest.mark.parametrize("trained", ADAPTIVE, indirect=True)
 def test_an_adaptive_run_routes_within_its_family_at_the_budget(trained, csv_files):
     """Of three layers and two in the budget: the last one, the first and the last, or all."""
-    model, settings = load_gated(trained.out / "budgets" / f"{trained.arguments['budget']:g}")
+    model, settings = load_student(trained.out / "budgets" / f"{trained.arguments['budget']:g}")
     assert model.fixed_route is None
     data = encoded(trained, csv_files[0])
     _, routes, margins = predict_routed(model, data, above(0.0))
@@ -273,7 +273,7 @@ def test_an_adaptive_run_routes_within_its_family_at_the_budget(trained, csv_fil
 @pytest.mark.parametrize("trained", RIVALS, indirect=True)
 def test_a_rival_runs_one_route_for_all_and_has_nothing_to_shuffle(trained, csv_files):
     (row,) = trained.summary["budgets"]
-    model, settings = load_gated(trained.out / "budgets" / "2")
+    model, settings = load_student(trained.out / "budgets" / "2")
     wanted = {"budgeted": (1, 2), "static": (1, 3)}.get(trained.name, model.fixed_route)
     assert model.fixed_route == wanted == tuple(row["top_route"]) and len(wanted) == 2 and settings.threshold == 0
     assert (row["routes"], row["mean_layers"], row["held_out_mean_layers"], row["top_route_share"]) == (1, 2, 2, 1)
@@ -295,7 +295,7 @@ def test_a_rival_goes_straight_to_its_budget_in_the_time_of_the_whole_way(traine
     assert len(searches) == (2 if trained.name == "search" else 0)
     if searches:
         costs = searches[1]["divergence"]
-        route = load_gated(trained.out / "budgets" / "2")[0].fixed_route
+        route = load_student(trained.out / "budgets" / "2")[0].fixed_route
         assert len(costs) == 3 and min(costs, key=costs.__getitem__) == str(route)
 
 

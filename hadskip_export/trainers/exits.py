@@ -1,0 +1,82 @@
+"""Training exits: each learns the task, and what the teacher says."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hadskip_export.modeling.exits import ExitClassifier
+from hadskip_export.trainers.batches import TrainingBatch, count_batches
+from hadskip_export.trainers.evaluation import exit_answers
+from hadskip_export.trainers.loop import train_epochs
+from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.stages import log_held_out
+from hadskip_export.trainers.teacher import Teacher
+from hadskip_export.trainers.word_dropout import drop_words
+
+# (how many exits, the share of the training behind, the batch's number) -> what each exit's loss counts for, float [L]
+Weigh = Callable[[int, float, int], Tensor]
+
+
+def train_exits(
+    model: ExitClassifier,
+    teacher: Teacher,
+    weigh: Weigh,
+    session: Session,
+    *,
+    labels: bool,
+    epochs: int,
+    phase: str,
+) -> None:
+    """What of the model has a gradient learns. Where the recipe does not distil, from the texts as they are.
+
+    Args:
+        labels: whether the exits learn the task's, or from the teacher alone.
+    """
+    recipe, num_exits = session.recipe, len(model.classifier.layers)
+    steps = epochs * count_batches(session.data, recipe.batch_size)
+    classes = len(model.classifier.config.labels)
+
+    def step(batch: TrainingBatch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+        answers = model(*batch.inputs)
+        taught = teacher(batch, keep_states=False).logits
+        losses = torch.stack([_loss(answer[:, :classes], taught, batch, session, labels) for answer in answers])
+        weights = weigh(num_exits, number / steps, number).to(losses.device)
+        loss = (weights * losses).sum()
+        figures = {"exits": losses.detach().mean()}
+        if model.kind == "certain" and bool(weights[:-1].any()):
+            figures["certainty"] = _certainty_loss(answers[:-1], taught, batch)
+            loss = loss + figures["certainty"]
+        return loss, {name: figure.detach() for name, figure in figures.items()}
+
+    learns: Iterator[nn.Parameter] = (one for one in model.parameters() if one.requires_grad)
+    groups = [(learns, recipe.body_lr)]
+    alter = drop_words if recipe.alpha1 else lambda batch: batch
+    for epoch in train_epochs(model, groups, step, session, alter=alter, epochs=epochs, phase=phase):
+        answers, rows = exit_answers(model, session.held_out, session.device), np.arange(len(session.held_out))
+        log_held_out(answers[rows % num_exits, rows, :classes], "3", epoch, session)
+    model.eval()
+
+
+def _loss(logits: Tensor, taught: Tensor, batch: TrainingBatch, session: Session, labels: bool) -> Tensor:
+    """Equations 4 and 5 of HadSkip's paper for one exit."""
+    objective, loss = session.objective, logits.new_zeros(())
+    if labels and batch.targets is not None:
+        losses = objective.task_losses(logits, batch.targets)
+        loss = (losses if batch.altered is None else losses * ~batch.altered).mean()
+    if session.recipe.alpha1:
+        loss = loss + session.recipe.alpha1 * objective.prediction_loss(logits, taught)
+    return loss
+
+
+def _certainty_loss(answers: list[Tensor], taught: Tensor, batch: TrainingBatch) -> Tensor:
+    """The squared error of what each exit says of being right (BERxiT, equation 9), mean over exits; where the text has
+    no label, of agreeing with the teacher."""
+    right = taught.argmax(dim=1)
+    if batch.targets is not None:
+        right = batch.targets if batch.altered is None else torch.where(batch.altered, right, batch.targets)
+    told = torch.stack([answer[:, -1].sigmoid() for answer in answers])
+    truly = torch.stack([(answer[:, :-1].argmax(dim=1) == right).float() for answer in answers])
+    return F.mse_loss(told, truly)

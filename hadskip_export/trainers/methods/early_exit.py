@@ -1,0 +1,88 @@
+"""What the methods with exits share: one body for all budgets, and an exit after each layer.
+
+Their exits learn from the teacher, too, as all students here do, unless the recipe says `alpha1 = 0`: that is each
+system as its authors published it.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hadskip_export.data.problems import SINGLE
+from hadskip_export.modeling.encoder import EncoderConfig
+from hadskip_export.modeling.exits import ExitClassifier, ExitKind, Student
+from hadskip_export.routing.families import prefixes
+from hadskip_export.routing.routes import Route
+from hadskip_export.support.errors import BudgetError, RecipeError
+from hadskip_export.trainers.exits import train_exits
+from hadskip_export.trainers.recipe import Recipe
+from hadskip_export.trainers.schedule import Leg, all_epochs
+from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """The student starts from the teacher, whatever came before. Exits weigh alike unless a method says otherwise.
+
+    Attributes:
+        kind, criterion: see `ExitClassifier`.
+        body_learns: or the exits alone, the teacher's own head excepted.
+        learns_labels: or from the teacher alone.
+    """
+
+    initialises_gates: ClassVar[bool] = False
+    fits_threshold: ClassVar[bool] = True
+    kind: ClassVar[ExitKind] = "head"
+    criterion: ClassVar[str] = "entropy"
+    body_learns: ClassVar[bool] = True
+    learns_labels: ClassVar[bool] = True
+
+    def check(self, recipe: Recipe, budget: float, config: EncoderConfig) -> None:
+        if config.problem_type != SINGLE:
+            raise RecipeError(f"--method: exits are left by where a class is sure, and this is {config.problem_type}")
+        if budget < 1:
+            raise BudgetError(f"--budget {budget:g}: the first exit comes after a layer; give at least 1 layer")
+        if not self.learns_labels and not recipe.alpha1:
+            raise RecipeError("alpha1=0: the exits of this method learn from the teacher's predictions alone")
+
+    def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
+        points = sorted({budget, *map(float, range(1, num_layers + 1))}, reverse=True)
+        return [Leg(float(num_layers), budget, all_epochs(recipe, budget, num_layers), tuple(points))]
+
+    def family(self, recipe: Recipe, leg: Leg, num_layers: int) -> list[Route]:
+        return prefixes(list(range(1, num_layers + 1)), num_layers)
+
+    def learn(self, model: Student, teacher: Teacher, leg: Leg, session: Session) -> Student:
+        torch.manual_seed(session.seed + 1)
+        body = copy.deepcopy(teacher.model).requires_grad_(True)
+        student = ExitClassifier(body, self.kind, self.criterion).to(session.device)
+        if not self.body_learns:
+            student.classifier.requires_grad_(False)
+        train_exits(
+            student, teacher, self.weights, session, labels=self.learns_labels, epochs=leg.epochs, phase=leg.name
+        )
+        return student
+
+    def weights(self, num_exits: int, done: float, number: int) -> Tensor:
+        """What each exit's loss counts for, float [L]; the last one is the model's own head.
+
+        Args:
+            done: the share of the training that lies behind.
+            number: of the batch, from 0.
+        """
+        return torch.ones(num_exits)
+
+
+def by_depth(num_exits: int) -> Tensor:
+    """`l / sum(l)`, float [L]."""
+    depth = torch.arange(1.0, num_exits + 1)
+    return depth / depth.sum()
+
+
+def all_but_the_last(num_exits: int) -> Tensor:
+    """Of a model whose own head stays as it is, float [L]."""
+    return torch.cat((torch.ones(num_exits - 1), torch.zeros(1)))

@@ -1,0 +1,212 @@
+"""Early exits all the way: trained, built by every engine, served, beside PyTorch's answers to one text at a time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from hadskip_export import bench, build, calibrate, inspect
+from hadskip_export.data.columns import Columns
+from hadskip_export.data.examples import read_examples
+from hadskip_export.data.runs import read_run
+from hadskip_export.modeling.checkpoint import load_student
+from hadskip_export.report import text as report
+from hadskip_export.routing.criteria import CRITERIA
+from hadskip_export.runtime import Predictor, read_bundle
+from hadskip_export.support.errors import BudgetError, BundleError, EngineError
+from hadskip_export.trainers.methods import METHODS, create_method
+from hadskip_export.trainers.methods.early_exit import EarlyExit
+from hadskip_export.trainers.recipe import load_recipe
+from tests.conftest import needs_bf16, sentences
+from tests.exporters.changing import WEIGHTS
+from tests.runtime.editing import change_manifest, copy_of, set_value
+from tests.trainers.runs import QUICKEST, repeat
+
+NAMES = [name for name in METHODS if isinstance(create_method(name, load_recipe(), {}), EarlyExit)]
+TEXTS = [text for text, _ in sentences(40, 8)]
+HARD = ("stage1_lr=1e-3", "stage1_epochs=1", "body_lr=1e-4")  # so that exits are not sure of everything
+
+
+@pytest.fixture(scope="module")
+def runs(model_folder: Path, csv_files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each method, its default budget 2, and the same teacher."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in NAMES:
+        repeat(model_folder, csv_files, folder / name, method=name, budget=2, settings=(*QUICKEST, *HARD), recipe=None)
+    return {name: folder / name for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def bundles(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each with ONNX Runtime in fp32, in both cuts that there are."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for name, run in runs.items():
+        assert build(run, out=folder / name, cut="gates").parity == "passed"
+        assert build(folder / name, engine="ort", cut="layers").parity == "passed"
+    return {name: folder / name for name in runs}
+
+
+@pytest.fixture(params=NAMES)
+def name(request) -> str:
+    return request.param
+
+
+class Plain:
+    """PyTorch's answers to one text, through the student of a run."""
+
+    def __init__(self, run: Path, bundle: Path):
+        self.model, _ = load_student(read_run(run).checkpoint().folder)
+        self.tokenizer = Predictor.load(bundle, warm_up=False).tokenizer
+        self.labels = self.model.classifier.config.labels
+
+    @torch.no_grad()
+    def margins(self, text) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Of each exit but the last, and what all of them say."""
+        (encoded,) = self.tokenizer.encode([text])
+        ids, types = (torch.from_numpy(values)[None].long() for values in (encoded.ids, encoded.type_ids))
+        answers = [answer.numpy() for answer in self.model(ids, torch.ones_like(ids), types)]
+        return CRITERIA[self.model.criterion].margins(answers[:-1])[0, 1:], answers
+
+    def __call__(self, text, threshold: float, most: int = 99) -> tuple[str, tuple[int, ...], bool]:
+        """Its label, the layers run, and whether a margin was so near the threshold that it may fall on either side."""
+        margins, answers = self.margins(text)
+        ran = 1
+        while ran < min(most, len(answers)) and margins[ran - 1] > threshold:
+            ran += 1
+        label = self.labels[int(answers[ran - 1][0, : len(self.labels)].argmax())]
+        return label, tuple(range(1, ran + 1)), bool(np.abs(margins - threshold).min() < 1e-4)
+
+
+@pytest.mark.parametrize("cut", ["gates", "layers"])
+def test_it_answers_as_pytorch_does_one_text_at_a_time(runs, bundles, name, cut):
+    plain, layers = Plain(runs[name], bundles[name]), set()
+    medians = np.median([plain.margins(text)[0] for text in TEXTS], axis=0)
+    with Predictor.load(bundles[name], cut=cut) as predictor:
+        for threshold in (*(medians + 1e-3), *(point.thresholds[0] for point in predictor.bundle.manifest.points)):
+            batch = predictor(TEXTS, gate_threshold=threshold)
+            for text, got in zip(TEXTS, batch, strict=True):
+                label, route, near = plain(text, np.float32(threshold))
+                assert near or (got.label, got.layers) == (label, route)
+                assert near or predictor(text, gate_threshold=threshold).layers == route
+                layers.add(len(got.layers))
+        capped = predictor(TEXTS, gate_threshold=-1.0, max_layers=2)
+        assert [answer.layers for answer in capped] == [(1, 2)] * len(TEXTS)
+        assert [answer.label for answer in capped] == [plain(text, -1.0, 2)[0] for text in TEXTS]
+    assert len(layers) > 1 and (name == "fastbert" or layers == {1, 2, 3})
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "berxit" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
+def test_the_figures_of_a_run_are_those_of_its_bundle(runs, bundles, csv_files, name):
+    summary = read_run(runs[name]).summary
+    assert [row["budget"] for row in summary["budgets"]] == [3, 2, 1]
+    with Predictor.load(bundles[name]) as predictor:
+        points = {point.budget: point for point in predictor.bundle.manifest.points}
+        for row in summary["budgets"]:
+            if row["budget"] in points:
+                assert points[row["budget"]].mean_layers == row["mean_layers"]
+                assert set(points[row["budget"]].thresholds) == {row["threshold"]}
+    (row,) = bench(bundles[name], data=csv_files[1], batch=[4], cut="gates").rows
+    asked = next(row for row in summary["budgets"] if row["budget"] == 2)
+    assert (row.mean_layers, row.metric) == pytest.approx((asked["mean_layers"], asked["metric"]))
+
+
+ENGINES = [
+    ("ort", "int8"),
+    ("openvino", "fp32"),
+    pytest.param("openvino", "bf16", marks=needs_bf16),
+    ("openvino", "int8"),
+]
+
+
+@pytest.mark.parametrize("cut", ["gates", "layers"])
+@pytest.mark.parametrize(("engine", "precision"), ENGINES)
+@pytest.mark.parametrize(
+    "name", ["berxit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pcee", "fastbert"))]
+)
+def test_every_engine_of_a_cpu_runs_exits(bundles, tmp_path, name, engine, precision, cut):
+    mine = copy_of(bundles[name], tmp_path)
+    found = build(mine, engine=engine, precision=precision, cut=cut)
+    assert found.parity == "passed" and {"exit_01", "exit_02"} <= {piece.piece for piece in found.pieces}
+    fused = "exit in layer_01" in {piece.piece for piece in found.pieces}
+    assert fused == (cut == "layers" and precision != "bf16")
+    with Predictor.load(mine, engine=engine, precision=precision, cut=cut) as predictor:
+        assert [one.label for one in predictor(TEXTS)] == [one.label for one in map(predictor, TEXTS)]
+
+
+def test_a_tensor_that_exits_share_is_there_once(bundles):
+    stored = load_file(bundles["pabee"] / WEIGHTS)
+    assert not [name for name in stored if name.startswith("exits.") and "pooler" in name]
+    assert {name for name in stored if name.startswith("exits.1.")} == {
+        "exits.1.classifier.weight", "exits.1.classifier.bias",
+    }  # fmt: skip
+    certain = load_file(bundles["berxit"] / WEIGHTS)
+    assert len([name for name in certain if "certainty.weight" in name]) == 1
+
+
+def test_texts_of_ones_own_move_its_operating_points(bundles, csv_files, tmp_path, name):
+    mine = copy_of(bundles[name], tmp_path)
+    texts = read_examples(csv_files[1], Columns()).texts
+    found = calibrate(mine, csv_files[1], [2]).chosen
+    with Predictor.load(mine) as predictor:
+        ran = [len(one.layers) for one in predictor(texts, gate_threshold=found.threshold)]
+        fewest = [len(one.layers) for one in predictor(texts, gate_threshold=99)]
+    assert np.mean(ran) == found.routes.mean_layers and set(fewest) == {1}
+    if found.keeps_budget:
+        calibrate(mine, csv_files[1], [2], write=True)
+        with Predictor.load(mine) as predictor:
+            assert [len(one.layers) for one in predictor(texts, budget=2)] == ran
+
+
+# What is not to be had
+
+
+def test_a_cut_or_an_engine_that_exits_have_not_is_refused_by_name(runs, bundles, tmp_path):
+    with pytest.raises(EngineError, match="--cut whole: not of a model with exits, which has layers, gates"):
+        build(runs["pcee"], out=tmp_path / "bundle", cut="whole")
+    with pytest.raises(EngineError, match="--cut whole"):
+        build(bundles["pcee"], engine="openvino", cut="whole")
+    with pytest.raises(EngineError, match="--engine torch-cuda: has no code for exits"):
+        build(bundles["pcee"], engine="torch-cuda")
+    assert not (tmp_path / "bundle").exists()
+    assert build(runs["pcee"], out=tmp_path / "bundle").cut == "layers"  # the fastest that there is
+
+
+def test_routes_that_no_exit_leads_to_are_refused(bundles):
+    with Predictor.load(bundles["pcee"]) as predictor:
+        encoded = predictor.tokenizer.encode(TEXTS[:2])
+        logits, ran = predictor.run(encoded, routes=np.array([[True, False, False], [True, True, True]]))
+        assert ran.tolist() == [[True, False, False], [True, True, True]] and np.isfinite(logits).all()
+        for bad in ([[False, False, False]] * 2, [[True, False, True]] * 2, [[False, True, True]] * 2):
+            with pytest.raises(BudgetError, match="runs the first layers"):
+                predictor.run(encoded, routes=np.array(bad))
+
+
+def test_a_bundle_says_what_lets_its_inputs_go(bundles):
+    assert "router: exits, by patient-entropy" in report.inspection(inspect(bundles["pcee"]))
+    assert (read_bundle(bundles["fastbert"]).manifest.router.exit_inputs) == ("hidden_states", "attention_mask")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_value("router", "criterion", value="mood"), "'mood'; there are entropy"),
+        (set_value("router", "criterion", value=None), "None; there are entropy"),
+        (set_value("router", "exit_inputs", value=["input_ids"]), "exits that take input_ids"),
+        (set_value("router", "exit_inputs", value=["hidden_states", "attention_mask"]), "is not what exit_01 does"),
+        (set_value("router", "kind", value="gates"), "a criterion for exits that the router 'gates' has not"),
+        (set_value("router", "route", value=[1]), "a static router has a route, and no other has one"),
+        (set_value("engines", 0, "cut", value="whole"), "which are run layer by layer"),
+        (lambda plain: plain["pieces"].pop("exit_02"), "the ONNX pieces lack exit_02"),
+        (lambda plain: plain["engines"][0]["files"].pop("exit_01"), "has no exit_01"),
+        (set_value("points", 0, "thresholds", value=[]), "a threshold for each of 3 gates"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_exits_is_refused(bundles, tmp_path, change, message):
+    mine = copy_of(bundles["pcee"], tmp_path)
+    change_manifest(mine, change)
+    with pytest.raises(BundleError, match=message):
+        read_bundle(mine)

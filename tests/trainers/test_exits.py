@@ -1,0 +1,230 @@
+"""What exits learn, of what, and what they come to at every threshold."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from hadskip_export.modeling.exits import ExitClassifier
+from hadskip_export.routing.criteria import CRITERIA
+from hadskip_export.routing.families import prefixes
+from hadskip_export.routing.routes import as_route
+from hadskip_export.support.errors import BudgetError, RecipeError
+from hadskip_export.trainers import exits
+from hadskip_export.trainers.batches import ordered_batches
+from hadskip_export.trainers.evaluation import exit_answers
+from hadskip_export.trainers.exits import train_exits
+from hadskip_export.trainers.methods import METHODS, create_method
+from hadskip_export.trainers.methods.early_exit import EarlyExit
+from hadskip_export.trainers.outcomes import find_outcomes
+from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.teacher import Teacher
+from tests.modeling.random_models import CONFIG, random_classifier
+from tests.modeling.test_exits import random_exits
+from tests.trainers.datasets import OBJECTIVE, PROBLEM, alone, random_dataset
+
+LAYERS = CONFIG.num_layers
+KINDS = {"entropy": "head", "doubt": "head", "normalised-entropy": "attention", "uncertainty": "certain",
+         "patience": "linear", "patient-entropy": "head"}  # fmt: skip
+
+
+def session(*settings: str, log=lambda **_: None) -> Session:
+    return Session(
+        data=random_dataset(48, 1), held_out=random_dataset(30, 2), seed=0, device="cpu", log=log, problem=PROBLEM,
+        recipe=load_recipe("adaptive", ("batch_size=16", "body_lr=1e-3", *settings)), objective=OBJECTIVE,
+        metric="accuracy",
+    )  # fmt: skip
+
+
+def methods() -> list[EarlyExit]:
+    made = [create_method(name, load_recipe(), {}) for name in METHODS]
+    return [method for method in made if isinstance(method, EarlyExit)]
+
+
+def taught(method: EarlyExit, *settings: str) -> tuple[ExitClassifier, torch.nn.Module]:
+    """A student, and the teacher's model."""
+    here, model = session("shared_epochs=2", *settings), random_classifier()
+    (leg,) = method.path(here.recipe, 2.0, LAYERS)
+    return method.learn(random_exits(), Teacher(model, here.data), leg, here), model
+
+
+# Methods
+
+
+@pytest.mark.parametrize("method", methods(), ids=repr)
+def test_the_body_learns_or_stays_as_the_method_has_it(method):
+    student, model = taught(method)
+    before, after = model.state_dict(), student.classifier.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert bool(changed) == method.body_learns
+    fresh = ExitClassifier(random_classifier(), method.kind, method.criterion).exits.state_dict()
+    moved = [name for name, tensor in student.exits.state_dict().items() if not torch.equal(tensor, fresh[name])]
+    assert {name.split(".")[0] for name in moved} == {str(index) for index in range(LAYERS - 1)}  # none is left out
+
+
+@pytest.mark.parametrize("method", methods(), ids=repr)
+def test_it_keeps_every_number_of_layers_by_one_body(method):
+    (leg,) = method.path(load_recipe(), 2.5, LAYERS)
+    assert leg.kept == (4.0, 3.0, 2.5, 2.0, 1.0)
+    assert method.family(load_recipe(), leg, LAYERS) == prefixes([1, 2, 3, 4], LAYERS)
+    with pytest.raises(BudgetError, match=r"--budget 0\.5"):
+        method.check(load_recipe(), 0.5, CONFIG)
+
+
+@pytest.mark.parametrize("method", methods(), ids=repr)
+def test_a_score_or_several_labels_are_refused_before_anything_is_trained(method):
+    from dataclasses import replace
+
+    for kind in ("regression", "multi_label_classification", "ranking"):
+        with pytest.raises(RecipeError, match=kind):
+            method.check(load_recipe(), 2.0, replace(CONFIG, problem_type=kind))
+
+
+WEIGHTS = {  # of four exits: of the first and of the second batch of many, and at the end
+    "branchynet": ([1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]),
+    "shallow-deep": ([0.01, 0.01, 0.01, 1], [0.01, 0.01, 0.01, 1], [0.25, 0.5, 0.75, 1]),
+    "pabee": ([0.1, 0.2, 0.3, 0.4],) * 3,
+    "pcee": ([0.1, 0.2, 0.3, 0.4],) * 3,
+    "berxit": ([0, 0, 0, 1], [1, 1, 1, 1], [1, 1, 1, 1]),
+    "deebert": ([1, 1, 1, 0],) * 3,
+    "fastbert": ([1, 1, 1, 0],) * 3,
+}
+
+
+def test_every_method_is_weighed_here():
+    assert set(WEIGHTS) == {name for name in METHODS if isinstance(create_method(name, load_recipe(), {}), EarlyExit)}
+
+
+@pytest.mark.parametrize("name", sorted(WEIGHTS))
+def test_exits_weigh_what_their_authors_let_them_weigh(name):
+    method = create_method(name, load_recipe(), {})
+    for (done, number), expected in zip([(0.0, 0), (0.0, 1), (0.999, 1001)], WEIGHTS[name], strict=True):
+        assert method.weights(LAYERS, done, number).tolist() == pytest.approx(expected)
+    if name == "shallow-deep":  # half of the way is a quarter of the training
+        assert method.weights(LAYERS, 0.25, 7).tolist() == pytest.approx([0.13, 0.255, 0.38, 1])
+
+
+# The loss
+
+
+def step_losses(monkeypatch, model: ExitClassifier, weigh, labels: bool, *settings: str) -> list[float]:
+    """Of each batch of an epoch without dropout, before anything is learned."""
+    seen, batches, here = [], [], session("body_lr=0", "weight_decay=0", *settings)
+
+    def epochs(module, groups, step, session, *, alter, epochs, phase):
+        module.eval()
+        for number, batch in enumerate(ordered_batches(here.data, 16)):
+            batches.append(batch)
+            seen.append(step(batch, number)[0].item())
+        yield 1
+
+    monkeypatch.setattr(exits, "train_epochs", epochs)
+    train_exits(model, Teacher(random_classifier(9), here.data), weigh, here, labels=labels, epochs=1, phase="x")
+    return seen
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_loss_of_each_exit_is_that_of_labels_and_teacher_and_they_are_weighed(monkeypatch, alpha, labels):
+    model, weights = random_exits(), torch.tensor([1.0, 0.5, 0.25, 2.0])
+    got = step_losses(monkeypatch, model, lambda *_: weights, labels, f"alpha1={alpha}")
+    data, teacher = random_dataset(48, 1), random_classifier(9)
+    for batch, loss in zip(ordered_batches(data, 16), got, strict=True):
+        expected = 0.0
+        with torch.no_grad():
+            theirs = teacher(*batch.inputs).logits.softmax(-1)
+            for weight, logits in zip(weights, model(*batch.inputs), strict=True):
+                cross_entropy = F.cross_entropy(logits, batch.targets).item() if labels else 0
+                divergence = (theirs * (theirs.log() - logits.log_softmax(-1))).sum(-1).mean().item()
+                expected += weight.item() * (cross_entropy + alpha * divergence)
+        assert loss == pytest.approx(expected, abs=1e-4)
+
+
+def test_exits_learn_when_they_are_right_while_all_of_them_learn(monkeypatch):
+    model = random_exits("certain")
+
+    def weigh(num_exits: int, done: float, number: int):
+        return torch.zeros(num_exits) if number % 2 else torch.tensor([0.0, 0.0, 0.0, 1e-9])
+
+    def all_of_them(num_exits: int, done: float, number: int):
+        return torch.full((num_exits,), 1e-9)
+
+    assert step_losses(monkeypatch, model, weigh, True, "alpha1=0") == pytest.approx([0, 0, 0], abs=1e-6)
+    got = step_losses(monkeypatch, model, all_of_them, True, "alpha1=0")
+    for batch, loss in zip(ordered_batches(random_dataset(48, 1), 16), got, strict=True):
+        errors = []
+        with torch.no_grad():
+            for answer in model(*batch.inputs)[:-1]:
+                for row, target in zip(answer.tolist(), batch.targets.tolist(), strict=True):
+                    right = float(row[:3].index(max(row[:3])) == target)
+                    errors.append((1 / (1 + np.exp(-row[3])) - right) ** 2)
+        assert loss == pytest.approx(np.mean(errors), abs=1e-5)
+
+
+@pytest.mark.parametrize(("alpha", "altered"), [(0.0, False), (1.0, True)])
+def test_texts_lose_words_only_where_the_teacher_says_what_is_left_of_them(monkeypatch, alpha, altered):
+    seen = []
+    monkeypatch.setattr(exits, "drop_words", lambda batch: seen.append(batch) or batch)
+    taught(create_method("branchynet", load_recipe(), {}), f"alpha1={alpha}")
+    assert bool(seen) == altered
+
+
+def test_exits_that_learn_from_the_teacher_alone_need_it_to_be_heard():
+    with pytest.raises(RecipeError, match="alpha1=0"):
+        create_method("fastbert", load_recipe(), {}).check(load_recipe(None, ("alpha1=0",)), 2.0, CONFIG)
+
+
+# What they come to
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 4), quantile=st.floats(0, 1))
+def test_outcomes_are_those_of_one_input_at_a_time(criterion, seed, quantile):
+    model, data = random_exits(KINDS[criterion], seed, criterion), random_dataset(12, seed)
+    outcomes = find_outcomes(model, data, prefixes(list(range(1, LAYERS + 1)), LAYERS))
+    margins = outcomes.by_threshold.margins
+    threshold = float(np.quantile(margins, quantile)) + 1e-4
+    if np.abs(margins - threshold).min() < 1e-5:
+        return
+    routes = outcomes.by_threshold.routes(threshold)
+    logits = outcomes.logits(routes)
+    ran = []
+    for row in range(len(data)):
+        with torch.no_grad():
+            answers = [answer.numpy() for answer in model(*alone(data, row))]
+        met = CRITERIA[criterion].margins(answers[:-1])[0]
+        left = next((k for k in range(1, LAYERS) if met[k] <= threshold), LAYERS)
+        assert as_route(routes[row]) == tuple(range(1, left + 1))
+        np.testing.assert_allclose(logits[row], answers[left - 1][0, :3], atol=1e-5)
+        ran.append(left)
+    assert outcomes.by_threshold.mean_layers(threshold) == pytest.approx(np.mean(ran))
+
+
+def test_every_threshold_has_one_route_for_each_input():
+    outcomes = find_outcomes(random_exits("linear", 3, "patience"), random_dataset(20, 3))
+    for threshold in np.linspace(-0.5, 1.5, 41):
+        routes = outcomes.by_threshold.routes(float(threshold))
+        assert routes[:, 0].all() and (routes[:, :-1] >= routes[:, 1:]).all()
+
+
+def test_a_training_that_has_diverged_is_said_to_have():
+    model = random_exits()
+    with torch.no_grad():
+        model.exits[1].classifier.weight.fill_(float("nan"))
+    with pytest.raises(RecipeError, match="no numbers"):
+        find_outcomes(model, random_dataset(5))
+
+
+def test_answers_of_a_dataset_are_those_of_its_inputs():
+    model, data = random_exits("certain"), random_dataset(70, 5)
+    found = exit_answers(model, data)
+    assert found.shape == (LAYERS, 70, 4) and np.isnan(found[-1, :, 3]).all()
+    for row in (0, 33, 69):
+        with torch.no_grad():
+            alone_answers = model(*alone(data, row))
+        for got, expected in zip(found[:, row], alone_answers, strict=True):
+            np.testing.assert_allclose(got[: expected.shape[1]], expected[0], atol=1e-5)
