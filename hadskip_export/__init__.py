@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # for editors; to import them all would bring torch
     from hadskip_export.commands.bench import bench
     from hadskip_export.commands.build import build
     from hadskip_export.commands.calibrate import calibrate
+    from hadskip_export.commands.compare import compare
     from hadskip_export.commands.demo import demo
     from hadskip_export.commands.doctor import doctor
     from hadskip_export.commands.estimate import estimate
@@ -31,6 +32,7 @@ __all__ = [
     "bench",
     "build",
     "calibrate",
+    "compare",
     "demo",
     "doctor",
     "estimate",

@@ -19,6 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 import hadskip_export
+from hadskip_export.comparison.entrants import NAMES
 from hadskip_export.data.glue import GLUE_TASKS
 from hadskip_export.data.metrics import AGREEMENT, METRICS
 from hadskip_export.data.problems import PROBLEM_TYPES
@@ -202,6 +203,26 @@ _router = click.option("--router", type=click.Choice(["gates", "full"]), default
 _verify = click.option("--verify", metavar="KEY", help="Refuse a bundle that this public key's holder did not sign.")
 
 
+def _task(command: Any) -> Any:
+    """The options that say what is trained on."""
+    options = (
+        click.option("--task", type=click.Choice(list(GLUE_TASKS)), help="A GLUE task."),
+        click.option(
+            "--data-dir", help="The task's folder (train.tsv, dev.tsv), or GLUE's root; the hub's if left out."
+        ),
+        click.option("--train", "train_file", help=f"Texts to train on: {FILES}; labelled, unless --fine-tuned."),
+        click.option(
+            "--eval",
+            "eval_file",
+            help="Texts to set the threshold on (labels unseen) and to report figures on; labelled, unless"
+            " --fine-tuned.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def _engine(command: Any) -> Any:
     """The options that choose one of a bundle's engines."""
     options = (
@@ -260,14 +281,7 @@ def main() -> None:
 @click.option("--model", required=True, help="A Hugging Face BERT: a local folder or a hub name.")
 @click.option("--budget", type=float, required=True, help="Layers per input on average, by default; below 1 a share.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder to write.")
-@click.option("--task", type=click.Choice(list(GLUE_TASKS)), help="A GLUE task.")
-@click.option("--data-dir", help="The task's folder (train.tsv, dev.tsv), or GLUE's root; the hub's if left out.")
-@click.option("--train", "train_file", help=f"Texts to train on: {FILES}; labelled, unless --fine-tuned.")
-@click.option(
-    "--eval",
-    "eval_file",
-    help="Texts to set the threshold on (labels unseen) and to report figures on; labelled, unless --fine-tuned.",
-)
+@_task
 @click.option("--fine-tuned", is_flag=True, help="MODEL already is the classifier: skip stage I, it is the teacher.")
 @click.option(
     "--problem-type",
@@ -489,6 +503,45 @@ def calibrate(json_file: Path | None, **options: Any) -> None:
     """Find the thresholds at which a bundle keeps a budget, a loss or a time on your own texts."""
     calibration = hadskip_export.calibrate(**options)
     _show(text.calibration(calibration), calibration, json_file)
+
+
+@main.command()
+@click.option("--model", required=True, help="A Hugging Face BERT: a local folder or a hub name.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder for runs and results.")
+@click.option("--budget", "budgets", type=float, multiple=True, required=True, help="Mean layers; repeatable.")
+@click.option(
+    "--method",
+    "methods",
+    type=click.Choice(NAMES),
+    multiple=True,
+    default=NAMES,
+    help="A recipe of HadSkip or a rival; repeatable. The first is held against the others. All if left out.",
+)
+@click.option("--seeds", type=int, default=1, show_default=True, help="How many trainings of each.")
+@click.option("--published", is_flag=True, help="Let rivals also learn without a teacher, as their authors had it.")
+@_task
+@click.option("--fine-tuned", is_flag=True, help="MODEL already is the classifier and the teacher of all.")
+@click.option("--recipe", help="Of the rivals: paper, adaptive or a TOML file.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one recipe setting; repeatable.")
+@click.option("--device", default="cpu", show_default=True, help="Where torch computes.")
+@click.option("--max-length", type=int, help="Tokens per input; 128 (or the model's maximum) if left out.")
+@click.option("--engine", type=click.Choice(list(ENGINES)), default="ort", show_default=True, help="To time calls on.")
+@_precision
+@click.option("--no-timing", is_flag=True, help="Only train: time no calls.")
+@click.option("--keep", is_flag=True, help="Keep the weights of every run.")
+@_columns(*COLUMNS)
+@_json
+def compare(
+    *,
+    train_file: str | None,
+    eval_file: str | None,
+    no_timing: bool,
+    json_file: Path | None,
+    **options: Any,
+) -> None:
+    """Train HadSkip and its rivals on a task, time them, and print one table; the same command goes on when stopped."""
+    comparison = hadskip_export.compare(train=train_file, eval=eval_file, timing=not no_timing, **options)
+    _show(text.comparison(comparison), comparison, json_file)
 
 
 @main.command()

@@ -885,7 +885,7 @@ def test_an_unknown_command_or_option_is_a_usage_error(made: Made):
 
 def test_every_command_is_a_function_with_the_same_arguments():
     assert set(main.commands) == set(hadskip_export.__all__) - {"__version__"}
-    renamed = {"train_file": "train", "eval_file": "eval", "no_full": "full"}
+    renamed = {"train_file": "train", "eval_file": "eval", "no_full": "full", "no_timing": "timing"}
     only_here = {"json_file", "verbose"}  # where to, and what is logged on the way
     for name, command in main.commands.items():
         options = {renamed.get(p.name, p.name) for p in command.params if isinstance(p, click.Parameter)} - only_here

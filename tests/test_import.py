@@ -34,7 +34,8 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         "hadskip_export.commands.validate", "hadskip_export.commands.bench", "hadskip_export.runtime.engines.ort",
         "hadskip_export.runtime.engines.torch_cuda", "hadskip_export.commands.calibrate",
         "hadskip_export.commands.predict", "hadskip_export.commands.doctor", "hadskip_export.commands.demo",
-        "hadskip_export.commands.serve", "hadskip_export.report.text", "hadskip_export.report.plain",
+        "hadskip_export.commands.serve", "hadskip_export.comparison.entrants",
+        "hadskip_export.report.text", "hadskip_export.report.plain",
     ],
 )  # fmt: skip
 def test_serving_imports_nothing_heavy(module: str):
@@ -235,7 +236,7 @@ FLOORS = (
     {"support", "data", "routing"},
     {"modeling", "runtime"},
     {"trainers", "exporters", "verification", "benchmark", "report", "serving", "bulk"},
-    {"tuning"},
+    {"tuning", "comparison"},
     {"commands"},
     {"cli"},
 )

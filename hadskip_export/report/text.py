@@ -16,12 +16,14 @@ if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves
     from hadskip_export.bulk.job import Scored
     from hadskip_export.commands.bench import Benchmark, Row
     from hadskip_export.commands.calibrate import Calibration
+    from hadskip_export.commands.compare import Comparison
     from hadskip_export.commands.demo import Demo, Example
     from hadskip_export.commands.doctor import Diagnosis
     from hadskip_export.commands.estimate import Estimate
     from hadskip_export.commands.inspect import Inspection
     from hadskip_export.commands.optimize import Optimization
     from hadskip_export.commands.validate import Validation
+    from hadskip_export.comparison.table import Interval
     from hadskip_export.data.runs import BudgetFigures, Summary
     from hadskip_export.routing.drift import Drift
     from hadskip_export.routing.points import Point
@@ -404,6 +406,43 @@ def _point(point: Point, manifest: Manifest) -> Iterator[str]:
     yield f"  {point.budget:g} of {counted(manifest.model.layers, 'layer')}{default}: {met}"
     for route, share in point.routes:
         yield f"    {share:>6.1%}  {', '.join(map(str, route)) or 'none'}"
+
+
+def comparison(found: Comparison) -> Lines:
+    """Systems by budget: what they run, take and keep of the teacher, and how far the first is above each."""
+    first, budget = found.lines[0].system, None
+    told = [f"{found.task}: full BERT, {counted(found.layers, 'layer')}, {found.metric} {found.teacher:.4f}"]
+    for line in found.lines:
+        if line.budget != budget:
+            budget = line.budget
+            told += ["", f"{budget:g} of {counted(found.layers, 'layer')}"]
+            told.append(
+                f"  {'':<26} {'layers':>6} {found.metric[:8]:>8} {'kept':>6} {'KL':>6} {'p50 ms':>7} {'faster':>6}"
+                f"  {first} above, at as many layers"
+            )
+        told.append(
+            f"  {line.system:<26} {line.mean_layers:>6.2f} {line.metric:>8.4f} {_share(line.retained):>6}"
+            f" {line.divergence:>6.3f} {_number(line.p50_ms, 2):>7} {_number(line.speedup, 2):>6}"
+            f"  {_interval(line.above, line.seeds)}"
+        )
+    timed = "calls were not timed" if found.engine is None else f"one text a call, {found.engine}"
+    return [*told, "", f"means over seeds, intervals of 95 %; {timed}"]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(found: Interval | None, seeds: int) -> str:
+    if found is None:
+        return ""
+    if found.low is None or found.high is None:
+        return f"{found.mean:+.4f}"
+    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f}), {counted(seeds, 'seed')}"
 
 
 def scored(done: Scored, out: Path) -> Lines:

@@ -1,0 +1,209 @@
+"""`compare`: HadSkip and its rivals on one's own task, from the same teacher, in one table."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from hadskip_export.commands import train as training
+from hadskip_export.commands.build import build
+from hadskip_export.comparison.entrants import NAMES, Entrant, entrants
+from hadskip_export.comparison.figures import Figures, Result, figures_of, read_result, write_result
+from hadskip_export.comparison.table import Line, lines
+from hadskip_export.comparison.timing import Served, time_calls
+from hadskip_export.data.runs import BudgetFigures, read_run
+from hadskip_export.exporters.plan import EnginePlan
+from hadskip_export.routing.budgets import budget_name
+from hadskip_export.runtime.bundle import read_manifest
+from hadskip_export.support.errors import BundleError
+from hadskip_export.support.files import named, replaced, scratch
+from hadskip_export.support.progress import say
+
+SETTINGS, RUNS, RESULTS = "compare.json", "runs", "results"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of systems on a task.
+
+    Args:
+        metric: its name.
+        engine: that calls were timed on; None where they were not.
+        teacher: full BERT's metric, mean over seeds.
+        lines: by budget; of a budget the first system is the one that the others are compared with.
+    """
+
+    task: str
+    metric: str
+    layers: int
+    engine: str | None
+    teacher: float
+    lines: tuple[Line, ...]
+    results: tuple[Result, ...]
+
+
+def compare(
+    *,
+    model: str,
+    out: str | Path,
+    budgets: Sequence[float],
+    methods: Sequence[str] = NAMES,
+    seeds: int = 1,
+    published: bool = False,
+    task: str | None = None,
+    data_dir: str | None = None,
+    train: str | None = None,
+    eval: str | None = None,
+    fine_tuned: bool = False,
+    recipe: str | None = None,
+    settings: Sequence[str] = (),
+    device: str = "cpu",
+    max_length: int | None = None,
+    engine: str = "ort",
+    precision: str = "fp32",
+    timing: bool = True,
+    keep: bool = False,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+) -> Comparison:
+    """Trains every method, builds and times it, and says how far the first is above the others. The same call goes on
+    where it was stopped; with more methods or seeds it does what is missing.
+
+    Args:
+        model: see `train`; unless it is `fine_tuned`, the first run of a seed fine-tunes it, for the others, too.
+        out: the folder for runs and results.
+        budgets: whole numbers of layers.
+        methods: recipes of HadSkip and rivals, see `comparison.entrants.NAMES`; the first is what the others are
+            compared with.
+        seeds: how many, from 0.
+        published: let rivals also learn without a teacher, as their authors had it.
+        task, data_dir, train, eval, device, max_length, text_column, pair_column, label_column: see `train`.
+        engine, precision: that calls are timed on, each system in its fastest cut.
+        timing: whether they are.
+        recipe: of the rivals; HadSkip's own are named by the recipe.
+        settings: `key=value`, of all.
+        keep: keep the weights of runs that are done, which takes room.
+
+    Raises:
+        HadskipError: see `train` and `build`.
+        RecipeError, BudgetError: see `entrants`.
+        BundleError: `out` is of another comparison, or another process is at work in it.
+        EngineError: calls cannot be timed here.
+    """
+    todo = entrants(methods, budgets, seeds, recipe, published)
+    plan = EnginePlan.of(engine, precision).check_measurable() if timing else None
+    shared = {
+        "model": model, "task": task, "data_dir": data_dir, "train": train, "eval": eval, "fine_tuned": fine_tuned,
+        "recipe": recipe, "settings": list(settings), "device": device, "max_length": max_length,
+        "text_column": text_column, "pair_column": pair_column, "label_column": label_column,
+    }  # fmt: skip
+    folder = Path(out)
+    tag, wanted = None if plan is None else plan.tag, sorted(budgets)
+    with _alone(folder, shared | {"budgets": wanted, "engine": tag}):
+        work, results, teachers = _Work(folder, shared, wanted, plan), [], dict[int, Path]()
+        for number, entrant in enumerate(todo, 1):
+            file, run = folder / RESULTS / f"{entrant.file}.json", folder / RUNS / entrant.file
+            if not file.is_file():
+                say(f"{number} of {len(todo)}: {entrant.system}, seed {entrant.seed}")
+                write_result(file, work.result(entrant, teachers.get(entrant.seed)))
+            teachers.setdefault(entrant.seed, run / "stage1")
+            results.append(read_result(file))
+            if not keep:
+                _leave_figures(run, teacher=teachers[entrant.seed])
+        summary = read_run(folder / RUNS / todo[0].file).summary
+    return Comparison(
+        task=summary["task"],
+        metric=summary["metric"],
+        layers=summary["layers"],
+        engine=tag,
+        teacher=sum(result.teacher for result in results) / len(results),
+        lines=lines(results, wanted),
+        results=tuple(results),
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is the same for all entrants. `shared`: arguments of `train`; `plan`: None where nothing is timed."""
+
+    folder: Path
+    shared: Mapping[str, Any]
+    budgets: Sequence[float]
+    plan: EnginePlan | None
+
+    def result(self, entrant: Entrant, teacher: Path | None) -> Result:
+        """Trains an entrant, or does what is left of it, and times it. `teacher`: None of the first of its seed."""
+        given, run = dict(self.shared), self.folder / RUNS / entrant.file
+        if teacher is not None:
+            given |= {"model": str(teacher), "fine_tuned": True}
+        given |= {"recipe": entrant.recipe(given["recipe"]), "settings": entrant.settings(given["settings"])}
+        started, resumed = time.monotonic(), run.is_dir()
+        wanted = self.budgets if entrant.budget is None else [entrant.budget]
+        summary = training.train(
+            **given, method=entrant.method, budget=min(wanted), seed=entrant.seed, out=run, resume=True
+        )  # fmt: skip
+        seconds = None if resumed else round(time.monotonic() - started, 1)
+        found = figures_of(summary, wanted)
+        figures = [one for _, one in found.values()] if self.plan is None else self._timed(run, found, self.plan)
+        metric = summary["teacher"]["metric"]
+        return Result(entrant.name, entrant.published, entrant.seed, metric, seconds, tuple(figures))
+
+    def _timed(
+        self, run: Path, found: Mapping[float, tuple[BudgetFigures, Figures]], plan: EnginePlan
+    ) -> list[Figures]:
+        """The figures with what calls take. Budgets may have students of their own, and so bundles."""
+        with scratch() as place:
+            served, bundles = {}, dict[float, Path]()
+            for budget, (row, _) in found.items():
+                student = row.get("student", budget)
+                if student not in bundles:
+                    bundles[student] = place / budget_name(student)
+                    build(run, out=bundles[student], engine=plan.engine, precision=plan.precision, budget=student)
+                decides = read_manifest(bundles[student]).router.decides
+                served[budget] = Served(bundles[student], row["threshold"] if decides else None)
+            latencies = time_calls(served, plan.tag, read_run(run).texts(), f"{run.name}: calls")
+        return [replace(figures, latency=latencies[budget]) for budget, (_, figures) in found.items()]
+
+
+def _leave_figures(run: Path, teacher: Path) -> None:
+    """Removes the weights of a run that is done; the teacher is needed yet."""
+    for place in (run / "budgets", run / "stage1", run / "stage2"):
+        if place != teacher and place.is_dir():
+            shutil.rmtree(place)
+
+
+@contextmanager
+def _alone(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """The folder, in which nobody else is at work, and which is new or of the same comparison.
+
+    Raises:
+        BundleError: it is not.
+    """
+    file = folder / SETTINGS
+    if folder.exists() and not file.is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise BundleError(f"{folder}: is not empty and not a comparison; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise BundleError(f"{folder}: another process is comparing there") from None
+    try:
+        with named(folder):
+            settings = json.loads(json.dumps(settings, default=str))
+            before = json.loads(file.read_text()) if file.is_file() else settings
+            if different := [name for name in settings if settings[name] != before.get(name)]:
+                raise BundleError(f"{folder}: is a comparison with another {different[0]}; choose another --out")
+            with replaced(file) as part:
+                part.write_text(json.dumps(settings, indent=2) + "\n")
+            (folder / RESULTS).mkdir(exist_ok=True)
+            yield
+    finally:
+        lock.release()

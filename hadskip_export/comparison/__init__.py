@@ -1,0 +1,1 @@
+"""HadSkip beside its rivals, trained, built and timed alike."""
