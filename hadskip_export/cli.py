@@ -32,7 +32,7 @@ from hadskip_export.support.errors import HadskipError
 from hadskip_export.support.files import NO_ROOM, replaced
 from hadskip_export.support.progress import speaks
 from hadskip_export.support.signals import Ended, interruption, unwinding
-from hadskip_export.trainers.methods import HADSKIP, METHODS
+from hadskip_export.trainers.methods import HADSKIP, METHODS, REFUSED
 
 COLUMNS = ("text", "pair", "label")
 FILES = "CSV, TSV or JSONL, also .gz, Parquet, or a folder saved by datasets"
@@ -179,6 +179,18 @@ class _BundleEngine(click.ParamType):
         return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
 
 
+class _Method(click.Choice):
+    """A method of training. Of a system that is none here, it says why."""
+
+    def __init__(self) -> None:
+        super().__init__([HADSKIP, *METHODS])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in REFUSED:
+            self.fail(f"{value}: {REFUSED[value]}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 _precision = click.option(
     "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="That it computes in."
 )
@@ -292,7 +304,7 @@ def main() -> None:
 @_label_thresholds
 @click.option(
     "--method",
-    type=click.Choice([HADSKIP, *METHODS]),
+    type=_Method(),
     default=HADSKIP,
     show_default=True,
     help="hadskip (as the recipe has it), joint or nested; or a rival, trained alike: of one route (budgeted, static)"
@@ -617,6 +629,13 @@ def bench(json_file: Path | None, **options: Any) -> None:
     "--model", required=True, help="bert-base, bert-large, minilm, a model folder, its config.json, a hub name."
 )
 @click.option("--layers-run", type=float, required=True, help="Layers that each input runs; below 1 a share of them.")
+@click.option(
+    "--method",
+    type=_Method(),
+    default=HADSKIP,
+    show_default=True,
+    help="Or a rival's structure.",
+)
 @click.option("--engine", type=click.Choice(list(ENGINES)), default="ort", show_default=True, help=NEVER_RUN)
 @_precision
 @_cut

@@ -1,5 +1,6 @@
 """A bundle of random weights, for measurements that need no training."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from hadskip_export.data.text import Text
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.write import Source, write_bundle
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
+from hadskip_export.modeling.exits import ExitClassifier, Student
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.points import Point
 from hadskip_export.verification.parity import ParityReport
@@ -21,8 +23,13 @@ def text_of(tokens: int) -> str:
     return " ".join([WORD] * (tokens - 2))
 
 
-def write_random_bundle(out: Path, config: EncoderConfig, plan: EnginePlan) -> ParityReport:
+def write_random_bundle(
+    out: Path, config: EncoderConfig, plan: EnginePlan, make: Callable[[Classifier], Student] = GatedClassifier
+) -> ParityReport:
     """Writes a bundle of a size, checked like any other. Margins and label are far from a tie.
+
+    Args:
+        make: of a body, what is to be served: gates, exits or a fixed route.
 
     Raises:
         EngineError: this machine cannot run the engine.
@@ -30,18 +37,21 @@ def write_random_bundle(out: Path, config: EncoderConfig, plan: EnginePlan) -> P
     plan.check_measurable()
     torch.manual_seed(0)
     with torch.no_grad():
-        full = Classifier(config).init_weights()
-        model = GatedClassifier(Classifier(config).init_weights())
-        for head in (full.head, model.classifier.head):
+        full, body = Classifier(config).init_weights(), Classifier(config).init_weights()
+        for head in (full.head, body.head):
             head.classifier.bias[0] = 10.0
-        for gate in model.gates:
-            gate.logits.weight.zero_()
-            gate.logits.bias.copy_(torch.tensor([1.0, 0.0]))
+        model = make(body)
+        if isinstance(model, GatedClassifier) and model.fixed_route is None:
+            for gate in model.gates:
+                gate.logits.weight.zero_()
+                gate.logits.bias.copy_(torch.tensor([1.0, 0.0]))
     out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = out.parent / "tokenizer.json"
     write_tokenizer(tokenizer)
     texts: list[Text] = [text_of(length) for length in (8, 16, min(64, config.most_tokens))]
-    point = Point(config.num_layers, (0.0,) * config.num_layers, "random weights", config.num_layers)
+    below_all = -1.0 if isinstance(model, ExitClassifier) else 0.0
+    thresholds = (below_all,) * config.num_layers if model.fixed_route is None else ()
+    point = Point(config.num_layers, thresholds, "random weights", config.num_layers)
     source = Source(model, full, tokenizer, config.most_tokens, (point,), point.budget, "random", "accuracy", texts)
     report = write_bundle(source, out, plan, golden=texts)
     assert report is not None

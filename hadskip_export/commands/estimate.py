@@ -1,6 +1,6 @@
-"""`estimate`: the speedup this machine would give, before anyone trains: random weights, forced gates."""
+"""`estimate`: the speedup this machine would give, before anyone trains: random weights, forced routes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,8 +12,11 @@ from hadskip_export.benchmark.random_bundle import text_of, write_random_bundle
 from hadskip_export.exporters.amend import add_engine
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.modeling.checkpoint import read_config, resolve_model
-from hadskip_export.modeling.encoder import EncoderConfig
+from hadskip_export.modeling.encoder import Classifier, EncoderConfig
+from hadskip_export.modeling.exits import ExitClassifier, ExitKind, Student
 from hadskip_export.modeling.families import FAMILIES
+from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routing.routes import Route, as_row
 from hadskip_export.runtime.bundle import read_bundle
 from hadskip_export.runtime.engines import Cut
 from hadskip_export.runtime.tokenization import Text
@@ -23,6 +26,9 @@ from hadskip_export.support.files import scratch
 from hadskip_export.support.progress import say
 from hadskip_export.support.seeds import check_seed
 from hadskip_export.support.words import counted
+from hadskip_export.trainers.methods import HADSKIP, create_method
+from hadskip_export.trainers.methods.early_exit import EarlyExit
+from hadskip_export.trainers.recipe import load_recipe
 
 Routing = Literal["same", "mixed"]
 CALLS, FEWEST_CALLS, TURNS = 20, 5, 6
@@ -99,6 +105,7 @@ def estimate(
     model: str | Path,
     *,
     layers_run: float,
+    method: str = HADSKIP,
     engine: str = "ort",
     precision: str = "fp32",
     cut: Cut | None = None,
@@ -108,16 +115,19 @@ def estimate(
     against: str | None = None,
     seed: int = 0,
 ) -> Estimate:
-    """Times a model of random weights whose gates are all computed and then overruled.
+    """Times a model of random weights whose gates, or exits, are all computed and then overruled.
 
     Args:
         model: `bert-base`, `bert-large`, `minilm`, a model folder, its config.json, or a name on the hub.
         layers_run: layers that each input runs; below 1 a share of them.
+        method: `hadskip`, or a rival (`train --method`): one with exits, or one of a fixed route, which is the same for
+            all and costs nothing to decide.
         cut: how finely the model is cut, `gates`, `layers` or `whole`; the engine's fastest if left out.
         seq: tokens per input; a row for each.
         batch: inputs per call; a row for each.
         routing: `same`: all inputs run the same layers, evenly spread, the last one among them, as trained gates have
             it (docs/benchmarks.md); `mixed`: each its own, drawn at random. Left out: `same` at batch 1, else both.
+            With exits, `same` are the first layers, and `mixed` as many as each input's own, so many on average.
         against: the engine of full BERT, as `ort-fp32`; the same as the layers' if left out. With another one there is
             no efficiency: what the engine gains and what skipping gains are one figure.
         seed: of the routes.
@@ -134,22 +144,26 @@ def estimate(
     config = find_config(model)
     count = resolve_layers_run(layers_run, config.num_layers)
     _check_workloads(config, seq, batch, routing)
-    plan = EnginePlan.of(engine, precision, cut).check_measurable()
+    structure = _Structure.of(method, count)
+    plan = EnginePlan.of(engine, precision, cut, structure.has_exits).check_measurable()
     other = None
     if against is not None and against != plan.tag:
         other = EnginePlan.tagged("--against", against, "gates").check_measurable()
+    if structure.is_fixed and "mixed" in routing:
+        raise DataError(f"--routing mixed: with --method {method} all inputs run the same layers; leave it out")
     kinds = [
         (length, size, kind)
         for length in seq
         for size in batch
-        for kind in routing or (("same",) if size == 1 else ("same", "mixed"))
+        for kind in routing or (("same",) if size == 1 or structure.is_fixed else ("same", "mixed"))
     ]
-    lengths, routes, workloads = _draw(kinds, config.num_layers, count, seed)
+    draw = structure.draw_routes
+    lengths, routes, workloads = _draw(kinds, config.num_layers, count, draw, seed)
     texts: list[Text] = [text_of(length) for length in lengths.tolist()]
     with scratch() as temporary:
         bundle = temporary / "bundle"
         say(f"exporting random pieces of {counted(config.num_layers, 'layer')} of {config.hidden_size}")
-        report = write_random_bundle(bundle, config, plan)
+        report = write_random_bundle(bundle, config, plan, structure.make)
         if report.parity != "passed":
             raise EngineError(
                 f"{engine}-{precision} gives wrong answers on this machine, first at {report.first_bad_piece}: its"
@@ -159,7 +173,8 @@ def estimate(
         if added is not None and added.parity != "passed":
             raise EngineError(f"--against {against}: gives wrong answers on this machine; its speed is worth nothing")
         opened = read_bundle(bundle)
-        with Contest(opened, opened.engine(), texts, routes=routes, full=opened.engine(against), busy=busy) as contest:
+        forced = None if structure.is_fixed else routes
+        with Contest(opened, opened.engine(), texts, routes=forced, full=opened.engine(against), busy=busy) as contest:
             rows = tuple(contest.measure(workload, TURNS) for workload in workloads)
     return Estimate(before | {"load_after": environment()["load"]}, rows)
 
@@ -179,8 +194,59 @@ def _check_workloads(config: EncoderConfig, seq: Sequence[int], batch: Sequence[
             raise DataError(f"--routing {kind}: expected {' or '.join(get_args(Routing))}")
 
 
+@dataclass(frozen=True)
+class _Structure:
+    """What of a method is there before it is trained: what stands beside the layers, and which routes there are.
+
+    Args:
+        kind, criterion: of exits, see `ExitClassifier`; None of gates and of a fixed route.
+        route: for all inputs; None where each has its own.
+    """
+
+    kind: ExitKind | None = None
+    criterion: str = ""
+    route: Route | None = None
+
+    @classmethod
+    def of(cls, method: str, layers_run: int) -> "_Structure":
+        """
+        Raises:
+            RecipeError: no such method.
+        """
+        made = create_method(method, load_recipe(), {})
+        if isinstance(made, EarlyExit):
+            return cls(made.kind, made.criterion)
+        return cls(route=None if made.fits_threshold else tuple(range(1, layers_run + 1)))
+
+    @property
+    def has_exits(self) -> bool:
+        return self.kind is not None
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.route is not None
+
+    def make(self, body: Classifier) -> Student:
+        if self.kind is not None:
+            return ExitClassifier(body, self.kind, self.criterion)
+        return GatedClassifier(body, fixed_route=self.route)
+
+    def draw_routes(
+        self, rows: int, num_layers: int, layers_run: int, routing: Routing, random: np.random.Generator
+    ) -> np.ndarray:
+        """As the function of that name has them, of gates."""
+        if self.has_exits:
+            return draw_prefixes(rows, num_layers, layers_run, routing, random)
+        if self.route is not None:
+            return np.tile(as_row(self.route, num_layers), (rows, 1))
+        return draw_routes(rows, num_layers, layers_run, routing, random)
+
+
+Draw = Callable[[int, int, int, Routing, np.random.Generator], np.ndarray]
+
+
 def _draw(
-    kinds: Sequence[tuple[int, int, Routing]], num_layers: int, layers_run: int, seed: int
+    kinds: Sequence[tuple[int, int, Routing]], num_layers: int, layers_run: int, draw: Draw, seed: int
 ) -> tuple[np.ndarray, np.ndarray, list[Workload]]:
     """Texts of its own for each workload of (length, batch size, routing): tokens of each text, int [texts], the layers
     that each runs, bool [texts, L], and the workloads."""
@@ -188,8 +254,7 @@ def _draw(
     counts = [size * max(FEWEST_CALLS, CALLS // size) for _, size, _ in kinds]
     lengths = np.repeat([length for length, _, _ in kinds], counts)
     drawn = [
-        draw_routes(count, num_layers, layers_run, kind, random)
-        for count, (_, _, kind) in zip(counts, kinds, strict=True)
+        draw(count, num_layers, layers_run, kind, random) for count, (_, _, kind) in zip(counts, kinds, strict=True)
     ]
     routes = np.concatenate(drawn)
     rows = np.split(np.arange(len(lengths)), np.cumsum(counts)[:-1])
@@ -229,3 +294,17 @@ def draw_routes(
         route[num_layers - 1 - np.arange(layers_run) * num_layers // layers_run] = True
         return np.tile(route, (rows, 1))
     return random.permuted(np.tile(np.arange(num_layers) < layers_run, (rows, 1)), axis=1)
+
+
+def draw_prefixes(
+    rows: int, num_layers: int, layers_run: int, routing: Routing, random: np.random.Generator
+) -> np.ndarray:
+    """bool [rows, num_layers], the first layers of every row: `layers_run` of them or, `mixed`, in pairs as many more
+    of the one row as fewer of the other."""
+    leaves = np.full(rows, layers_run)
+    if routing == "mixed":
+        most = min(layers_run - 1, num_layers - layers_run)
+        off = random.integers(0, most + 1, rows // 2)
+        leaves[: len(off) * 2] += np.concatenate((off, -off))
+        leaves = random.permutation(leaves)
+    return np.arange(num_layers) < leaves[:, None]

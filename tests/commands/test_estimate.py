@@ -31,13 +31,14 @@ from hadskip_export.commands.estimate import (
     SIZES,
     TURNS,
     Estimate,
+    draw_prefixes,
     draw_routes,
     find_config,
     resolve_layers_run,
 )
 from hadskip_export.modeling.families import FAMILIES
 from hadskip_export.report import text
-from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError, HadskipError
+from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError, HadskipError, RecipeError
 from tests.runtime.editing import outcome
 
 FEWEST, CALLS = 3, 8
@@ -307,3 +308,42 @@ def test_the_command_refuses_with_exit_code_2_and_one_line(config_file: Path, tm
         assert result.exit_code == 2
         (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
         assert part in line
+
+
+# Rivals
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 100), st.sampled_from(["same", "mixed"]))
+def test_with_exits_inputs_run_their_first_layers_so_many_on_average(rows, num_layers, seed, kind):
+    random = np.random.default_rng(seed)
+    count = int(random.integers(1, num_layers + 1))
+    routes = draw_prefixes(rows, num_layers, count, kind, random)
+    assert routes.shape == (rows, num_layers) and routes[:, 0].all() and (routes[:, :-1] >= routes[:, 1:]).all()
+    assert routes.sum() == rows * count
+    if kind == "same":
+        assert (routes.sum(axis=1) == count).all()
+
+
+def test_mixed_exits_differ():
+    routes = draw_prefixes(40, 12, 6, "mixed", np.random.default_rng(0))
+    assert len(np.unique(routes.sum(axis=1))) > 4
+
+
+@pytest.mark.parametrize(("method", "routings"), [("pabee", ["same", "mixed"]), ("berxit", ["same", "mixed"]),
+                                                  ("fastbert", ["same", "mixed"]), ("budgeted", ["same"])])  # fmt: skip
+def test_a_rival_is_timed_with_what_stands_beside_its_layers(config_file, monkeypatch, method, routings):
+    monkeypatch.setattr(estimating, "CALLS", CALLS)
+    monkeypatch.setattr(estimating, "FEWEST_CALLS", FEWEST)
+    found = estimate(config_file, layers_run=1, method=method, seq=[5], batch=[4])
+    assert [row.routing for row in found.rows] == routings
+    assert {row.layers_run for row in found.rows} == {1} and all(row.speedup > 0 for row in found.rows)
+    assert {row.cut for row in found.rows} == {"whole" if method == "budgeted" else "layers"}
+
+
+def test_a_cut_that_exits_have_not_is_refused_before_anything_is_built(config_file):
+    with pytest.raises(EngineError, match="--cut whole: not of a model with exits"):
+        estimate(config_file, layers_run=1, method="pabee", cut="whole", seq=[5])
+    with pytest.raises(RecipeError, match="--method magic"):
+        estimate(config_file, layers_run=1, method="magic", seq=[5])
+    with pytest.raises(DataError, match="--routing mixed: with --method budgeted"):
+        estimate(config_file, layers_run=1, method="budgeted", seq=[5], batch=[4], routing=["mixed"])

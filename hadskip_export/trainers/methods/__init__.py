@@ -28,6 +28,12 @@ METHODS = {
     "fastbert": "hadskip_export.trainers.methods.fastbert:FastBert",
 }
 
+# Systems that have no place here, and why.
+REFUSED = {
+    "sentee": "its windows are of tokens, for tagging; of whole texts it is an exit that is left by its uncertainty,"
+    " which is branchynet",
+}
+
 
 def create_method(name: str, recipe: Recipe, options: Mapping[str, object]) -> "Method":
     """
@@ -37,6 +43,8 @@ def create_method(name: str, recipe: Recipe, options: Mapping[str, object]) -> "
     Raises:
         RecipeError: no such method, or an option that it has no use for.
     """
+    if name in REFUSED:
+        raise RecipeError(f"--method {name}: {REFUSED[name]}")
     if name not in (HADSKIP, *METHODS):
         raise RecipeError(f"--method {name}: not known; there are {', '.join((HADSKIP, *METHODS))}")
     of = _method_class(recipe.routing if name == HADSKIP else name)

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from hadskip_export import train
+from hadskip_export.cli import main
 from hadskip_export.data.runs import read_run
 from hadskip_export.modeling.checkpoint import load_student
 from hadskip_export.modeling.exits import ExitClassifier
 from hadskip_export.support.errors import BudgetError, RecipeError
-from hadskip_export.trainers.methods import HADSKIP, METHODS, create_method
+from hadskip_export.trainers.methods import HADSKIP, METHODS, REFUSED, create_method
 from hadskip_export.trainers.methods.base import Method
 from hadskip_export.trainers.recipe import Recipe, load_recipe
 from hadskip_export.trainers.session import Session
@@ -121,6 +123,15 @@ def test_an_option_is_taken_or_refused_with_the_methods_that_take_it(name, metho
 def test_hadskip_is_the_method_that_the_recipe_names(recipe, routing):
     chosen = recipe_of(recipe)
     assert create_method(HADSKIP, chosen, {}) == create_method(routing, chosen, {})
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_system_that_has_no_place_here_is_refused_by_name_with_the_reason(name):
+    with pytest.raises(RecipeError, match=f"--method {name}: its windows"):
+        create_method(name, recipe_of(), {})
+    done = CliRunner().invoke(main, ["train", "--model", "m", "--budget", "2", "--out", "o", "--method", name])
+    assert done.exit_code == 2 and "branchynet" in done.output
+    assert name not in METHODS
 
 
 FAKE = '''
