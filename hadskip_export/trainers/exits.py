@@ -20,6 +20,21 @@ from hadskip_export.trainers.word_dropout import drop_words
 Weigh = Callable[[int, float, int], Tensor]
 
 
+class Among(nn.Module):
+    """What exits learn from each other, with weights that learn, too: their losses become its own."""
+
+    def forward(self, model: ExitClassifier, losses: Tensor, answers: list[Tensor], batch: TrainingBatch) -> Tensor:
+        """
+        Args:
+            losses: what each exit learns of labels and teacher, float [L].
+            answers: of each exit, float [b, labels].
+
+        Returns:
+            What each exit learns, float [L].
+        """
+        raise NotImplementedError
+
+
 def train_exits(
     model: ExitClassifier,
     teacher: Teacher,
@@ -29,11 +44,13 @@ def train_exits(
     labels: bool,
     epochs: int,
     phase: str,
+    among: Among | None = None,
 ) -> None:
     """What of the model has a gradient learns. Where the recipe does not distil, from the texts as they are.
 
     Args:
         labels: whether the exits learn the task's, or from the teacher alone.
+        among: what they learn from each other; nothing if left out.
     """
     recipe, num_exits = session.recipe, len(model.classifier.layers)
     steps = epochs * count_batches(session.data, recipe.batch_size)
@@ -43,6 +60,8 @@ def train_exits(
         answers = model(*batch.inputs)
         taught = teacher(batch, keep_states=False).logits
         losses = torch.stack([_loss(answer[:, :classes], taught, batch, session, labels) for answer in answers])
+        if among is not None:
+            losses = among(model, losses, answers, batch)
         weights = weigh(num_exits, number / steps, number).to(losses.device)
         loss = (weights * losses).sum()
         figures = {"exits": losses.detach().mean()}
@@ -52,9 +71,12 @@ def train_exits(
         return loss, {name: figure.detach() for name, figure in figures.items()}
 
     learns: Iterator[nn.Parameter] = (one for one in model.parameters() if one.requires_grad)
-    groups = [(learns, recipe.body_lr)]
+    groups, trained = [(learns, recipe.body_lr)], nn.ModuleList([model])
+    if among is not None:
+        groups.append((among.parameters(), recipe.gate_lr))
+        trained.append(among)
     alter = drop_words if recipe.alpha1 else lambda batch: batch
-    for epoch in train_epochs(model, groups, step, session, alter=alter, epochs=epochs, phase=phase):
+    for epoch in train_epochs(trained, groups, step, session, alter=alter, epochs=epochs, phase=phase):
         answers, rows = exit_answers(model, session.held_out, session.device), np.arange(len(session.held_out))
         log_held_out(answers[rows % num_exits, rows, :classes], "3", epoch, session)
     model.eval()

@@ -18,6 +18,7 @@ from hadskip_export.trainers.evaluation import exit_answers
 from hadskip_export.trainers.exits import train_exits
 from hadskip_export.trainers.methods import METHODS, create_method
 from hadskip_export.trainers.methods.early_exit import EarlyExit
+from hadskip_export.trainers.methods.leebert import LearnedWeights, LeeBert
 from hadskip_export.trainers.outcomes import find_outcomes
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.session import Session
@@ -88,6 +89,7 @@ WEIGHTS = {  # of four exits: of the first and of the second batch of many, and 
     "shallow-deep": ([0.01, 0.01, 0.01, 1], [0.01, 0.01, 0.01, 1], [0.25, 0.5, 0.75, 1]),
     "pabee": ([0.1, 0.2, 0.3, 0.4],) * 3,
     "pcee": ([0.1, 0.2, 0.3, 0.4],) * 3,
+    "leebert": ([1, 1, 1, 1],) * 3,
     "berxit": ([0, 0, 0, 1], [1, 1, 1, 1], [1, 1, 1, 1]),
     "deebert": ([1, 1, 1, 0],) * 3,
     "fastbert": ([1, 1, 1, 0],) * 3,
@@ -162,6 +164,66 @@ def test_exits_learn_when_they_are_right_while_all_of_them_learn(monkeypatch):
                     right = float(row[:3].index(max(row[:3])) == target)
                     errors.append((1 / (1 + np.exp(-row[3])) - right) ** 2)
         assert loss == pytest.approx(np.mean(errors), abs=1e-5)
+
+
+# LeeBERT: exits learn from each other
+
+
+def batch_of(rows: int = 8):
+    return next(iter(ordered_batches(random_dataset(rows, 4), rows)))
+
+
+def test_what_an_exit_learns_is_a_mean_of_labels_and_the_other_exits():
+    model, batch, among = random_exits("linear", criterion="patience"), batch_of(), LearnedWeights(LAYERS, OBJECTIVE)
+    assert among.scores.softmax(1).diagonal().tolist() == pytest.approx([0.5] * LAYERS)
+    torch.nn.init.normal_(among.scores)
+    answers, own = model(*batch.inputs), torch.tensor([4.0, 3.0, 2.0, 1.0])
+    got = among(model, own, answers, batch)
+    for exit_number, learned in enumerate(got.tolist()):
+        shares = among.scores[exit_number].softmax(0).tolist()
+        expected = 0.0
+        for other, share in enumerate(shares):
+            theirs, ours = answers[other].detach().softmax(-1), answers[exit_number].detach().log_softmax(-1)
+            divergence = (theirs * (theirs.log() - ours)).sum(-1).mean().item()
+            expected += share * (own[exit_number].item() if other == exit_number else divergence)
+        assert learned == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_exit_teaches_another_without_learning_from_it():
+    model, batch, among = random_exits("linear", criterion="patience"), batch_of(), LearnedWeights(LAYERS, OBJECTIVE)
+    learned = among(model, torch.zeros(LAYERS), model(*batch.inputs), batch)
+    grads = torch.autograd.grad(learned[0], [model.exits[number].classifier.weight for number in (0, 2)])
+    assert grads[0].abs().max() > 0 and (grads[1] == 0).all()
+
+
+def test_the_weights_learn_what_makes_the_losses_of_other_texts_smaller():
+    """The finite difference against autograd's own two gradients."""
+    model, batch, among = random_exits("linear", criterion="patience"), batch_of(), LearnedWeights(LAYERS, OBJECTIVE)
+    rows = torch.arange(8)
+    mine, others = batch.part(rows[::2]), batch.part(rows[1::2])
+    parameters = list(model.parameters())
+    loss = sum(OBJECTIVE.task_loss(answer, others.targets) for answer in model(*others.inputs))
+    slope = torch.autograd.grad(loss, parameters)
+    answers = model(*mine.inputs)
+    expected = torch.zeros(LAYERS, LAYERS)
+    for one in range(LAYERS):
+        for other in range(LAYERS):
+            term = OBJECTIVE.prediction_loss(answers[one], answers[other].detach())
+            if one == other:
+                term = OBJECTIVE.task_loss(answers[one], mine.targets)
+            grads = torch.autograd.grad(term, parameters, allow_unused=True, retain_graph=True)
+            expected[one, other] = -sum((s * g).sum() for s, g in zip(slope, grads, strict=True) if g is not None)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    got = among.worth(model, batch)
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.005 * float(expected.abs().max()))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_weights_move(monkeypatch):
+    made, real = [], LeeBert.among
+    monkeypatch.setattr(LeeBert, "among", lambda *arguments: made.append(real(*arguments)) or made[-1])
+    taught(LeeBert())
+    assert (made[0].scores - LearnedWeights(LAYERS, OBJECTIVE).scores).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(("alpha", "altered"), [(0.0, False), (1.0, True)])

@@ -72,7 +72,8 @@ class EngineOptions:
 
 
 class Engine(Protocol):
-    """Loads the pieces of a bundle, named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `head`, `full`, `whole`.
+    """Loads the pieces of a bundle, named `embeddings`, `layer_01`.., `gate_01`.., `gates`, `exit_01`.., `head`,
+    `full`, `whole`.
 
     Attributes:
         portable: whether what was built once runs with every version and on every chip.

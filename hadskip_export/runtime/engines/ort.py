@@ -18,7 +18,7 @@ from hadskip_export.support.errors import EngineError, first_line, optional_impo
 
 PROVIDER = "CPUExecutionProvider"
 SPIN_MICROSECONDS = 40  # asleep between operators costs a wake-up each; awake after the call slows the next piece
-_SMALL = ("gate", "head")  # pieces too small to share between threads
+_SMALL = ("gate", "exit", "head")  # pieces too small to share between threads
 _arena_lock = threading.Lock()
 _arena_registered = False
 

@@ -23,6 +23,7 @@ METHODS = {
     "shallow-deep": "hadskip_export.trainers.methods.shallow_deep:ShallowDeep",
     "berxit": "hadskip_export.trainers.methods.berxit:Berxit",
     "pabee": "hadskip_export.trainers.methods.pabee:Pabee",
+    "leebert": "hadskip_export.trainers.methods.leebert:LeeBert",
     "pcee": "hadskip_export.trainers.methods.pcee:Pcee",
     "deebert": "hadskip_export.trainers.methods.deebert:DeeBert",
     "fastbert": "hadskip_export.trainers.methods.fastbert:FastBert",

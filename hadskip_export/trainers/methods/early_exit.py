@@ -17,7 +17,7 @@ from hadskip_export.modeling.exits import ExitClassifier, ExitKind, Student
 from hadskip_export.routing.families import prefixes
 from hadskip_export.routing.routes import Route
 from hadskip_export.support.errors import BudgetError, RecipeError
-from hadskip_export.trainers.exits import train_exits
+from hadskip_export.trainers.exits import Among, train_exits
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import Leg, all_epochs
 from hadskip_export.trainers.session import Session
@@ -63,9 +63,14 @@ class EarlyExit:
         if not self.body_learns:
             student.classifier.requires_grad_(False)
         train_exits(
-            student, teacher, self.weights, session, labels=self.learns_labels, epochs=leg.epochs, phase=leg.name
-        )
+            student, teacher, self.weights, session, labels=self.learns_labels, epochs=leg.epochs, phase=leg.name,
+            among=self.among(student, session),
+        )  # fmt: skip
         return student
+
+    def among(self, student: ExitClassifier, session: Session) -> Among | None:
+        """What exits learn from each other; None where nothing."""
+        return None
 
     def weights(self, num_exits: int, done: float, number: int) -> Tensor:
         """What each exit's loss counts for, float [L]; the last one is the model's own head.
