@@ -541,6 +541,7 @@ def calibrate(json_file: Path | None, **options: Any) -> None:
 @_precision
 @click.option("--no-timing", is_flag=True, help="Only train: time no calls.")
 @click.option("--keep", is_flag=True, help="Keep the weights of every run.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page with the table and a picture.")
 @_columns(*COLUMNS)
 @_json
 def compare(

@@ -21,7 +21,8 @@ from hadskip_export.data.runs import BudgetFigures, read_run
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.routing.budgets import budget_name
 from hadskip_export.runtime.bundle import read_manifest
-from hadskip_export.support.errors import BundleError
+from hadskip_export.support.environment import environment
+from hadskip_export.support.errors import BundleError, optional_import
 from hadskip_export.support.files import named, replaced, scratch
 from hadskip_export.support.progress import say
 
@@ -69,6 +70,7 @@ def compare(
     precision: str = "fp32",
     timing: bool = True,
     keep: bool = False,
+    report: str | Path | None = None,
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
@@ -90,6 +92,7 @@ def compare(
         recipe: of the rivals; HadSkip's own are named by the recipe.
         settings: `key=value`, of all.
         keep: keep the weights of runs that are done, which takes room.
+        report: an HTML file to write, with the table and a picture.
 
     Raises:
         HadskipError: see `train` and `build`.
@@ -97,6 +100,9 @@ def compare(
         BundleError: `out` is of another comparison, or another process is at work in it.
         EngineError: calls cannot be timed here.
     """
+    if report is not None:
+        for library in ("jinja2", "matplotlib"):
+            optional_import(library, "plots")
     todo = entrants(methods, budgets, seeds, recipe, published)
     plan = EnginePlan.of(engine, precision).check_measurable() if timing else None
     shared = {
@@ -118,7 +124,7 @@ def compare(
             if not keep:
                 _leave_figures(run, teacher=teachers[entrant.seed])
         summary = read_run(folder / RUNS / todo[0].file).summary
-    return Comparison(
+    found = Comparison(
         task=summary["task"],
         metric=summary["metric"],
         layers=summary["layers"],
@@ -127,6 +133,18 @@ def compare(
         lines=lines(results, wanted),
         results=tuple(results),
     )
+    if report is not None:
+        _write_report(found, Path(report), shared | {"seeds": seeds, "methods": list(methods)})
+    return found
+
+
+def _write_report(found: Comparison, file: Path, about: dict[str, Any]) -> None:
+    from hadskip_export import __version__
+    from hadskip_export.report.page import write_comparison
+
+    machine = environment()
+    used = {name: value for name, value in about.items() if value not in (None, False, [])}
+    write_comparison(found, file, {"hadskip-export": __version__, "chip": machine["chip"], **used})
 
 
 @dataclass(frozen=True)

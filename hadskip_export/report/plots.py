@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib import style
@@ -17,10 +17,16 @@ from hadskip_export.data.runs import Summary
 from hadskip_export.support.errors import BundleError
 from hadskip_export.support.files import replaced
 
+if TYPE_CHECKING:
+    from hadskip_export.commands.compare import Comparison
+
 Metric = Literal["metric", "static_metric", "top_route_metric"]
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's: colour-blind readers can tell them apart
 INK, GREY, PALE = "#262626", "#6B6B6B", "#E4E4E4"
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#8A6A00", "#56B4E9", "#262626", "#7A52A3")
+MARKS = "osD^vPX*"
+PUBLISHED = ", as published"
 SHARES = LinearSegmentedColormap.from_list("shares", ["#F2F6FA", "#6FAED6", BLUE, "#00304D"])
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -122,6 +128,33 @@ def frontier(summary: Summary) -> Figure:
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     subtitle = "every budget of the run; fixed sets of layers with its weights"
     _title(axes, f"{summary['task']}: {metric} by layers run", subtitle)
+    return figure
+
+
+def systems(found: "Comparison") -> Figure:
+    """The metric of every system at every budget, against what a call takes or, where nobody timed it, the layers."""
+    timed, names = found.engine is not None, list(dict.fromkeys(line.system for line in found.lines))
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(axis="y", color=PALE, linewidth=0.8)
+    axes.axhline(found.teacher, color=GREY, linewidth=1.2, linestyle="--")
+    plain = [name for name in names if not name.endswith(PUBLISHED)]
+    for name in names:
+        lines = [line for line in found.lines if line.system == name]
+        at = [line.p50_ms if timed and line.p50_ms is not None else line.mean_layers for line in lines]
+        kind, ours = plain.index(name.removesuffix(PUBLISHED)), name == names[0]
+        look: dict[str, Any] = (
+            {"linestyle": ":", "markerfacecolor": "white"} if name.endswith(PUBLISHED) else {"linestyle": "-"}
+        )
+        axes.plot(
+            at, [line.metric for line in lines], label=name, color=COLOURS[kind % len(COLOURS)],
+            marker=MARKS[kind % len(MARKS)], linewidth=2.6 if ours else 1.2, markersize=7 if ours else 5,
+            zorder=3 if ours else 2, **look,
+        )  # fmt: skip
+    metric = METRIC_NAMES.get(found.metric, found.metric)
+    axes.set(xlabel="p50 of a call, ms" if timed else "layers run on average", ylabel=metric)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    _title(axes, f"{found.task}: {metric}", "every system at every budget, mean of the seeds")
     return figure
 
 
