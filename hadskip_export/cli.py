@@ -533,6 +533,8 @@ def calibrate(json_file: Path | None, **options: Any) -> None:
 @click.option("--published", is_flag=True, help="Let rivals also learn without a teacher, as their authors had it.")
 @_task
 @click.option("--fine-tuned", is_flag=True, help="MODEL already is the classifier and the teacher of all.")
+@click.option("--problem-type", type=click.Choice(PROBLEM_TYPES), help="What the labels are, see train.")
+@click.option("--metric", type=click.Choice([name for name in METRICS if name != AGREEMENT]), help="What is reported.")
 @click.option("--recipe", help="Of the rivals: paper, adaptive or a TOML file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one recipe setting; repeatable.")
 @click.option("--device", default="cpu", show_default=True, help="Where torch computes.")

@@ -19,6 +19,7 @@ from hadskip_export.support.errors import BudgetError, BundleError, EngineError
 from hadskip_export.trainers.methods import METHODS, create_method
 from hadskip_export.trainers.methods.early_exit import EarlyExit
 from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.verification.parity import comparable, count_flips
 from tests.conftest import needs_bf16, sentences
 from tests.exporters.changing import WEIGHTS
 from tests.runtime.editing import change_manifest, copy_of, set_value
@@ -161,6 +162,32 @@ def test_texts_of_ones_own_move_its_operating_points(bundles, csv_files, tmp_pat
             assert [len(one.layers) for one in predictor(texts, budget=2)] == ran
 
 
+@pytest.mark.parametrize("name", ["pcee", "pabee", "branchynet"])
+def test_what_comes_in_steps_has_nothing_between_two_budgets(bundles, name):
+    with Predictor.load(bundles[name]) as predictor:
+        low, high = (point.budget for point in predictor.bundle.manifest.points[-2:])
+        between = (low + high) / 2
+        if name == "branchynet":
+            assert len(predictor(TEXTS, budget=between)) == len(TEXTS)
+        else:
+            with pytest.raises(BudgetError, match=f"budget {between:g}: the bundle has operating points for"):
+                predictor(TEXTS, budget=between)
+
+
+def test_however_sure_the_exits_are_a_wrong_decision_is_no_near_tie(bundles):
+    """The margins of all texts may lie near 0, where in the tolerance of logits any two are the same."""
+    manifest = read_bundle(bundles["branchynet"]).manifest
+    margins, threshold = np.array([[np.inf, 1e-5, 4e-6], [np.inf, 3e-6, 2e-6]], np.float32), np.float32(3.5e-6)
+    routes = np.array([[True, True, True], [True, False, False]])
+    wrong, near = np.array([[True, True, False], [True, True, True]]), np.full(3, 1e-3)
+    apart = comparable(manifest, margins) - comparable(manifest, threshold)
+    assert count_flips(apart, routes, wrong, near) == 2
+    assert count_flips(margins - threshold, routes, wrong, near) == 0  # what logits' tolerance would say
+    decided = margins[:, 1:]
+    close = comparable(manifest, decided * np.float32(1.0005)) - comparable(manifest, decided)
+    assert np.abs(close).max() < 1e-3
+
+
 # What is not to be had
 
 
@@ -202,7 +229,7 @@ def test_a_bundle_says_what_lets_its_inputs_go(bundles):
         (set_value("engines", 0, "cut", value="whole"), "which are run layer by layer"),
         (lambda plain: plain["pieces"].pop("exit_02"), "the ONNX pieces lack exit_02"),
         (lambda plain: plain["engines"][0]["files"].pop("exit_01"), "has no exit_01"),
-        (set_value("points", 0, "thresholds", value=[]), "a threshold for each of 3 gates"),
+        (set_value("points", 0, "thresholds", value=[]), "a threshold for each of 3 layers"),
     ],
 )
 def test_a_manifest_that_does_not_fit_its_exits_is_refused(bundles, tmp_path, change, message):

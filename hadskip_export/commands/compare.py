@@ -17,16 +17,24 @@ from hadskip_export.comparison.entrants import NAMES, Entrant, entrants
 from hadskip_export.comparison.figures import Figures, Result, figures_of, read_result, write_result
 from hadskip_export.comparison.table import Line, lines
 from hadskip_export.comparison.timing import Served, time_calls
-from hadskip_export.data.runs import BudgetFigures, read_run
+from hadskip_export.data.columns import Columns
+from hadskip_export.data.problems import Problem, ProblemType
+from hadskip_export.data.runs import BudgetFigures, read_json, read_run
+from hadskip_export.data.tasks import load_task
 from hadskip_export.exporters.plan import EnginePlan
-from hadskip_export.routing.budgets import budget_name
+from hadskip_export.modeling.checkpoint import read_config, resolve_model
+from hadskip_export.routing.budgets import budget_name, resolve_budget
 from hadskip_export.runtime.bundle import read_manifest
 from hadskip_export.support.environment import environment
-from hadskip_export.support.errors import BundleError, optional_import
-from hadskip_export.support.files import named, replaced, scratch
+from hadskip_export.support.errors import BundleError, EngineError, RecipeError, optional_import
+from hadskip_export.support.files import named, new_folder, replaced, scratch
 from hadskip_export.support.progress import say
+from hadskip_export.trainers.methods import create_method
+from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.session import check_device
 
-SETTINGS, RUNS, RESULTS = "compare.json", "runs", "results"
+SETTINGS, RUNS, RESULTS, TEACHERS = "compare.json", "runs", "results", "teachers"
+MADE_BY = "made-by"  # in a teacher's folder: the entrant whose stage I it is
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ def compare(
     train: str | None = None,
     eval: str | None = None,
     fine_tuned: bool = False,
+    problem_type: ProblemType | None = None,
+    metric: str | None = None,
     recipe: str | None = None,
     settings: Sequence[str] = (),
     device: str = "cpu",
@@ -79,14 +89,15 @@ def compare(
     where it was stopped; with more methods or seeds it does what is missing.
 
     Args:
-        model: see `train`; unless it is `fine_tuned`, the first run of a seed fine-tunes it, for the others, too.
+        model: see `train`; unless it is `fine_tuned`, the first run of a seed fine-tunes it, for all that follow.
         out: the folder for runs and results.
         budgets: whole numbers of layers.
         methods: recipes of HadSkip and rivals, see `comparison.entrants.NAMES`; the first is what the others are
             compared with.
         seeds: how many, from 0.
         published: let rivals also learn without a teacher, as their authors had it.
-        task, data_dir, train, eval, device, max_length, text_column, pair_column, label_column: see `train`.
+        task, data_dir, train, eval, problem_type, metric, device, max_length, text_column, pair_column, label_column:
+            see `train`.
         engine, precision: that calls are timed on, each system in its fastest cut.
         timing: whether they are.
         recipe: of the rivals; HadSkip's own are named by the recipe.
@@ -107,22 +118,23 @@ def compare(
     plan = EnginePlan.of(engine, precision).check_measurable() if timing else None
     shared = {
         "model": model, "task": task, "data_dir": data_dir, "train": train, "eval": eval, "fine_tuned": fine_tuned,
-        "recipe": recipe, "settings": list(settings), "device": device, "max_length": max_length,
-        "text_column": text_column, "pair_column": pair_column, "label_column": label_column,
+        "problem_type": problem_type, "metric": metric, "recipe": recipe, "settings": list(settings),
+        "device": device, "max_length": max_length, "text_column": text_column, "pair_column": pair_column,
+        "label_column": label_column,
     }  # fmt: skip
     folder = Path(out)
+    _check(todo, shared, budgets)
     tag, wanted = None if plan is None else plan.tag, sorted(budgets)
     with _alone(folder, shared | {"budgets": wanted, "engine": tag}):
-        work, results, teachers = _Work(folder, shared, wanted, plan), [], dict[int, Path]()
+        work, results = _Work(folder, shared, wanted, plan), []
         for number, entrant in enumerate(todo, 1):
             file, run = folder / RESULTS / f"{entrant.file}.json", folder / RUNS / entrant.file
             if not file.is_file():
                 say(f"{number} of {len(todo)}: {entrant.system}, seed {entrant.seed}")
-                write_result(file, work.result(entrant, teachers.get(entrant.seed)))
-            teachers.setdefault(entrant.seed, run / "stage1")
+                write_result(file, work.result(entrant))
             results.append(read_result(file))
             if not keep:
-                _leave_figures(run, teacher=teachers[entrant.seed])
+                _leave_figures(run)
         summary = read_run(folder / RUNS / todo[0].file).summary
     found = Comparison(
         task=summary["task"],
@@ -156,11 +168,16 @@ class _Work:
     budgets: Sequence[float]
     plan: EnginePlan | None
 
-    def result(self, entrant: Entrant, teacher: Path | None) -> Result:
-        """Trains an entrant, or does what is left of it, and times it. `teacher`: None of the first of its seed."""
+    def result(self, entrant: Entrant) -> Result:
+        """Trains an entrant, or does what is left of it, and times it. The first of a seed leaves its teacher to the
+        others."""
         given, run = dict(self.shared), self.folder / RUNS / entrant.file
-        if teacher is not None:
+        teacher = self.folder / TEACHERS / f"s{entrant.seed}"
+        if teacher.is_dir() and (teacher / MADE_BY).read_text() != entrant.file:
             given |= {"model": str(teacher), "fine_tuned": True}
+            if (run / "recipe.json").is_file() and read_json(run / "recipe.json")["model"] != str(teacher):
+                say(f"{run}: had begun with a teacher of its own, and begins anew")
+                shutil.rmtree(run)
         given |= {"recipe": entrant.recipe(given["recipe"]), "settings": entrant.settings(given["settings"])}
         started, resumed = time.monotonic(), run.is_dir()
         wanted = self.budgets if entrant.budget is None else [entrant.budget]
@@ -168,6 +185,10 @@ class _Work:
             **given, method=entrant.method, budget=min(wanted), seed=entrant.seed, out=run, resume=True
         )  # fmt: skip
         seconds = None if resumed else round(time.monotonic() - started, 1)
+        if not self.shared["fine_tuned"] and not teacher.is_dir():
+            with new_folder(teacher) as part:
+                shutil.copytree(run / "stage1", part, dirs_exist_ok=True)
+                (part / MADE_BY).write_text(entrant.file)
         found = figures_of(summary, wanted)
         figures = [one for _, one in found.values()] if self.plan is None else self._timed(run, found, self.plan)
         metric = summary["teacher"]["metric"]
@@ -183,18 +204,53 @@ class _Work:
                 student = row.get("student", budget)
                 if student not in bundles:
                     bundles[student] = place / budget_name(student)
-                    build(run, out=bundles[student], engine=plan.engine, precision=plan.precision, budget=student)
+                    report = build(
+                        run, out=bundles[student], engine=plan.engine, precision=plan.precision, budget=student
+                    )
+                    if report is None or report.parity != "passed":
+                        raise EngineError(
+                            f"{run}: {plan.tag} does not give PyTorch's answers, and its speed is worth nothing; choose"
+                            " another --engine or --precision, or --no-timing"
+                        )
                 decides = read_manifest(bundles[student]).router.decides
                 served[budget] = Served(bundles[student], row["threshold"] if decides else None)
             latencies = time_calls(served, plan.tag, read_run(run).texts(), f"{run.name}: calls")
         return [replace(figures, latency=latencies[budget]) for budget, (_, figures) in found.items()]
 
 
-def _leave_figures(run: Path, teacher: Path) -> None:
-    """Removes the weights of a run that is done; the teacher is needed yet."""
+def _leave_figures(run: Path) -> None:
+    """Removes the weights of a run that is done."""
     for place in (run / "budgets", run / "stage1", run / "stage2"):
-        if place != teacher and place.is_dir():
-            shutil.rmtree(place)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _check(todo: Sequence[Entrant], shared: Mapping[str, Any], budgets: Sequence[float]) -> None:
+    """What each training would refuse, before any of them.
+
+    Raises:
+        HadskipError: see `train`.
+    """
+    check_device(shared["device"])
+    folder = resolve_model(shared["model"])
+    own = read_config(folder) if shared["fine_tuned"] else None
+    data = load_task(
+        task=shared["task"],
+        data_dir=shared["data_dir"],
+        train=shared["train"],
+        evaluation=shared["eval"],
+        columns=Columns(shared["text_column"], shared["pair_column"], shared["label_column"]),
+        known=None if own is None else Problem(own.problem_type, own.labels),
+        problem_type=shared["problem_type"],
+        metric=shared["metric"],
+    )
+    config = read_config(folder, data.problem.labels, data.problem.type)
+    for entrant in todo:
+        recipe = load_recipe(entrant.recipe(shared["recipe"]), entrant.settings(shared["settings"]))
+        method = create_method(entrant.method, recipe, {})
+        for budget in budgets if entrant.budget is None else [entrant.budget]:
+            method.check(recipe, resolve_budget(budget, config.num_layers), config)
+        if not data.train.labels and not recipe.alpha1:
+            raise RecipeError(f"{entrant.system}: learns from labels alone, and the training texts have none")
 
 
 @contextmanager
@@ -204,11 +260,12 @@ def _alone(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     Raises:
         BundleError: it is not.
     """
-    file = folder / SETTINGS
-    if folder.exists() and not file.is_file() and (folder.is_file() or any(folder.iterdir())):
+    file, lock_file = folder / SETTINGS, folder / "lock"
+    others = folder.is_dir() and any(place != lock_file for place in folder.iterdir())
+    if folder.is_file() or (others and not file.is_file()):
         raise BundleError(f"{folder}: is not empty and not a comparison; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / "lock", timeout=0)
+    lock = filelock.FileLock(lock_file, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -216,7 +273,8 @@ def _alone(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     try:
         with named(folder):
             settings = json.loads(json.dumps(settings, default=str))
-            before = json.loads(file.read_text()) if file.is_file() else settings
+            begun = (folder / RUNS).is_dir() and any((folder / RUNS).iterdir())
+            before = json.loads(file.read_text()) if begun else settings
             if different := [name for name in settings if settings[name] != before.get(name)]:
                 raise BundleError(f"{folder}: is a comparison with another {different[0]}; choose another --out")
             with replaced(file) as part:

@@ -144,7 +144,7 @@ def estimate(
     config = find_config(model)
     count = resolve_layers_run(layers_run, config.num_layers)
     _check_workloads(config, seq, batch, routing)
-    structure = _Structure.of(method, count)
+    structure = _Structure.of(method, count, config)
     plan = EnginePlan.of(engine, precision, cut, structure.has_exits).check_measurable()
     other = None
     if against is not None and against != plan.tag:
@@ -208,12 +208,14 @@ class _Structure:
     route: Route | None = None
 
     @classmethod
-    def of(cls, method: str, layers_run: int) -> "_Structure":
+    def of(cls, method: str, layers_run: int, config: EncoderConfig) -> "_Structure":
         """
         Raises:
-            RecipeError: no such method.
+            RecipeError: no such method, or one that the model is too small for.
         """
-        made = create_method(method, load_recipe(), {})
+        recipe = load_recipe()
+        made = create_method(method, recipe, {})
+        made.check(recipe, layers_run, config)
         if isinstance(made, EarlyExit):
             return cls(made.kind, made.criterion)
         return cls(route=None if made.fits_threshold else tuple(range(1, layers_run + 1)))

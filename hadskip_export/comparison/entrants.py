@@ -48,7 +48,8 @@ class Entrant:
         return self.name if self.name in OURS else recipe
 
     def settings(self, settings: Sequence[str]) -> tuple[str, ...]:
-        return (*settings, *(UNTAUGHT if self.published else ()))
+        """Thresholds are set on held-out texts of the training data, unless they say otherwise."""
+        return ("threshold_on=held-out", *settings, *(UNTAUGHT if self.published else ()))
 
 
 def entrants(
@@ -69,6 +70,8 @@ def entrants(
         raise RecipeError(f"--seeds {seeds}: expected at least 1")
     if not budgets or not all(budget >= 1 and float(budget).is_integer() for budget in budgets):
         raise BudgetError("--budget: a comparison takes whole numbers of layers, at least one of them")
+    if len(set(budgets)) < len(budgets):
+        raise BudgetError("--budget: each once")
     found = []
     for seed in range(seeds):
         for name in names:

@@ -11,11 +11,12 @@ from hadskip_export.comparison.figures import Figures, Result
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds and its 95 % interval; without one where there is one seed."""
+    """A mean over pairs of one seed and its 95 % interval; without one where there is one pair."""
 
     mean: float
     low: float | None
     high: float | None
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,6 @@ def _interval(differences: Sequence[float | None]) -> Interval | None:
         return None
     mean = float(values.mean())
     if len(values) == 1:
-        return Interval(mean, None, None)
+        return Interval(mean, None, None, 1)
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, mean - half, mean + half, len(values))

@@ -320,7 +320,7 @@ def estimate(result: Estimate) -> Lines:
     first = result.rows[0]
     return [
         f"{first.engine}-{first.precision}-{first.cut}, random weights, {first.layers_run:g} of"
-        f" {counted(first.layers, 'layer')} run, all gates computed; full BERT in {first.full_engine}",
+        f" {counted(first.layers, 'layer')} run, what decides overruled; full BERT in {first.full_engine}",
         f"{'tokens':>6} {'batch':>5} {'layers':>6} {'full p50':>10} {'skip p50':>10} {'skip p99':>10}  "
         f"{'speedup':<20} {'ideal':>5} {'efficiency':>10}",
         *map(_estimated, result.rows),
@@ -423,10 +423,12 @@ def comparison(found: Comparison) -> Lines:
         told.append(
             f"  {line.system:<26} {line.mean_layers:>6.2f} {line.metric:>8.4f} {_share(line.retained):>6}"
             f" {line.divergence:>6.3f} {_number(line.p50_ms, 2):>7} {_number(line.speedup, 2):>6}"
-            f"  {_interval(line.above, line.seeds)}"
+            f"  {_interval(line.above)}"
         )
     timed = "calls were not timed" if found.engine is None else f"one text a call, {found.engine}"
-    return [*told, "", f"means over seeds, intervals of 95 %; {timed}"]
+    return [
+        *told, "", f"means over seeds, intervals of 95 %; thresholds are those of the held-out texts; {timed}",
+    ]  # fmt: skip
 
 
 def _share(value: float | None) -> str:
@@ -437,12 +439,12 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _interval(found: Interval | None, seeds: int) -> str:
+def _interval(found: Interval | None) -> str:
     if found is None:
         return ""
     if found.low is None or found.high is None:
         return f"{found.mean:+.4f}"
-    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f}), {counted(seeds, 'seed')}"
+    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f}), {counted(found.pairs, 'seed')}"
 
 
 def scored(done: Scored, out: Path) -> Lines:

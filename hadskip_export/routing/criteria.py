@@ -79,6 +79,11 @@ class Criterion:
     memory: tuple[float, ...] = ()
     beside_logits: int = 0
 
+    @property
+    def waits(self) -> bool:
+        """Whether an input goes on until there are several answers: then its margins come in steps."""
+        return bool(self.memory)
+
     def start(self, rows: int) -> np.ndarray:
         """float64 [rows, numbers remembered]"""
         return np.tile(np.array(self.memory, np.float64), (rows, 1))

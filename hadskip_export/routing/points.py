@@ -35,20 +35,22 @@ class Point:
         return cls(budget, tuple(thresholds), data, seen.mean_layers, routes=routes, **figures)
 
 
-def thresholds_at(points: Sequence[Point], budget: float, num_layers: int) -> tuple[float, ...]:
+def thresholds_at(points: Sequence[Point], budget: float, num_layers: int, in_steps: bool = False) -> tuple[float, ...]:
     """Thresholds for a budget: those of its point, or between its two neighbours as far as it is between theirs.
 
     Args:
         points: by ascending budget.
         budget: below 1 a share of the layers.
+        in_steps: margins come in steps, and what lies between two thresholds is one of them, or neither.
 
     Raises:
-        BudgetError: no budget of the model, or one beyond those of the points.
+        BudgetError: no budget of the model, or one beyond those of the points or, `in_steps`, between them.
     """
     wanted = resolve_budget(budget, num_layers)
     below = next((point for point in reversed(points) if point.budget <= wanted), None)
     above = next((point for point in points if point.budget >= wanted), None)
-    if below is None or above is None:
+    between = in_steps and below is not above
+    if below is None or above is None or between:
         have = ", ".join(budget_name(point.budget) for point in points)
         raise BudgetError(
             f"budget {wanted:g}: the bundle has operating points for {have}; add it with hadskip-export calibrate"

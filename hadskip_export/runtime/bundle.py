@@ -18,7 +18,7 @@ from typing import Literal
 from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import MULTI, SINGLE, Problem, ProblemType
 from hadskip_export.routing.criteria import CRITERIA
-from hadskip_export.routing.points import Point
+from hadskip_export.routing.points import Point, thresholds_at
 from hadskip_export.routing.routes import Route, is_route
 from hadskip_export.runtime.engines import Cut, built_elsewhere, runs_onnx
 from hadskip_export.runtime.graphs import MOST_FIELDS, Graph, read_graph
@@ -125,7 +125,8 @@ class Tolerance:
     """How far an engine may be from the reference.
 
     Args:
-        margins: per gate, in logits; a margin closer than this to the threshold may fall on either side of it.
+        margins: per layer, in logits; a margin closer than this to the threshold may fall on either side of it. Of
+            exits it is the margins' logarithms that are compared.
         logits: largest difference of a logit where routes agree.
     """
 
@@ -192,6 +193,11 @@ class Manifest:
     @property
     def default_point(self) -> Point:
         return next(point for point in self.points if point.budget == self.default_budget)
+
+    def thresholds_at(self, budget: float) -> tuple[float, ...]:
+        """See `routing.points.thresholds_at`."""
+        criterion = CRITERIA.get(self.router.criterion or "")
+        return thresholds_at(self.points, budget, self.model.layers, in_steps=criterion is not None and criterion.waits)
 
     @property
     def reachable_layers(self) -> list[int]:
@@ -406,7 +412,7 @@ def _check_points(file: Path, manifest: Manifest) -> None:
         raise BundleError(f"{file}: operating points of budgets that {manifest.model.layers} layers cannot have")
     gates = manifest.model.layers if manifest.router.decides else 0
     if any(len(point.thresholds) != gates for point in manifest.points):
-        raise BundleError(f"{file}: an operating point needs a threshold for each of {gates} gates; build it again")
+        raise BundleError(f"{file}: an operating point needs a threshold for each of {gates} layers; build it again")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -12,7 +12,6 @@ from typing import Literal, NoReturn, TypedDict, Unpack, get_args, overload
 import numpy as np
 
 from hadskip_export.routing.budgets import resolve_budget
-from hadskip_export.routing.points import thresholds_at
 from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime.answers import Prediction, Ranked, answers_of, ranked
 from hadskip_export.runtime.bundle import FULL, Bundle, read_bundle
@@ -445,7 +444,7 @@ class Predictor:
         if not manifest.router.decides:
             raise _static(self.bundle, *given)
         if gate_threshold is None:
-            return thresholds_at(manifest.points, real_number("budget", budget), manifest.model.layers)
+            return manifest.thresholds_at(real_number("budget", budget))
         threshold = real_number("gate_threshold", gate_threshold)
         if math.isnan(threshold):
             raise BudgetError("gate_threshold=nan: expected a number; every layer would be skipped")

@@ -13,7 +13,6 @@ import numpy as np
 
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.drift import DriftWatch
-from hadskip_export.routing.points import thresholds_at
 from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime.answers import Prediction, answers_of
 from hadskip_export.runtime.bundle import MANIFEST
@@ -222,7 +221,7 @@ def _budgets(predictor: Predictor, floor: float | None) -> Sequence[float | None
     default, manifest = predictor.budget, predictor.bundle.manifest
     if not manifest.router.decides or default is None:
         raise BudgetError(f"least budget {floor:g}: there are no gates to ask, or a threshold that overrules it")
-    thresholds_at(manifest.points, floor, manifest.model.layers)
+    manifest.thresholds_at(floor)
     floor = resolve_budget(floor, manifest.model.layers)
     if not 1 <= floor < default:
         raise BudgetError(f"least budget {floor:g}: expected at least 1 layer, and less than the budget {default:g}")

@@ -94,11 +94,11 @@ def _loss(logits: Tensor, taught: Tensor, batch: TrainingBatch, session: Session
 
 
 def _certainty_loss(answers: list[Tensor], taught: Tensor, batch: TrainingBatch) -> Tensor:
-    """The squared error of what each exit says of being right (BERxiT, equation 9), mean over exits; where the text has
-    no label, of agreeing with the teacher."""
+    """The squared error of what each exit says of being right (BERxiT's "learning to exit"), summed over exits; where
+    the text has no label, of agreeing with the teacher."""
     right = taught.argmax(dim=1)
     if batch.targets is not None:
         right = batch.targets if batch.altered is None else torch.where(batch.altered, right, batch.targets)
     told = torch.stack([answer[:, -1].sigmoid() for answer in answers])
     truly = torch.stack([(answer[:, :-1].argmax(dim=1) == right).float() for answer in answers])
-    return F.mse_loss(told, truly)
+    return F.mse_loss(told, truly) * len(answers)

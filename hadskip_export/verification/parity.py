@@ -18,6 +18,7 @@ from hadskip_export.runtime.bundle import (
     WHOLE,
     WHOLE_ALONE,
     EngineInfo,
+    Manifest,
     Tolerance,
     exit_name,
     gate_name,
@@ -35,6 +36,7 @@ from hadskip_export.verification.references import Reference, Trace, thresholds_
 ROUTE_EPSILON = 1e-3  # fp32, in logits of the margin; no precision has less
 LOGITS_TOLERANCE = 1e-4  # fp32
 # Largest difference a piece in fp32 may show on the reference's own inputs.
+NOTHING = 1e-30  # of an exit's margin, less than any that float32 tells apart from 0
 PIECE_TOLERANCE = {
     "gate": ROUTE_EPSILON,
     "exit": LOGITS_TOLERANCE,
@@ -119,6 +121,7 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
         comparison.add(encoded, trace)
         seen.append((trace.margins, trace.route, trace.logits[0]))
     margins, routes, logits = (np.stack(column) for column in zip(*seen, strict=True))
+    margins, thresholds = (comparable(predictor.bundle.manifest, values) for values in (margins, thresholds))
     pieces = comparison.reports()
     near = np.full(margins.shape[1], ROUTE_EPSILON)
     if info.precision != "fp32":
@@ -145,6 +148,13 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
         first_bad_piece=next((piece.piece for piece in pieces if not piece.passed), None)
         or _first_bad_way(info.precision, ways, full_agreement),
     )
+
+
+def comparable(manifest: Manifest, margins: np.ndarray) -> np.ndarray:
+    """Margins, or thresholds, as what is near is told by. What exits say is a share, or has one for a factor, and a
+    model that is sure of nearly all has nearly all of them near 0: so of exits their logarithms, in which an engine's
+    errors are as large everywhere; what is no more than `NOTHING`, as a threshold below all of them, counts as that."""
+    return np.log(np.maximum(margins, NOTHING)) if manifest.router.has_exits else margins
 
 
 def ways_to_run(info: EngineInfo) -> dict[str, int]:
@@ -312,8 +322,9 @@ class _Comparison:
             if index < len(trace.answers):
                 answers.append(self._compare_exit(index, trace, before[0], batch.attention_mask))
         if answers:
-            margins = CRITERIA[self._manifest.router.criterion or ""].margins(answers)[0]
-            errors[1:] = margins[1:] - trace.margins[1:]  # nobody decides on the first layer
+            found = CRITERIA[self._manifest.router.criterion or ""].margins(answers)[0]
+            ours, theirs = (comparable(self._manifest, margins[1:]) for margins in (found, trace.margins))
+            errors[1:] = ours - theirs  # nobody decides on the first layer
         last, right = trace.states[-1], trace.logits
         if answers or self._rounded:
             right = self._reference.logits(_rounded(last) if self._rounded else last)

@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from hadskip_export import compare
+from hadskip_export import build, compare
 from hadskip_export.cli import main
+from hadskip_export.commands import compare as comparing
 from hadskip_export.commands import train as training
 from hadskip_export.commands.compare import Comparison
 from hadskip_export.data.runs import read_run
 from hadskip_export.report import text
-from hadskip_export.support.errors import BudgetError, BundleError, EngineError, RecipeError
+from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError, RecipeError
 from tests.trainers.runs import QUICKEST
 
 FIGURES = ("metric", "mean_layers", "divergence")
-SETTINGS = (*QUICKEST, "fit_steps=50", "stage1_lr=1e-3")
+SETTINGS = (*QUICKEST, "fit_steps=50", "stage1_epochs=2", "stage1_lr=2e-3", "body_lr=2e-4")
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_every_system_is_trained_from_one_teacher_and_stands_in_the_table(asked)
     identities = {folder.name: json.loads((folder / "recipe.json").read_text()) for folder in runs.iterdir()}
     assert {name for name, about in identities.items() if not about["fine_tuned"]} == {"adaptive-s0"}
     assert {about["model"] for about in identities.values() if about["fine_tuned"]} == {
-        str(runs / "adaptive-s0" / "stage1")
+        str(asked["out"] / "teachers" / "s0")
     }
     assert {name for name, about in identities.items() if about["recipe"]["alpha1"] == 0} == {
         "budgeted-published-s0-1", "budgeted-published-s0-2", "pcee-published-s0",
@@ -59,7 +60,7 @@ def test_every_system_is_trained_from_one_teacher_and_stands_in_the_table(asked)
             row["divergence"],
         )
         assert (line.above is None) == (line.system == "adaptive")
-    assert not list(runs.rglob("budgets")) and [place.parent.name for place in runs.rglob("stage1")] == ["adaptive-s0"]
+    assert not [*runs.rglob("budgets"), *runs.rglob("stage1")]  # the teacher has a place of its own
     shown = "\n".join(text.comparison(found))
     assert "1 of 3 layers" in shown and "pcee, as published" in shown and "calls were not timed" in shown
 
@@ -87,6 +88,56 @@ def test_one_that_is_stopped_goes_on_to_the_same_table(asked, tmp_path, monkeypa
     assert untimed(more)[0][:2] == untimed(whole)[0] and len(calls) == 6
 
 
+def teachers(out: Path) -> set[str]:
+    """The models that runs learned from, and that none has a teacher of its own but one for each seed."""
+    found = [json.loads((run / "recipe.json").read_text()) for run in (out / "runs").iterdir()]
+    own = [about["seed"] for about in found if not about["fine_tuned"]]
+    assert len(own) == len(set(own))
+    return {about["model"] for about in found if about["fine_tuned"]}
+
+
+def test_whoever_comes_first_later_learns_from_the_teacher_that_is_there(asked):
+    first = compare(**asked | {"methods": ["adaptive", "pcee"]})
+    for methods in (["pcee", "deebert"], ["paper", "adaptive", "pcee"], ["budgeted"]):
+        found = compare(**asked | {"methods": methods})
+        assert teachers(asked["out"]) == {str(asked["out"] / "teachers" / "s0")}
+        assert {result.teacher for result in found.results} == {first.teacher}
+    again = compare(**asked | {"methods": ["adaptive", "pcee"], "seeds": 2})
+    assert untimed(again)[0][:2] == untimed(first)[0] and len(again.results) == 4
+
+
+def test_one_that_was_stopped_with_a_teacher_of_its_own_begins_anew_behind_another(asked, monkeypatch):
+    real = training.train
+
+    def stopping(**arguments):
+        real(**arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        compare(**asked | {"methods": ["pcee"]})
+    monkeypatch.setattr(training, "train", real)
+    compare(**asked | {"methods": ["budgeted", "pcee"]})
+    assert teachers(asked["out"]) == {str(asked["out"] / "teachers" / "s0")}
+
+
+def test_speed_of_wrong_answers_is_not_told(asked, monkeypatch):
+    def failing(*arguments, **options):
+        return replace(build(*arguments, **options), first_bad_piece="head")
+
+    monkeypatch.setattr(comparing, "build", failing)
+    with pytest.raises(EngineError, match="does not give PyTorch's answers"):
+        compare(**asked | {"timing": True, "methods": ["budgeted"], "budgets": [1]})
+
+
+def test_a_mistake_leaves_the_folder_to_whoever_mends_it(asked):
+    with pytest.raises(DataError):
+        compare(**asked | {"train": "/nowhere.csv", "methods": ["budgeted"], "budgets": [1]})
+    (asked["out"] / "lock").parent.mkdir(exist_ok=True)
+    (asked["out"] / "lock").touch()
+    compare(**asked | {"methods": ["budgeted"], "budgets": [1]})
+
+
 def test_calls_are_timed_beside_full_bert(asked):
     found = compare(**asked | {"timing": True, "methods": ["adaptive", "pabee", "static"], "budgets": [1]})
     assert found.engine == "ort-fp32"
@@ -104,6 +155,9 @@ def test_calls_are_timed_beside_full_bert(asked):
     ("changes", "kind", "message"),
     [
         ({"methods": ["magic"]}, RecipeError, "--method magic"),
+        ({"budgets": [1, 9]}, BudgetError, "--budget 9"),
+        ({"budgets": [2, 2]}, BudgetError, "each once"),
+        ({"settings": ("alpha1=0",)}, RecipeError, "alpha1=0"),
         ({"budgets": [1.5]}, BudgetError, "whole numbers"),
         ({"timing": True, "engine": "trt"}, EngineError, "trt"),
         ({"timing": True, "precision": "bf16"}, EngineError, "--precision bf16"),

@@ -30,7 +30,8 @@ def test_a_rival_as_published_learns_without_a_teacher():
     assert {one.name for one in alone} == set(NAMES) - {"adaptive", "paper", "static", "fastbert"}
     recipe = load_recipe(None, alone[0].settings(("batch_size=8",)))
     assert (recipe.alpha1, recipe.alpha2, recipe.alpha3, recipe.alpha4, recipe.batch_size) == (0, 0, 0, 0, 8)
-    assert alone[0].settings(()) == UNTAUGHT and found[0].settings(("a=1",)) == ("a=1",)
+    assert alone[0].settings(())[1:] == UNTAUGHT and recipe.threshold_on == "held-out"
+    assert load_recipe(None, found[0].settings(("threshold_on=evaluation",))).threshold_on == "evaluation"
     assert Entrant("pabee", True, 3).system == "pabee, as published"
     assert Entrant("pabee", True, 3).file == "pabee-published-s3"
     assert len({one.file for one in found}) == len(found)
@@ -45,6 +46,7 @@ def test_a_rival_as_published_learns_without_a_teacher():
         (["pabee"], [2], 0, RecipeError, "--seeds 0"),
         (["pabee"], [], 1, BudgetError, "whole numbers"),
         (["pabee"], [2.5], 1, BudgetError, "whole numbers"),
+        (["pabee"], [2, 3, 2], 1, BudgetError, "each once"),
         (["pabee"], [0.5], 1, BudgetError, "whole numbers"),
         (["pabee"], [float("nan")], 1, BudgetError, "whole numbers"),
     ],

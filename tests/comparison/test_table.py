@@ -44,6 +44,7 @@ def test_by_hand():
     half = 12.7062 * np.std([0.1, 0.06], ddof=1) / 2**0.5
     assert (theirs.above.low, theirs.above.high) == pytest.approx((0.08 - half, 0.08 + half), abs=1e-5)
     assert (alone.above.mean, alone.above.low, alone.p50_ms) == (pytest.approx(0.2), None, None)
+    assert (theirs.above.pairs, alone.above.pairs) == (2, 1)
     assert six.p50_ms == 4.0
 
 
@@ -67,7 +68,8 @@ def test_pairs_are_of_one_seed_and_of_what_is_known_at_as_many_layers():
         result("budgeted", 0, figures(3, 0.5, metric_at=None, divergence_at=None)),
     ]  # fmt: skip
     _, static, budgeted = lines(results, [3])
-    assert (static.seeds, static.above.mean) == (2, pytest.approx(0.2)) and budgeted.above is None
+    assert (static.seeds, static.above.pairs, static.above.mean) == (2, 1, pytest.approx(0.2))
+    assert budgeted.above is None
 
 
 # Figures

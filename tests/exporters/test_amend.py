@@ -278,7 +278,7 @@ def test_the_default_point_can_be_met_anew_and_engines_stay(mine: Path):
 
 def test_points_that_do_not_fit_make_no_bundle_that_is_refused(mine: Path):
     before = files_of(mine)
-    with pytest.raises(BundleError, match="threshold for each of 4 gates"):
+    with pytest.raises(BundleError, match="threshold for each of 4 layers"):
         add_points(mine, [replace(point(3, 0.0), thresholds=(0.0,) * 3)])
     assert files_of(mine) == before
 

@@ -116,13 +116,7 @@ def test_a_browser_shows_it_without_a_complaint_and_no_wider_than_the_screen(pag
     seen = tmp_path / "seen.html"
     seen.write_text(file.read_text(encoding="utf-8").replace("</body>", SIGHT), encoding="utf-8")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
-    command += [
-        "--hide-scrollbars",
-        "--enable-logging=stderr",
-        "--virtual-time-budget=2000",
-        "--dump-dom",
-        seen.as_uri(),
-    ]
+    command += ["--hide-scrollbars", "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom"]
     done = subprocess.run([*command, seen.as_uri()], capture_output=True, text=True, check=True, timeout=120)
     assert "CONSOLE" not in done.stderr
     shown, screen = json.loads(re.search(r"<title>(.*?)</title>", done.stdout).group(1))

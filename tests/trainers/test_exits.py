@@ -1,5 +1,7 @@
 """What exits learn, of what, and what they come to at every threshold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -73,12 +75,12 @@ def test_it_keeps_every_number_of_layers_by_one_body(method):
     assert method.family(load_recipe(), leg, LAYERS) == prefixes([1, 2, 3, 4], LAYERS)
     with pytest.raises(BudgetError, match=r"--budget 0\.5"):
         method.check(load_recipe(), 0.5, CONFIG)
+    with pytest.raises(RecipeError, match="one layer"):
+        method.check(load_recipe(), 1, replace(CONFIG, num_layers=1))
 
 
 @pytest.mark.parametrize("method", methods(), ids=repr)
 def test_a_score_or_several_labels_are_refused_before_anything_is_trained(method):
-    from dataclasses import replace
-
     for kind in ("regression", "multi_label_classification", "ranking"):
         with pytest.raises(RecipeError, match=kind):
             method.check(load_recipe(), 2.0, replace(CONFIG, problem_type=kind))
@@ -105,8 +107,8 @@ def test_exits_weigh_what_their_authors_let_them_weigh(name):
     method = create_method(name, load_recipe(), {})
     for (done, number), expected in zip([(0.0, 0), (0.0, 1), (0.999, 1001)], WEIGHTS[name], strict=True):
         assert method.weights(LAYERS, done, number).tolist() == pytest.approx(expected)
-    if name == "shallow-deep":  # half of the way is a quarter of the training
-        assert method.weights(LAYERS, 0.25, 7).tolist() == pytest.approx([0.13, 0.255, 0.38, 1])
+    if name == "shallow-deep":
+        assert method.weights(LAYERS, 0.5, 7).tolist() == pytest.approx([0.135, 0.26, 0.385, 1])
 
 
 # The loss
@@ -163,7 +165,7 @@ def test_exits_learn_when_they_are_right_while_all_of_them_learn(monkeypatch):
                 for row, target in zip(answer.tolist(), batch.targets.tolist(), strict=True):
                     right = float(row[:3].index(max(row[:3])) == target)
                     errors.append((1 / (1 + np.exp(-row[3])) - right) ** 2)
-        assert loss == pytest.approx(np.mean(errors), abs=1e-5)
+        assert loss == pytest.approx(np.sum(errors) / len(batch.rows), abs=1e-5)
 
 
 # LeeBERT: exits learn from each other

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from hadskip_export.data.problems import MULTI, SINGLE, Problem
 from hadskip_export.routing.budgets import resolve_budget
-from hadskip_export.routing.points import thresholds_at
 from hadskip_export.runtime.bundle import DIGEST, FULL, MANIFEST, Bundle
 from hadskip_export.runtime.predictor import ROUTERS, RouterName
 from hadskip_export.runtime.signatures import SIGNATURE
@@ -128,7 +127,7 @@ def _check(bundle: Bundle, settings: Settings) -> None:
     if not manifest.router.decides or settings.router == "full":
         raise BudgetError(f"--budget {settings.budget:g}: there are no gates to ask; leave it out")
     budget = resolve_budget(real_number("--budget", settings.budget), manifest.model.layers)
-    thresholds_at(manifest.points, budget, manifest.model.layers)
+    manifest.thresholds_at(budget)
 
 
 def _config(problem: Problem, settings: Settings) -> str:

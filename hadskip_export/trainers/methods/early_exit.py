@@ -44,6 +44,8 @@ class EarlyExit:
     def check(self, recipe: Recipe, budget: float, config: EncoderConfig) -> None:
         if config.problem_type != SINGLE:
             raise RecipeError(f"--method: exits are left by where a class is sure, and this is {config.problem_type}")
+        if config.num_layers < 2:
+            raise RecipeError("--method: a model of one layer has no exit before its own head")
         if budget < 1:
             raise BudgetError(f"--budget {budget:g}: the first exit comes after a layer; give at least 1 layer")
         if not self.learns_labels and not recipe.alpha1:

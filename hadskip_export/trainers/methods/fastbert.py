@@ -1,5 +1,8 @@
 """FastBERT (Liu et al. 2020, arXiv:2004.02178): the fine-tuned model stays as it is, and exits of attention learn what
-its own head says."""
+its own head says.
+
+In the paper that head is one of attention, too, and the divergence is taken the other way round, of the exits from it.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
