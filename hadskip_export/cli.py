@@ -618,6 +618,12 @@ def inspect(json_file: Path | None, **options: Any) -> None:
 @click.option("--batch", type=int, multiple=True, default=(1,), show_default=True, help="Inputs per call; repeatable.")
 @click.option("--max-layers", type=int, help="The most layers an input may run.")
 @click.option("--profile", is_flag=True, help="Split a call into tokeniser, embeddings, layers, gates, head, Python.")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="FOLDER",
+    help="Another classifier of the same labels, with all of its layers in the same engine; repeatable.",
+)
 @_engine
 @_columns(*COLUMNS)
 @_json

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,10 @@ class Worker:
         """Processor time used so far by all threads: what grows between requests was taken from somebody else."""
         return {"seconds": time.process_time()}
 
+    def memory(self) -> dict[str, Any]:
+        """The most that this process has had in memory, megabytes."""
+        return {"mb": peak_memory() / 1e6}
+
     def pieces(self, calls: Calls, repeats: int) -> dict[str, float | None]:
         """Embeddings, one layer, the last one, which may compute the first token alone, and head timed alone on the
         batches that the calls would make; seconds, medians. None for a layer where there is only the last one."""
@@ -82,6 +87,17 @@ class Worker:
         encoded = self._predictor.tokenizer.encode(self._texts)
         logits, routes = self._predictor.run(encoded, batch_size, routes=self._routes)
         return {"logits": logits.tolist(), "routes": routes.tolist()}
+
+
+def peak_memory() -> int:
+    """Bytes. On Linux not by `getrusage`, whose figure begins with that of the process it was forked from."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1])
+    except (OSError, StopIteration):
+        import resource  # which Windows has not
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _hidden(output: Any) -> np.ndarray:

@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 
 from hadskip_export.benchmark.measure import Contest, Figures, Workload
+from hadskip_export.benchmark.race import Entered, PeerFigures, fastest_as_good, race
 from hadskip_export.data.columns import Columns
 from hadskip_export.data.examples import Examples, read_examples
 from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import groups_of
+from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.targets import target_of
 from hadskip_export.runtime.bundle import Bundle, EngineInfo, read_bundle
 from hadskip_export.runtime.engines import Cut
 from hadskip_export.runtime.predictor import LoadOptions, Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.environment import busy_share, environment
-from hadskip_export.support.errors import BundleError, DataError
+from hadskip_export.support.errors import BundleError, DataError, optional_import
+from hadskip_export.support.files import scratch
 from hadskip_export.support.words import counted
 from hadskip_export.verification.golden import check_golden, read_golden
 
@@ -53,10 +56,17 @@ class Row(Figures):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What `bench` measured, a row per batch size, and the machine that it measured on."""
+    """What `bench` measured, a row per batch size, and the machine that it measured on. `peers`: the bundle, its full
+    BERT and what they were held against, in that order."""
 
     environment: dict[str, Any]
     rows: tuple[Row, ...]
+    peers: tuple[PeerFigures, ...] = ()
+
+    @property
+    def rival(self) -> PeerFigures | None:
+        """The fastest of the others whose metric is as good as the bundle's or better."""
+        return fastest_as_good(self.peers[0], self.peers[1:]) if self.peers else None
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ def bench(
     batch: Sequence[int] = (1,),
     max_layers: int | None = None,
     profile: bool = False,
+    against: Sequence[str | Path] = (),
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
@@ -92,6 +103,8 @@ def bench(
         batch: inputs per call; one row for each.
         max_layers: the most layers an input may run.
         profile: split a call into its parts, too.
+        against: folders of other classifiers of the same labels, smaller ones perhaps: each is built for the engine
+            with all of its layers, and timed in turns with the bundle. Needs labelled `data`, and torch.
 
     Raises:
         BundleError: see `read_bundle`; a bundle without its full model; an engine that was never checked, or does not
@@ -101,6 +114,8 @@ def bench(
     """
     if any(size < 1 for size in batch):
         raise DataError("--batch: expected at least 1")
+    if against and data is None:
+        raise DataError("--against: give labelled --data, for the fastest of several is of no use where it is wrong")
     before, busy = environment(), busy_share()
     opened = read_bundle(bundle)
     info = opened.engine(engine, precision, cut)
@@ -116,7 +131,34 @@ def bench(
             )
     with Contest(opened, info, inputs.texts, options={"max_layers": max_layers}, busy=busy) as contest:
         rows = tuple(_row(contest, opened, info, inputs, size=size, profile=profile) for size in batch)
-    return Benchmark(before | {"load_after": environment()["load"]}, rows)
+    peers = _peers(opened, info, inputs, list(map(Path, against)), max_layers) if against else ()
+    return Benchmark(before | {"load_after": environment()["load"]}, rows, peers)
+
+
+def _peers(
+    bundle: Bundle, info: EngineInfo, inputs: _Inputs, folders: Sequence[Path], max_layers: int | None
+) -> tuple[PeerFigures, ...]:
+    """The bundle, its full BERT and other classifiers, each with all of its layers in the bundle's engine."""
+    optional_import("torch", "train")
+    from hadskip_export.benchmark.peers import build_peer
+
+    manifest, plan = bundle.manifest, EnginePlan.of(info.engine, info.precision)
+    labels, problem, groups = tuple(range(len(manifest.model.labels))), manifest.model.problem, groups_of(inputs.texts)
+
+    def score(logits: np.ndarray) -> float:
+        assert inputs.targets is not None
+        return METRICS[manifest.metric](problem, logits, inputs.targets, groups)
+
+    with scratch() as place:
+        entered = [
+            Entered("hadskip", bundle.path, {"engine": info.name, "max_layers": max_layers}, labels),
+            Entered("full BERT", bundle.path, {"engine": info.name, "router": "full"}, labels),
+        ]
+        for number, folder in enumerate(folders):
+            if folder.name in [one.name for one in entered]:
+                raise DataError(f"--against {folder}: another one is called {folder.name}, too; rename the folder")
+            entered.append(build_peer(folder, manifest, plan, inputs.texts, place / f"peer-{number}"))
+        return race(entered, inputs.texts, score)
 
 
 def _check_comparable(bundle: Bundle, info: EngineInfo) -> None:

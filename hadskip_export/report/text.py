@@ -272,7 +272,25 @@ def benchmark(result: Benchmark) -> Lines:
     lines: Lines = []
     for row in result.rows:
         lines += [*([""] if lines else []), *bench_row(row)]
-    return lines
+    return [*lines, *([] if not result.peers else ["", *_peers(result)])]
+
+
+def _peers(result: Benchmark) -> Lines:
+    """The bundle beside what could be run instead, and how much faster it is than the fastest that is as good."""
+    metric, peers, rival = result.rows[0].metric_name, result.peers, result.rival
+    lines = [
+        f"{'':<20} {metric[:10]:>10} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {'texts/s':>8} {'disk MB':>8}"
+        f" {'memory MB':>10}",
+        *(
+            f"{peer.name[:20]:<20} {peer.metric:>10.4f} {peer.p50:>8.2f} {peer.p90:>8.2f} {peer.p99:>8.2f}"
+            f" {peer.throughput:>8.0f} {peer.disk_mb:>8.1f} {peer.memory_mb:>10.0f}"
+            for peer in peers
+        ),
+    ]
+    if rival is None:
+        return [*lines, f"none of the others has as good a {metric}"]
+    times = f"{rival.p50 / peers[0].p50:.2f} times"
+    return [*lines, f"{rival.name}, the fastest of those that are as good or better, takes {times} as long"]
 
 
 def bench_row(row: Row) -> Lines:

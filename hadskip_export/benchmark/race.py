@@ -1,0 +1,100 @@
+"""Several systems on the same texts: how good, how fast and how large each is."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hadskip_export.benchmark.statistics import percentiles
+from hadskip_export.benchmark.systems import System, take_turns
+from hadskip_export.runtime.tokenization import Text
+
+TURNS = 5
+CALLS = 100  # at most, of either kind
+BATCH = 32  # texts of a call, where what counts is how many a second
+
+
+@dataclass(frozen=True)
+class Entered:
+    """Who takes part.
+
+    Args:
+        name: what a table calls it.
+        bundle: the folder.
+        options: keyword arguments of `Predictor.load`; its engine by its whole name.
+        columns: of its logits, in the order of the labels that all are compared on.
+    """
+
+    name: str
+    bundle: Path
+    options: dict[str, Any]
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PeerFigures:
+    """A system beside others, on the same texts.
+
+    Args:
+        metric: on all of them.
+        p50, p90, p99: milliseconds of a call of one text.
+        throughput: texts a second, in batches.
+        disk_mb, memory_mb: of its bundle, all of it, and of the process that has it loaded, at most.
+    """
+
+    name: str
+    engine: str
+    metric: float
+    p50: float
+    p90: float
+    p99: float
+    throughput: float
+    disk_mb: float
+    memory_mb: float
+
+
+def race(
+    entered: Sequence[Entered], texts: Sequence[Text], score: Callable[[np.ndarray], float]
+) -> tuple[PeerFigures, ...]:
+    """
+    Args:
+        entered: no two of one name.
+        score: of logits, float [texts, labels].
+    """
+    order = np.random.default_rng(0).permutation(len(texts))
+    size = min(BATCH, len(texts))
+    alone = [order[row : row + 1] for row in range(min(CALLS, len(texts)))]
+    batches = [order[start : start + size] for start in range(0, len(texts) - size + 1, size)][:CALLS]
+    with ExitStack() as stack:
+        systems = {
+            one.name: stack.enter_context(System(str(one.bundle), one.options, texts)) for one in entered
+        }  # fmt: skip
+        single = take_turns(systems, alone, TURNS, "one text a call").seconds
+        several = take_turns(systems, batches, TURNS, f"{size} texts a call").seconds
+        figures = []
+        for one in entered:
+            logits = np.array(systems[one.name].ask("answers", batch_size=BATCH)["logits"])
+            p50, p90, p99 = percentiles(single[one.name])
+            figures.append(
+                PeerFigures(
+                    name=one.name,
+                    engine=one.options["engine"],
+                    metric=score(logits[:, list(one.columns)]),
+                    p50=p50,
+                    p90=p90,
+                    p99=p99,
+                    throughput=len(batches) * size / float(np.median(several[one.name], axis=1).sum()),
+                    disk_mb=sum(file.stat().st_size for file in one.bundle.rglob("*") if file.is_file()) / 1e6,
+                    memory_mb=systems[one.name].ask("memory")["mb"],
+                )
+            )
+    return tuple(figures)
+
+
+def fastest_as_good(ours: PeerFigures, others: Sequence[PeerFigures]) -> PeerFigures | None:
+    """The fastest of the others whose metric is ours or better."""
+    as_good = [other for other in others if other.metric >= ours.metric]
+    return min(as_good, key=lambda other: other.p50, default=None)
