@@ -268,6 +268,24 @@ def test_outcomes_are_those_of_one_input_at_a_time(criterion, seed, quantile):
     assert outcomes.by_threshold.mean_layers(threshold) == pytest.approx(np.mean(ran))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_with_two_classes_branchynet_and_shallow_deep_have_one_curve(seed):
+    """On the same exits: at every threshold of the one, some threshold of the other gives every input its route."""
+    by_entropy, by_doubt = (
+        random_exits("head", seed, criterion, labels=("no", "yes")) for criterion in ("entropy", "doubt")
+    )
+    data = random_dataset(40, seed)
+    curves = [find_outcomes(model, data).by_threshold for model in (by_entropy, by_doubt)]
+    assert all(torch.equal(*pair) for pair in zip(by_entropy.parameters(), by_doubt.parameters(), strict=True))
+    for quantile in np.linspace(0, 1, 50):
+        middles = []
+        for curve in curves:
+            met = np.unique(curve.margins)
+            place = int(quantile * (len(met) - 2))
+            middles.append((met[place] + met[place + 1]) / 2)
+        np.testing.assert_array_equal(curves[0].routes(middles[0]), curves[1].routes(middles[1]))
+
+
 def test_every_threshold_has_one_route_for_each_input():
     outcomes = find_outcomes(random_exits("linear", 3, "patience"), random_dataset(20, 3))
     for threshold in np.linspace(-0.5, 1.5, 41):
