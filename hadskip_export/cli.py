@@ -624,6 +624,7 @@ def inspect(json_file: Path | None, **options: Any) -> None:
     metavar="FOLDER",
     help="Another classifier of the same labels, with all of its layers in the same engine; repeatable.",
 )
+@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page with tables and pictures.")
 @_engine
 @_columns(*COLUMNS)
 @_json

@@ -287,7 +287,7 @@ def test_bench_prints_and_writes_figures(made: Made, tmp_path: Path):
     result = succeeded(run("bench", made.bundle, "--data", made.eval, "--batch", 40, "--batch", 80, "--json", file))
     assert sum(line.startswith("speedup") for line in result.stdout.splitlines()) == 2
     figures = json.loads(file.read_text())
-    assert set(figures) == {"environment", "rows"}
+    assert set(figures) == {"environment", "rows", "peers"}
     assert [row["batch"] for row in figures["rows"]] == [40, 80]
 
 

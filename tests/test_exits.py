@@ -1,5 +1,6 @@
 """Early exits all the way: trained, built by every engine, served, beside PyTorch's answers to one text at a time."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -30,26 +31,36 @@ TEXTS = [text for text, _ in sentences(40, 8)]
 HARD = ("stage1_lr=1e-3", "stage1_epochs=1", "body_lr=1e-4")  # so that exits are not sure of everything
 
 
-@pytest.fixture(scope="module")
-def runs(model_folder: Path, csv_files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of each method, its default budget 2, and the same teacher."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name in NAMES:
-        repeat(model_folder, csv_files, folder / name, method=name, budget=2, settings=(*QUICKEST, *HARD), recipe=None)
-    return {name: folder / name for name in NAMES}
+class Made:
+    """Runs, of one teacher and a default budget of 2, and bundles of them with ONNX Runtime in fp32, in both cuts that
+    there are: each made when it is first asked for."""
+
+    def __init__(self, model_folder: Path, csv_files: tuple[Path, Path], folder: Path):
+        self._arguments, self._folder = (model_folder, csv_files), folder
+
+    @functools.cache  # noqa: B019  one object, that lives as long as the module's tests
+    def run(self, name: str) -> Path:
+        out = self._folder / "runs" / name
+        repeat(*self._arguments, out, method=name, budget=2, settings=(*QUICKEST, *HARD), recipe=None)
+        return out
+
+    @functools.cache  # noqa: B019
+    def bundle(self, name: str) -> Path:
+        out = self._folder / "bundles" / name
+        assert build(self.run(name), out=out, cut="gates").parity == "passed"
+        assert build(out, engine="ort", cut="layers").parity == "passed"
+        return out
 
 
 @pytest.fixture(scope="module")
-def bundles(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each with ONNX Runtime in fp32, in both cuts that there are."""
-    folder = tmp_path_factory.mktemp("bundles")
-    for name, run in runs.items():
-        assert build(run, out=folder / name, cut="gates").parity == "passed"
-        assert build(folder / name, engine="ort", cut="layers").parity == "passed"
-    return {name: folder / name for name in runs}
+def made(model_folder: Path, csv_files, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(model_folder, csv_files, tmp_path_factory.mktemp("exits"))
 
 
-@pytest.fixture(params=NAMES)
+QUICK_ONES = ("berxit", "pabee", "fastbert")  # a kind of exit each, and a criterion
+
+
+@pytest.fixture(params=[name if name in QUICK_ONES else pytest.param(name, marks=pytest.mark.slow) for name in NAMES])
 def name(request) -> str:
     return request.param
 
@@ -81,10 +92,10 @@ class Plain:
 
 
 @pytest.mark.parametrize("cut", ["gates", "layers"])
-def test_it_answers_as_pytorch_does_one_text_at_a_time(runs, bundles, name, cut):
-    plain, layers = Plain(runs[name], bundles[name]), set()
+def test_it_answers_as_pytorch_does_one_text_at_a_time(made, name, cut):
+    plain, layers = Plain(made.run(name), made.bundle(name)), set()
     medians = np.median([plain.margins(text)[0] for text in TEXTS], axis=0)
-    with Predictor.load(bundles[name], cut=cut) as predictor:
+    with Predictor.load(made.bundle(name), cut=cut) as predictor:
         for threshold in (*(medians + 1e-3), *(point.thresholds[0] for point in predictor.bundle.manifest.points)):
             batch = predictor(TEXTS, gate_threshold=threshold)
             for text, got in zip(TEXTS, batch, strict=True):
@@ -98,19 +109,16 @@ def test_it_answers_as_pytorch_does_one_text_at_a_time(runs, bundles, name, cut)
     assert len(layers) > 1 and (name == "fastbert" or layers == {1, 2, 3})
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "berxit" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-)
-def test_the_figures_of_a_run_are_those_of_its_bundle(runs, bundles, csv_files, name):
-    summary = read_run(runs[name]).summary
+def test_the_figures_of_a_run_are_those_of_its_bundle(made, csv_files, name):
+    summary = read_run(made.run(name)).summary
     assert [row["budget"] for row in summary["budgets"]] == [3, 2, 1]
-    with Predictor.load(bundles[name]) as predictor:
+    with Predictor.load(made.bundle(name)) as predictor:
         points = {point.budget: point for point in predictor.bundle.manifest.points}
         for row in summary["budgets"]:
             if row["budget"] in points:
                 assert points[row["budget"]].mean_layers == row["mean_layers"]
                 assert set(points[row["budget"]].thresholds) == {row["threshold"]}
-    (row,) = bench(bundles[name], data=csv_files[1], batch=[4], cut="gates").rows
+    (row,) = bench(made.bundle(name), data=csv_files[1], batch=[4], cut="gates").rows
     asked = next(row for row in summary["budgets"] if row["budget"] == 2)
     assert (row.mean_layers, row.metric) == pytest.approx((asked["mean_layers"], asked["metric"]))
 
@@ -126,10 +134,10 @@ ENGINES = [
 @pytest.mark.parametrize("cut", ["gates", "layers"])
 @pytest.mark.parametrize(("engine", "precision"), ENGINES)
 @pytest.mark.parametrize(
-    "name", ["berxit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pcee", "fastbert"))]
+    "name", ["berxit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pabee", "fastbert"))]
 )
-def test_every_engine_of_a_cpu_runs_exits(bundles, tmp_path, name, engine, precision, cut):
-    mine = copy_of(bundles[name], tmp_path)
+def test_every_engine_of_a_cpu_runs_exits(made, tmp_path, name, engine, precision, cut):
+    mine = copy_of(made.bundle(name), tmp_path)
     found = build(mine, engine=engine, precision=precision, cut=cut)
     assert found.parity == "passed" and {"exit_01", "exit_02"} <= {piece.piece for piece in found.pieces}
     fused = "exit in layer_01" in {piece.piece for piece in found.pieces}
@@ -138,18 +146,18 @@ def test_every_engine_of_a_cpu_runs_exits(bundles, tmp_path, name, engine, preci
         assert [one.label for one in predictor(TEXTS)] == [one.label for one in map(predictor, TEXTS)]
 
 
-def test_a_tensor_that_exits_share_is_there_once(bundles):
-    stored = load_file(bundles["pabee"] / WEIGHTS)
+def test_a_tensor_that_exits_share_is_there_once(made):
+    stored = load_file(made.bundle("pabee") / WEIGHTS)
     assert not [name for name in stored if name.startswith("exits.") and "pooler" in name]
     assert {name for name in stored if name.startswith("exits.1.")} == {
         "exits.1.classifier.weight", "exits.1.classifier.bias",
     }  # fmt: skip
-    certain = load_file(bundles["berxit"] / WEIGHTS)
+    certain = load_file(made.bundle("berxit") / WEIGHTS)
     assert len([name for name in certain if "certainty.weight" in name]) == 1
 
 
-def test_texts_of_ones_own_move_its_operating_points(bundles, csv_files, tmp_path, name):
-    mine = copy_of(bundles[name], tmp_path)
+def test_texts_of_ones_own_move_its_operating_points(made, csv_files, tmp_path, name):
+    mine = copy_of(made.bundle(name), tmp_path)
     texts = read_examples(csv_files[1], Columns()).texts
     found = calibrate(mine, csv_files[1], [2]).chosen
     with Predictor.load(mine) as predictor:
@@ -162,21 +170,21 @@ def test_texts_of_ones_own_move_its_operating_points(bundles, csv_files, tmp_pat
             assert [len(one.layers) for one in predictor(texts, budget=2)] == ran
 
 
-@pytest.mark.parametrize("name", ["pcee", "pabee", "branchynet"])
-def test_what_comes_in_steps_has_nothing_between_two_budgets(bundles, name):
-    with Predictor.load(bundles[name]) as predictor:
+@pytest.mark.parametrize("name", ["pabee", "berxit"])
+def test_what_comes_in_steps_has_nothing_between_two_budgets(made, name):
+    with Predictor.load(made.bundle(name)) as predictor:
         low, high = (point.budget for point in predictor.bundle.manifest.points[-2:])
         between = (low + high) / 2
-        if name == "branchynet":
+        if name == "berxit":
             assert len(predictor(TEXTS, budget=between)) == len(TEXTS)
         else:
             with pytest.raises(BudgetError, match=f"budget {between:g}: the bundle has operating points for"):
                 predictor(TEXTS, budget=between)
 
 
-def test_however_sure_the_exits_are_a_wrong_decision_is_no_near_tie(bundles):
+def test_however_sure_the_exits_are_a_wrong_decision_is_no_near_tie(made):
     """The margins of all texts may lie near 0, where in the tolerance of logits any two are the same."""
-    manifest = read_bundle(bundles["branchynet"]).manifest
+    manifest = read_bundle(made.bundle("berxit")).manifest
     margins, threshold = np.array([[np.inf, 1e-5, 4e-6], [np.inf, 3e-6, 2e-6]], np.float32), np.float32(3.5e-6)
     routes = np.array([[True, True, True], [True, False, False]])
     wrong, near = np.array([[True, True, False], [True, True, True]]), np.full(3, 1e-3)
@@ -191,19 +199,19 @@ def test_however_sure_the_exits_are_a_wrong_decision_is_no_near_tie(bundles):
 # What is not to be had
 
 
-def test_a_cut_or_an_engine_that_exits_have_not_is_refused_by_name(runs, bundles, tmp_path):
+def test_a_cut_or_an_engine_that_exits_have_not_is_refused_by_name(made, tmp_path):
     with pytest.raises(EngineError, match="--cut whole: not of a model with exits, which has layers, gates"):
-        build(runs["pcee"], out=tmp_path / "bundle", cut="whole")
+        build(made.run("berxit"), out=tmp_path / "bundle", cut="whole")
     with pytest.raises(EngineError, match="--cut whole"):
-        build(bundles["pcee"], engine="openvino", cut="whole")
+        build(made.bundle("berxit"), engine="openvino", cut="whole")
     with pytest.raises(EngineError, match="--engine torch-cuda: has no code for exits"):
-        build(bundles["pcee"], engine="torch-cuda")
+        build(made.bundle("berxit"), engine="torch-cuda")
     assert not (tmp_path / "bundle").exists()
-    assert build(runs["pcee"], out=tmp_path / "bundle").cut == "layers"  # the fastest that there is
+    assert build(made.run("berxit"), out=tmp_path / "bundle").cut == "layers"  # the fastest that there is
 
 
-def test_routes_that_no_exit_leads_to_are_refused(bundles):
-    with Predictor.load(bundles["pcee"]) as predictor:
+def test_routes_that_no_exit_leads_to_are_refused(made):
+    with Predictor.load(made.bundle("berxit")) as predictor:
         encoded = predictor.tokenizer.encode(TEXTS[:2])
         logits, ran = predictor.run(encoded, routes=np.array([[True, False, False], [True, True, True]]))
         assert ran.tolist() == [[True, False, False], [True, True, True]] and np.isfinite(logits).all()
@@ -212,9 +220,9 @@ def test_routes_that_no_exit_leads_to_are_refused(bundles):
                 predictor.run(encoded, routes=np.array(bad))
 
 
-def test_a_bundle_says_what_lets_its_inputs_go(bundles):
-    assert "router: exits, by patient-entropy" in report.inspection(inspect(bundles["pcee"]))
-    assert (read_bundle(bundles["fastbert"]).manifest.router.exit_inputs) == ("hidden_states", "attention_mask")
+def test_a_bundle_says_what_lets_its_inputs_go(made):
+    assert "router: exits, by uncertainty" in report.inspection(inspect(made.bundle("berxit")))
+    assert (read_bundle(made.bundle("fastbert")).manifest.router.exit_inputs) == ("hidden_states", "attention_mask")
 
 
 @pytest.mark.parametrize(
@@ -232,8 +240,8 @@ def test_a_bundle_says_what_lets_its_inputs_go(bundles):
         (set_value("points", 0, "thresholds", value=[]), "a threshold for each of 3 layers"),
     ],
 )
-def test_a_manifest_that_does_not_fit_its_exits_is_refused(bundles, tmp_path, change, message):
-    mine = copy_of(bundles["pcee"], tmp_path)
+def test_a_manifest_that_does_not_fit_its_exits_is_refused(made, tmp_path, change, message):
+    mine = copy_of(made.bundle("berxit"), tmp_path)
     change_manifest(mine, change)
     with pytest.raises(BundleError, match=message):
         read_bundle(mine)

@@ -58,6 +58,7 @@ RESULTS = {
     "inspect": "Inspection",
     "bench": "Benchmark",
     "estimate": "Estimate",
+    "compare": "Comparison",
     "doctor": "Diagnosis",
     "demo": "Demo",
     "calibrate": "Calibration",

@@ -91,6 +91,7 @@ def bench(
     max_layers: int | None = None,
     profile: bool = False,
     against: Sequence[str | Path] = (),
+    report: str | Path | None = None,
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
@@ -105,6 +106,7 @@ def bench(
         profile: split a call into its parts, too.
         against: folders of other classifiers of the same labels, smaller ones perhaps: each is built for the engine
             with all of its layers, and timed in turns with the bundle. Needs labelled `data`, and torch.
+        report: an HTML file to write, with tables and pictures.
 
     Raises:
         BundleError: see `read_bundle`; a bundle without its full model; an engine that was never checked, or does not
@@ -114,6 +116,9 @@ def bench(
     """
     if any(size < 1 for size in batch):
         raise DataError("--batch: expected at least 1")
+    if report is not None:
+        for library in ("jinja2", "matplotlib"):
+            optional_import(library, "plots")
     if against and data is None:
         raise DataError("--against: give labelled --data, for the fastest of several is of no use where it is wrong")
     before, busy = environment(), busy_share()
@@ -132,7 +137,32 @@ def bench(
     with Contest(opened, info, inputs.texts, options={"max_layers": max_layers}, busy=busy) as contest:
         rows = tuple(_row(contest, opened, info, inputs, size=size, profile=profile) for size in batch)
     peers = _peers(opened, info, inputs, list(map(Path, against)), max_layers) if against else ()
-    return Benchmark(before | {"load_after": environment()["load"]}, rows, peers)
+    found = Benchmark(before | {"load_after": environment()["load"]}, rows, peers)
+    if report is not None:
+        _write_report(found, opened, info, Path(report))
+    return found
+
+
+def _write_report(found: Benchmark, bundle: Bundle, info: EngineInfo, file: Path) -> None:
+    from hadskip_export import __version__
+    from hadskip_export.report.page import write_benchmark
+
+    manifest, about = bundle.manifest, found.environment
+    point = manifest.default_point
+    write_benchmark(
+        found,
+        bundle.path.resolve().name,
+        file,
+        {
+            "hadskip-export": __version__,
+            "bundle": str(bundle.path),
+            "engine": f"{info.name}, parity {info.parity}",
+            "operating point": f"{point.budget:g} of {manifest.model.layers} layers, met on {point.data}",
+            "chip": about["chip"],
+            "CPUs": about["cpus"],
+            "versions": [f"{library} {version}" for library, version in about["versions"].items()],
+        },
+    )
 
 
 def _peers(

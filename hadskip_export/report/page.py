@@ -1,18 +1,22 @@
 """A result as one HTML file that opens from disk: nothing is fetched, pictures are in it."""
 
+from __future__ import annotations
+
 import io
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import markupsafe
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from hadskip_export.report.plots import METRIC_NAMES, STYLE, systems
+from hadskip_export.report.plots import METRIC_NAMES, STYLE, latencies, layers_run, parts, systems
 from hadskip_export.support.files import replaced
 
 if TYPE_CHECKING:
+    from hadskip_export.commands.bench import Benchmark, Row
     from hadskip_export.commands.compare import Comparison
 
 PAGES = jinja2.Environment(
@@ -23,20 +27,46 @@ PAGES = jinja2.Environment(
 )
 
 
-def write_comparison(found: "Comparison", file: Path, about: dict[str, Any]) -> None:
+def write_comparison(found: Comparison, file: Path, about: dict[str, Any]) -> None:
     """
     Args:
         about: what it was made with, by name.
     """
     metric = METRIC_NAMES.get(found.metric, found.metric)
     with style.context(STYLE, after_reset=True):
-        picture = _inline(
-            systems(found), f"{metric} of every system by what its calls take; the tables have its numbers"
-        )
-    page = PAGES.get_template("comparison.html").render(
-        found=found, metric=metric, picture=picture, about=about, seeds=max(line.seeds for line in found.lines),
-        budgets=[(budget, list(rows)) for budget, rows in itertools.groupby(found.lines, lambda line: line.budget)],
-    )  # fmt: skip
+        picture = _inline(systems(found), f"{metric} of every system at every budget; the tables have the numbers")
+    budgets = [(budget, list(rows)) for budget, rows in itertools.groupby(found.lines, lambda line: line.budget)]
+    seeds = max(line.seeds for line in found.lines)
+    _write(
+        file, "comparison.html", found=found, metric=metric, picture=picture, about=about, seeds=seeds, budgets=budgets
+    )
+
+
+def write_benchmark(found: Benchmark, name: str, file: Path, about: dict[str, Any]) -> None:
+    """
+    Args:
+        name: of the bundle.
+        about: as `write_comparison` has it.
+    """
+    with style.context(STYLE, after_reset=True):
+        pictures = [list(_pictures(row)) for row in found.rows]
+    _write(file, "benchmark.html", found=found, name=name, about=about, pictures=pictures)
+
+
+def _pictures(row: Row) -> list[tuple[str, str]]:
+    """Pictures and what stands below them."""
+    told = f"p50 {row.p50:.2f} ms beside full BERT's {row.full_p50_ms:.2f} ms, p99 {row.p99:.2f} beside"
+    found = [(latencies(row), f"{told} {row.full_p99_ms:.2f} ms. Further left is better.")]
+    if row.data is not None:
+        words = f"{row.mean_layers:.2f} of {row.layers} layers on average, over all texts of {row.data}."
+        found.append((layers_run(row), words))
+    if row.profile is not None:
+        found.append((parts(row.profile), f"{sum(row.profile.values()):.2f} ms in all."))
+    return [(_inline(figure, words), words) for figure, words in found]
+
+
+def _write(file: Path, template: str, **values: Any) -> None:
+    page = PAGES.get_template(template).render(**values)
     with replaced(file) as part:
         part.write_text(page, encoding="utf-8")
 
@@ -46,4 +76,4 @@ def _inline(figure: Figure, alternative: str) -> str:
     content = io.StringIO()
     figure.savefig(content, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     _, _, element = content.getvalue().partition("<svg ")
-    return f'<svg role="img" aria-label="{alternative}" {element}'
+    return f'<svg role="img" aria-label="{markupsafe.escape(alternative)}" {element}'

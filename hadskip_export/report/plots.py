@@ -1,7 +1,9 @@
 """Pictures of a run's summary: the paper's Figures 2 to 6, with every budget the run passed through."""
 
+from __future__ import annotations
+
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +20,7 @@ from hadskip_export.support.errors import BundleError
 from hadskip_export.support.files import replaced
 
 if TYPE_CHECKING:
+    from hadskip_export.commands.bench import Row
     from hadskip_export.commands.compare import Comparison
 
 Metric = Literal["metric", "static_metric", "top_route_metric"]
@@ -131,7 +134,7 @@ def frontier(summary: Summary) -> Figure:
     return figure
 
 
-def systems(found: "Comparison") -> Figure:
+def systems(found: Comparison) -> Figure:
     """The metric of every system at every budget, against what a call takes or, where nobody timed it, the layers."""
     timed, names = found.engine is not None, list(dict.fromkeys(line.system for line in found.lines))
     figure = Figure(figsize=(9, 5.2), layout="constrained")
@@ -155,6 +158,49 @@ def systems(found: "Comparison") -> Figure:
     axes.set(xlabel="p50 of a call, ms" if timed else "layers run on average", ylabel=metric)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     _title(axes, f"{found.task}: {metric}", "every system at every budget, mean of the seeds")
+    return figure
+
+
+def latencies(row: Row) -> Figure:
+    """The share of calls that took no longer, of the bundle and of full BERT."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(axis="y", color=PALE, linewidth=0.8)
+    for name, color, width in (("full", GREY, 1.6), ("skip", BLUE, 2.6)):
+        found = np.sort(np.concatenate([np.ravel(v) for key, v in row.samples.items() if key.startswith(name)])) * 1e3
+        label = "hadskip" if name == "skip" else "full BERT"
+        axes.plot(found, np.arange(1, len(found) + 1) / len(found), color=color, linewidth=width, label=label)
+    axes.set(xlabel="milliseconds of a call", ylabel="share of calls", ylim=(0, 1.02))
+    axes.set_xlim(0, max(row.full_p99_ms, row.p99) * 1.15)
+    axes.legend(loc="lower right", frameon=False)
+    _title(axes, "How long calls take", "share of calls that took no longer")
+    return figure
+
+
+def layers_run(row: Row) -> Figure:
+    """The share of texts by the number of layers that they ran."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.bar(range(len(row.histogram)), row.histogram, color=BLUE, width=0.7)
+    axes.bar_label(bars, [f"{share:.0%}" if share else "" for share in row.histogram], fontsize=9)
+    axes.set(xlabel="layers run", yticks=[])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=14, integer=True))
+    axes.spines["left"].set_visible(False)
+    _title(axes, "How many layers run", "share of the texts")
+    return figure
+
+
+def parts(profile: Mapping[str, float]) -> Figure:
+    """Where a call's time goes, in milliseconds."""
+    figure = Figure(figsize=(9, 1.2 + 0.26 * len(profile)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(list(profile), list(profile.values()), color=BLUE, height=0.7)
+    axes.bar_label(bars, [f"{value:.2f}" for value in profile.values()], padding=4, fontsize=9)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set(xticks=[])
+    axes.spines["bottom"].set_visible(False)
+    _title(axes, "Where a call's time goes", "milliseconds of a call, on average")
     return figure
 
 

@@ -103,6 +103,7 @@ Predictor.__call__ = slowed
 """
 
 
+@pytest.mark.slow
 def test_a_planted_slowdown_of_a_fifth_is_seen(bundle, tmp_path, monkeypatch):
     """Of two copies of a bundle, whose calls take a while, the one takes a fifth longer for each, for real."""
     (tmp_path / "sitecustomize.py").write_text(SLOWED)

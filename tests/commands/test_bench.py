@@ -45,7 +45,7 @@ def result(bundle: Path, data: Path) -> dict:
 
 
 def test_rows_have_the_fields_of_the_design(result: dict):
-    assert set(result) == {"environment", "rows"}
+    assert set(result) == {"environment", "rows", "peers"} and result["peers"] == []
     assert [row["batch"] for row in result["rows"]] == [1, 5]
     for row in result["rows"]:
         assert set(FIELDS) <= set(row)

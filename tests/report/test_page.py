@@ -4,16 +4,19 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from hadskip_export.benchmark.race import PeerFigures
+from hadskip_export.commands.bench import Benchmark, Row
 from hadskip_export.commands.compare import Comparison
 from hadskip_export.comparison.figures import Result
 from hadskip_export.comparison.table import lines
-from hadskip_export.report.page import write_comparison
+from hadskip_export.report.page import write_benchmark, write_comparison
 from tests.comparison.test_table import figures, result
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -38,11 +41,42 @@ def comparison(timed: bool = True) -> Comparison:
     return Comparison("sst2", "accuracy", 12, engine, 0.9, lines(results, [3, 6]), tuple(results))
 
 
-@pytest.fixture(params=[True, False], ids=["timed", "untimed"])
-def page(request, tmp_path) -> tuple[Comparison, Path]:
-    found = comparison(request.param)
-    write_comparison(found, tmp_path / "page.html", {"chip": "a <chip>", "model": "mine & theirs"})
-    return found, tmp_path / "page.html"
+def benchmark(data: str | None) -> Benchmark:
+    """Of two sizes of batch; made-up texts where `data` is None."""
+    random = np.random.default_rng(0)
+    samples = {name: (random.random((20, 5)) / 100 + 0.002).tolist() for name in ("skip", "full, threads asleep")}
+    plain = {field.name: 1.5 for field in fields(Row)} | {
+        "engine": "ort", "precision": "fp32", "cut": "whole", "layers": 4, "samples": samples, "hint": None,
+        "warnings": ("too noisy",), "data": data, "metric_name": "accuracy", "routing": "data", "p99": 3.0,
+        "histogram": (0.0, 0.25, 0.5, 0.25, 0.0), "profile": {"tokeniser": 0.2, "whole": 1.1, "python": 0.001},
+        "full_engine": "ort-fp32-whole", "full_setting": "full, threads asleep", "full_p99_ms": 4.0,
+    }  # fmt: skip
+    if data is None:
+        plain |= {"metric": None, "full_metric": None, "profile": None}
+    about = {"chip": "a chip", "cpus": 2, "versions": {"numpy": "2"}}
+    peers = tuple(
+        PeerFigures(name, "ort-fp32-whole", metric, p50, p50, p50, 1000.0, 12.5, 90.0)
+        for name, metric, p50 in (("hadskip", 0.9, 2.0), ("full BERT", 0.91, 4.0), ("small", 0.8, 1.0))
+    )
+    return Benchmark(about, (Row(**plain | {"batch": 1}), Row(**plain | {"batch": 8})), peers if data else ())
+
+
+def written(kind: str, folder: Path) -> Path:
+    about = {"chip": "a <chip>", "model": "mine & theirs", "settings": ["a=1", "b=2"]}
+    file = folder / "page.html"
+    if kind in ("timed", "untimed"):
+        write_comparison(comparison(kind == "timed"), file, about)
+    else:
+        write_benchmark(benchmark("dev.csv" if kind == "benchmark" else None), "a & b", file, about)
+    return file
+
+
+KINDS = ["timed", "untimed", "benchmark", "made-up"]
+
+
+@pytest.fixture(params=KINDS)
+def page(request, tmp_path) -> Path:
+    return written(request.param, tmp_path)
 
 
 class Reader(HTMLParser):
@@ -86,9 +120,10 @@ def read(file: Path) -> Reader:
     return reader
 
 
-def test_every_line_of_the_table_is_there(page):
-    found, file = page
-    reader = read(file)
+@pytest.mark.parametrize("timed", [True, False])
+def test_every_line_of_a_comparison_is_there(timed, tmp_path):
+    found = comparison(timed)
+    reader = read(written("timed" if timed else "untimed", tmp_path))
     rows = [row for row in reader.rows if row[0] != "system"]
     assert [row[0] for row in rows] == [line.system for line in found.lines]
     for row, line in zip(rows, found.lines, strict=True):
@@ -99,22 +134,36 @@ def test_every_line_of_the_table_is_there(page):
     assert len(rows[0]) == (8 if found.engine else 6)
 
 
-def test_it_needs_nothing_else_and_its_picture_has_words(page):
-    _, file = page
-    reader, content = read(file), file.read_text(encoding="utf-8")
+@pytest.mark.parametrize("data", ["dev.csv", None])
+def test_every_row_of_a_benchmark_is_there(data, tmp_path):
+    found = benchmark(data)
+    reader = read(written("benchmark" if data else "made-up", tmp_path))
+    names = ["hadskip", "full BERT"] * 2 + [peer.name for peer in found.peers]
+    assert [row[0] for row in reader.rows if row[0] != "system"] == names
+    ours = next(row for row in reader.rows if row[0] == "hadskip")
+    assert ours == (
+        ["hadskip", "1.50", "1.50", "1.50", "3.00", "1.5000"] if data else ["hadskip", "1.50", "1.50", "3.00"]
+    )
+    assert len(reader.pictures) == (6 if data else 2)  # of each row: calls and, of real texts, layers and parts
+    content = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Do not trust this: too noisy" in content and "a &amp; b" in content
+    assert ("full BERT is the fastest of those" in content) == ("made up" not in content) == bool(data)
+
+
+def test_it_needs_nothing_else_and_its_pictures_have_words(page):
+    reader, content = read(page), page.read_text(encoding="utf-8")
     assert reader.fetched == [] and reader.pictures and all(reader.pictures)
     named = {"http://www.w3.org/", "http://creativecommons.org", "http://purl.org"}  # namespaces, which nobody fetches
     assert all(any(url.startswith(one) for one in named) for url in re.findall(r"https?://[^\s\"'<)]+", content))
-    assert "a &lt;chip&gt;" in content and "mine &amp; theirs" in content
+    assert "a &lt;chip&gt;" in content and "mine &amp; theirs" in content and "a=1, b=2" in content
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_without_a_complaint_and_no_wider_than_the_screen(page, width, tmp_path):
-    _, file = page
     seen = tmp_path / "seen.html"
-    seen.write_text(file.read_text(encoding="utf-8").replace("</body>", SIGHT), encoding="utf-8")
+    seen.write_text(page.read_text(encoding="utf-8").replace("</body>", SIGHT), encoding="utf-8")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
     command += ["--hide-scrollbars", "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom"]
     done = subprocess.run([*command, seen.as_uri()], capture_output=True, text=True, check=True, timeout=120)

@@ -19,7 +19,7 @@ class Found:
 
 def test_a_dataclass_becomes_what_it_holds():
     found = json.loads(to_json(BENCHMARK))
-    assert set(found) == {"environment", "rows"}
+    assert set(found) == {"environment", "rows", "peers"}
     assert found["rows"][0] == json.loads(json.dumps(vars(ROW)))
 
 
