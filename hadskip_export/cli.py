@@ -599,6 +599,7 @@ def pull(repository: str, **options: Any) -> None:
 @main.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--plots", type=click.Path(path_type=Path), help="Draw a run's figures there, as SVG and PNG.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write a run's figures and pictures as an HTML page.")
 @click.option("--drift", help="Answers that predict --output wrote: are the inputs still what they were?")
 @click.option("--budget", type=float, help="The operating point of these answers; the default one if left out.")
 @_json

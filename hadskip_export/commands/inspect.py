@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hadskip_export.data.rows import Row, read_rows
-from hadskip_export.data.runs import Summary, read_run
+from hadskip_export.data.runs import Run, Summary, read_json, read_run
 from hadskip_export.routing.budgets import budget_name, resolve_budget
 from hadskip_export.routing.drift import FEWEST, Drift, drift_from
 from hadskip_export.runtime.bundle import MANIFEST, Manifest, read_bundle
@@ -25,33 +25,42 @@ class Inspection:
 
 
 def inspect(
-    path: str | Path, plots: str | Path | None = None, *, drift: str | Path | None = None, budget: float | None = None
+    path: str | Path,
+    plots: str | Path | None = None,
+    *,
+    report: str | Path | None = None,
+    drift: str | Path | None = None,
+    budget: float | None = None,
 ) -> Inspection:
     """Reads a bundle (checking it) or a finished run.
 
     Args:
         plots: a folder to draw the run's summary into, see `hadskip_export.report.plots`.
+        report: an HTML file to write, with the run's figures and pictures.
         drift: answers of the bundle, as `predict --output` writes them: do these inputs run as many layers as the texts
             did that its operating point was met on?
         budget: of the operating point of these answers; the default one if left out.
 
     Raises:
-        BundleError: neither of the two, or a damaged one; a bundle with `plots`, a run with `drift`, or a file where
-            pictures should go.
+        BundleError: neither of the two, or a damaged one; a bundle with `plots` or `report`, a run with `drift`, or a
+            file where pictures should go.
         BudgetError: no such operating point, or one that does not say what texts ran.
         DataError: answers that cannot be read, without `layers`, or too few.
-        EngineError: `plots` needs the extra `plots`.
+        EngineError: `plots` and `report` need the extra `plots`.
     """
     if drift is None and budget is not None:
         raise DataError(f"--budget {budget:g}: goes with --drift; leave it out")
     if not (Path(path) / MANIFEST).is_file() and (Path(path) / "recipe.json").is_file():
         if drift is not None:
             raise BundleError(f"{path}: a run has not answered anything; give --drift with the bundle that did")
-        summary = read_run(Path(path)).summary
-        return Inspection(summary, () if plots is None else _draw(summary, Path(plots)))
+        run = read_run(Path(path))
+        written = () if plots is None else _draw(run.summary, Path(plots))
+        return Inspection(run.summary, (*written, *([] if report is None else [_write_report(run, Path(report))])))
     manifest = read_bundle(path).manifest
     if plots is not None:
         raise BundleError(f"{path}: a bundle has nothing to plot; give --plots with the run it was built from")
+    if report is not None:
+        raise BundleError(f"{path}: a bundle has no figures of training; give --report with its run, or bench --report")
     return Inspection(manifest, drift=None if drift is None else _drift(manifest, Path(drift), budget))
 
 
@@ -84,6 +93,17 @@ def _count(row: Row) -> int:
     if not isinstance(listed, list) or not all(str(layer).isdigit() for layer in listed):
         raise row.error(f"no list of layers in {LAYERS!r}; give what predict --output wrote")
     return len(listed)
+
+
+def _write_report(run: Run, file: Path) -> Path:
+    for library in ("jinja2", "matplotlib"):
+        optional_import(library, "plots")
+    from hadskip_export.report.page import write_run
+
+    settings = read_json(run.paths.recipe)
+    named = {name: settings[name] for name in ("model", "method", "train", "eval", "seed") if settings.get(name)}
+    write_run(run.summary, run.budget, file, {"run": str(run.paths.path), **named})
+    return file
 
 
 def _draw(summary: Summary, folder: Path) -> tuple[Path, ...]:

@@ -12,12 +12,13 @@ import markupsafe
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from hadskip_export.report.plots import METRIC_NAMES, STYLE, latencies, layers_run, parts, systems
+from hadskip_export.report.plots import METRIC_NAMES, PLOTS, STYLE, latencies, layers_run, parts, systems
 from hadskip_export.support.files import replaced
 
 if TYPE_CHECKING:
     from hadskip_export.commands.bench import Benchmark, Row
     from hadskip_export.commands.compare import Comparison
+    from hadskip_export.data.runs import Summary
 
 PAGES = jinja2.Environment(
     loader=jinja2.PackageLoader("hadskip_export.report"),
@@ -51,6 +52,27 @@ def write_benchmark(found: Benchmark, name: str, file: Path, about: dict[str, An
     with style.context(STYLE, after_reset=True):
         pictures = [list(_pictures(row)) for row in found.rows]
     _write(file, "benchmark.html", found=found, name=name, about=about, pictures=pictures)
+
+
+WORDS_OF_PLOTS = {
+    "usage": "Which layers run: the share of texts that run each, at each budget.",
+    "histogram": "How many layers run: the share of texts by how many they ran, at each budget.",
+    "frontier": "The metric by the layers that run, and what one set of layers for all texts reaches.",
+}
+
+
+def write_run(found: Summary, asked: float, file: Path, about: dict[str, Any]) -> None:
+    """
+    Args:
+        asked: the default budget, in layers.
+        about: as `write_comparison` has it.
+    """
+    with style.context(STYLE, after_reset=True):
+        pictures = [(_inline(draw(found), WORDS_OF_PLOTS[name]), WORDS_OF_PLOTS[name]) for name, draw in PLOTS.items()]
+    rows = [{"skill": None} | row for row in found["budgets"]]
+    summary = {"evaluated_on": None} | found | {"budgets": rows}
+    metric = METRIC_NAMES.get(found["metric"], found["metric"])
+    _write(file, "run.html", found=summary, metric=metric, asked=asked, pictures=pictures, about=about)
 
 
 def _pictures(row: Row) -> list[tuple[str, str]]:

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hadskip_export import inspect
 from hadskip_export.benchmark.race import PeerFigures
 from hadskip_export.commands.bench import Benchmark, Row
 from hadskip_export.commands.compare import Comparison
 from hadskip_export.comparison.figures import Result
 from hadskip_export.comparison.table import lines
-from hadskip_export.report.page import write_benchmark, write_comparison
+from hadskip_export.data.runs import read_run
+from hadskip_export.report.page import write_benchmark, write_comparison, write_run
+from hadskip_export.support.errors import BundleError
 from tests.comparison.test_table import figures, result
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -61,22 +64,25 @@ def benchmark(data: str | None) -> Benchmark:
     return Benchmark(about, (Row(**plain | {"batch": 1}), Row(**plain | {"batch": 8})), peers if data else ())
 
 
-def written(kind: str, folder: Path) -> Path:
+def written(kind: str, folder: Path, run: Path | None = None) -> Path:
     about = {"chip": "a <chip>", "model": "mine & theirs", "settings": ["a=1", "b=2"]}
     file = folder / "page.html"
-    if kind in ("timed", "untimed"):
+    if run is not None:
+        write_run(read_run(run).summary, 2, file, about)
+    elif kind in ("timed", "untimed"):
         write_comparison(comparison(kind == "timed"), file, about)
     else:
         write_benchmark(benchmark("dev.csv" if kind == "benchmark" else None), "a & b", file, about)
     return file
 
 
-KINDS = ["timed", "untimed", "benchmark", "made-up"]
+KINDS = ["timed", "untimed", "benchmark", "made-up", "run"]
 
 
 @pytest.fixture(params=KINDS)
 def page(request, tmp_path) -> Path:
-    return written(request.param, tmp_path)
+    run = request.getfixturevalue("shared_run") if request.param == "run" else None
+    return written(request.param, tmp_path, run)
 
 
 class Reader(HTMLParser):
@@ -148,6 +154,22 @@ def test_every_row_of_a_benchmark_is_there(data, tmp_path):
     content = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Do not trust this: too noisy" in content and "a &amp; b" in content
     assert ("full BERT is the fastest of those" in content) == ("made up" not in content) == bool(data)
+
+
+def test_every_budget_of_a_run_is_there(shared_run, tmp_path):
+    found = inspect(shared_run, report=tmp_path / "run.html")
+    assert found.plots == (tmp_path / "run.html",)
+    reader, summary = read(tmp_path / "run.html"), read_run(shared_run).summary
+    _, *rows = reader.rows
+    for row, budget in zip(rows, summary["budgets"], strict=True):
+        assert row[:3] == [f"{budget['budget']:g}", f"{budget['mean_layers']:.2f}", f"{budget['metric']:.4f}"]
+        assert row[5] == str(budget["routes"]) and bool(row[-1]) == (budget["skill"] is not None)
+    assert len(reader.pictures) == 3
+
+
+def test_a_bundle_has_no_figures_of_training(bundle, tmp_path):
+    with pytest.raises(BundleError, match="no figures of training"):
+        inspect(bundle, report=tmp_path / "run.html")
 
 
 def test_it_needs_nothing_else_and_its_pictures_have_words(page):
