@@ -530,7 +530,7 @@ def calibrate(json_file: Path | None, **options: Any) -> None:
     help="A recipe of HadSkip or a rival; repeatable. The first is held against the others. All if left out.",
 )
 @click.option("--seeds", type=int, default=1, show_default=True, help="How many trainings of each.")
-@click.option("--published", is_flag=True, help="Let rivals also learn without a teacher, as their authors had it.")
+@click.option("--published", is_flag=True, help="Let rivals also learn without a teacher, as most were published.")
 @_task
 @click.option("--fine-tuned", is_flag=True, help="MODEL already is the classifier and the teacher of all.")
 @click.option("--problem-type", type=click.Choice(PROBLEM_TYPES), help="What the labels are, see train.")

@@ -2,7 +2,6 @@
 its own built like the bundle's."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from hadskip_export.benchmark.race import Entered
@@ -55,7 +54,7 @@ def build_peer(folder: Path, like: Manifest, plan: EnginePlan, texts: Sequence[T
         model=GatedClassifier(model, fixed_route=route), full=None, tokenizer=tokenizer, max_length=length,
         points=(point,), budget=point.budget, task=like.task, metric=like.metric, texts=some,
     )  # fmt: skip
-    report = write_bundle(source, out, replace(plan, exits=False))
+    report = write_bundle(source, out, plan)
     if report is None or report.parity != "passed":
         raise EngineError(f"--against {folder}: {plan.tag} does not give PyTorch's answers; its speed is worth nothing")
     columns = tuple(config.labels.index(label) for label in wanted.labels)

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from hadskip_export.benchmark.measure import TURNS
 from hadskip_export.benchmark.statistics import percentiles
-from hadskip_export.benchmark.systems import System, take_turns
+from hadskip_export.benchmark.systems import System, choose_calls, take_turns
 from hadskip_export.runtime.tokenization import Text
 
-TURNS = 5
-CALLS = 100  # at most, of either kind
 BATCH = 32  # texts of a call, where what counts is how many a second
 
 
@@ -64,14 +63,10 @@ def race(
         entered: no two of one name.
         score: of logits, float [texts, labels].
     """
-    order = np.random.default_rng(0).permutation(len(texts))
     size = min(BATCH, len(texts))
-    alone = [order[row : row + 1] for row in range(min(CALLS, len(texts)))]
-    batches = [order[start : start + size] for start in range(0, len(texts) - size + 1, size)][:CALLS]
+    alone, batches = choose_calls(len(texts), 1), choose_calls(len(texts), size)
     with ExitStack() as stack:
-        systems = {
-            one.name: stack.enter_context(System(str(one.bundle), one.options, texts)) for one in entered
-        }  # fmt: skip
+        systems = {one.name: stack.enter_context(System(str(one.bundle), one.options, texts)) for one in entered}
         single = take_turns(systems, alone, TURNS, "one text a call").seconds
         several = take_turns(systems, batches, TURNS, f"{size} texts a call").seconds
         figures = []

@@ -19,6 +19,7 @@ from hadskip_export.support import errors
 from hadskip_export.support.errors import HadskipError
 from hadskip_export.support.progress import track
 
+MOST_CALLS = 100
 CALLS_PER_TURN = 20
 PAUSE = 0.02  # seconds after each turn, again and again until its threads are asleep: some spin for 300 ms
 MOST_PAUSES = 50
@@ -86,6 +87,12 @@ def _environment() -> dict[str, str]:
     named = [str(place)] if Path(sys.path[0]).resolve() == place else []
     others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(entry)]
     return os.environ | {"PYTHONPATH": os.pathsep.join([*named, *others])}
+
+
+def choose_calls(texts: int, batch: int, seed: int = 0) -> list[np.ndarray]:
+    """At most `MOST_CALLS` calls of `batch` different texts each, drawn at random; int arrays of row numbers."""
+    order = np.random.default_rng(seed).permutation(texts)
+    return [order[start : start + batch] for start in range(0, texts - batch + 1, batch)][:MOST_CALLS]
 
 
 @dataclass(frozen=True)

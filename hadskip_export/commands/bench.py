@@ -10,6 +10,7 @@ import numpy as np
 
 from hadskip_export.benchmark.measure import Contest, Figures, Workload
 from hadskip_export.benchmark.race import Entered, PeerFigures, fastest_as_good, race
+from hadskip_export.benchmark.systems import choose_calls
 from hadskip_export.data.columns import Columns
 from hadskip_export.data.examples import Examples, read_examples
 from hadskip_export.data.metrics import METRICS
@@ -26,7 +27,6 @@ from hadskip_export.support.files import scratch
 from hadskip_export.support.words import counted
 from hadskip_export.verification.golden import check_golden, read_golden
 
-MOST_CALLS = 100
 EFFICIENT = 0.9  # from here on the calls between the pieces are not worth another build
 
 
@@ -264,9 +264,3 @@ def faster_cut(bundle: Bundle, info: EngineInfo, efficiency: float | None) -> st
         return None
     command = ["hadskip-export", "build", str(bundle.path), "--engine", info.engine, "--precision", info.precision]
     return shlex.join([*command, "--cut", fastest])
-
-
-def choose_calls(texts: int, batch: int, seed: int = 0) -> list[np.ndarray]:
-    """At most `MOST_CALLS` calls of `batch` different texts each, drawn at random; int arrays of row numbers."""
-    order = np.random.default_rng(seed).permutation(texts)
-    return [order[start : start + batch] for start in range(0, texts - batch + 1, batch)][:MOST_CALLS]

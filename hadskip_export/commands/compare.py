@@ -44,6 +44,7 @@ class Comparison:
     Args:
         metric: its name.
         engine: that calls were timed on; None where they were not.
+        threshold_on: whose texts budgets were met on, `held-out` or `evaluation`.
         teacher: full BERT's metric, mean over seeds.
         lines: by budget; of a budget the first system is the one that the others are compared with.
     """
@@ -52,6 +53,7 @@ class Comparison:
     metric: str
     layers: int
     engine: str | None
+    threshold_on: str
     teacher: float
     lines: tuple[Line, ...]
     results: tuple[Result, ...]
@@ -95,7 +97,7 @@ def compare(
         methods: recipes of HadSkip and rivals, see `comparison.entrants.NAMES`; the first is what the others are
             compared with.
         seeds: how many, from 0.
-        published: let rivals also learn without a teacher, as their authors had it.
+        published: let rivals also learn without a teacher, as most of their authors had it.
         task, data_dir, train, eval, problem_type, metric, device, max_length, text_column, pair_column, label_column:
             see `train`.
         engine, precision: that calls are timed on, each system in its fastest cut.
@@ -141,6 +143,7 @@ def compare(
         metric=summary["metric"],
         layers=summary["layers"],
         engine=tag,
+        threshold_on=load_recipe(None, todo[0].settings(settings)).threshold_on,
         teacher=sum(result.teacher for result in results) / len(results),
         lines=lines(results, wanted),
         results=tuple(results),

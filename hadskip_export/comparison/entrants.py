@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from hadskip_export.comparison.figures import system_of
 from hadskip_export.routing.budgets import budget_name
 from hadskip_export.support.errors import BudgetError, RecipeError
 from hadskip_export.trainers.methods import HADSKIP, METHODS, create_method
@@ -19,7 +20,7 @@ class Entrant:
 
     Args:
         name: one of `NAMES`.
-        published: without a teacher, as the authors had it; else distilled as all others are.
+        published: without a teacher, as most authors had it; else distilled as all others are.
         seed: of the split, the order of the texts and dropout.
         budget: of a method that is trained for each by itself; None where one run keeps all of them.
     """
@@ -31,8 +32,7 @@ class Entrant:
 
     @property
     def system(self) -> str:
-        """What a table calls it."""
-        return f"{self.name}, as published" if self.published else self.name
+        return system_of(self.name, self.published)
 
     @property
     def file(self) -> str:

@@ -12,6 +12,11 @@ from hadskip_export.support.errors import BundleError, first_line
 from hadskip_export.support.files import replaced
 
 
+def system_of(name: str, published: bool) -> str:
+    """What a table calls an entrant."""
+    return f"{name}, as published" if published else name
+
+
 @dataclass(frozen=True)
 class Latency:
     """Of calls of one text each, text in and answer out, in turns with full BERT on the same engine.
@@ -64,8 +69,7 @@ class Result:
 
     @property
     def system(self) -> str:
-        """What a table calls it."""
-        return f"{self.name}, as published" if self.published else self.name
+        return system_of(self.name, self.published)
 
 
 def figures_of(summary: Summary, budgets: Sequence[float]) -> dict[float, tuple[BudgetFigures, Figures]]:

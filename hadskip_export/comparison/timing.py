@@ -1,15 +1,12 @@
 """How long an entrant's calls take at each budget, beside full BERT."""
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from hadskip_export.benchmark.statistics import percentiles, speedup
-from hadskip_export.benchmark.systems import System, take_turns
+from hadskip_export.benchmark.systems import System, choose_calls, take_turns
 from hadskip_export.comparison.figures import Latency
 from hadskip_export.runtime.tokenization import Text
 
@@ -36,9 +33,9 @@ def time_calls(served: Mapping[float, Served], engine: str, texts: Sequence[Text
     full = System(str(first), {"engine": engine, "router": "full"}, texts)
     systems = {"full": full}
     for budget, one in served.items():
-        options = {"engine": engine} | ({} if one.threshold is None else {"gate_threshold": _plain(one.threshold)})
+        options = {"engine": engine} | ({} if one.threshold is None else {"gate_threshold": one.threshold})
         systems[str(budget)] = System(str(one.bundle), options, texts)
-    calls = [np.array([row]) for row in np.random.default_rng(0).permutation(len(texts))[:CALLS].tolist()]
+    calls = choose_calls(len(texts), 1)[:CALLS]
     with ExitStack() as stack:
         for system in systems.values():
             stack.enter_context(system)
@@ -49,8 +46,3 @@ def time_calls(served: Mapping[float, Served], engine: str, texts: Sequence[Text
         own, theirs = (percentiles(taken[name])[0] for name in (str(budget), "full"))
         found[budget] = Latency(engine, own, theirs, ratio.value, ratio.low, ratio.high)
     return found
-
-
-def _plain(threshold: float) -> float:
-    """As JSON has it."""
-    return max(-1e30, min(1e30, threshold)) if math.isinf(threshold) else float(threshold)

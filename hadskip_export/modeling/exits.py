@@ -41,7 +41,7 @@ class CertainHead(Head):
 
 
 class AttentionHead(nn.Module):
-    """FastBERT's student classifier (arXiv:2004.02178, section 3.1): a narrow layer of attention, and the first token
+    """FastBERT's student classifier (arXiv:2004.02178): a narrow layer of attention, and the first token
     of what it gives."""
 
     def __init__(self, config: EncoderConfig):

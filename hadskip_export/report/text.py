@@ -444,9 +444,8 @@ def comparison(found: Comparison) -> Lines:
             f"  {_interval(line.above)}"
         )
     timed = "calls were not timed" if found.engine is None else f"one text a call, {found.engine}"
-    return [
-        *told, "", f"means over seeds, intervals of 95 %; thresholds are those of the held-out texts; {timed}",
-    ]  # fmt: skip
+    met = f"budgets met on the {found.threshold_on} texts"
+    return [*told, "", f"means over seeds, intervals of 95 %; {met}; {timed}"]
 
 
 def _share(value: float | None) -> str:

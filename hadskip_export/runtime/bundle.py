@@ -17,7 +17,7 @@ from typing import Literal
 
 from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import MULTI, SINGLE, Problem, ProblemType
-from hadskip_export.routing.criteria import CRITERIA
+from hadskip_export.routing.criteria import CRITERIA, Criterion
 from hadskip_export.routing.points import Point, thresholds_at
 from hadskip_export.routing.routes import Route, is_route
 from hadskip_export.runtime.engines import Cut, built_elsewhere, runs_onnx
@@ -115,6 +115,11 @@ class RouterInfo:
         return self.kind == "exits"
 
     @property
+    def leaves_by(self) -> Criterion:
+        """Of exits."""
+        return CRITERIA[self.criterion or ""]
+
+    @property
     def decides(self) -> bool:
         """Whether each input has margins of its own, and an operating point a threshold for each layer's."""
         return self.route is None
@@ -196,8 +201,8 @@ class Manifest:
 
     def thresholds_at(self, budget: float) -> tuple[float, ...]:
         """See `routing.points.thresholds_at`."""
-        criterion = CRITERIA.get(self.router.criterion or "")
-        return thresholds_at(self.points, budget, self.model.layers, in_steps=criterion is not None and criterion.waits)
+        in_steps = self.router.has_exits and self.router.leaves_by.waits
+        return thresholds_at(self.points, budget, self.model.layers, in_steps)
 
     @property
     def reachable_layers(self) -> list[int]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-from hadskip_export.routing.criteria import CRITERIA
 from hadskip_export.routing.routes import as_row
 from hadskip_export.runtime.bundle import (
     ALL_GATES,
@@ -59,12 +58,11 @@ def _chain(engine: Engine, manifest: Manifest, *, gates: Sequence[Piece] = (), a
 
 def _exits(engine: Engine, manifest: Manifest) -> Exits:
     model, router = manifest.model, manifest.router
-    assert router.criterion is not None
     return Exits(
         embeddings=engine.load("embeddings"),
         layers={index: engine.load(layer_name(index)) for index in range(model.layers)},
         exits=[*(engine.load(exit_name(index)) for index in range(model.layers - 1)), engine.load("head")],
-        criterion=CRITERIA[router.criterion],
+        criterion=router.leaves_by,
         embedding_inputs=model.embedding_inputs,
         exits_take_mask=[*(router.exit_inputs == STATES for _ in range(model.layers - 1)), model.pooling == "mean"],
         num_labels=len(model.labels),

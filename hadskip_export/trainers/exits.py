@@ -1,5 +1,6 @@
 """Training exits: each learns the task, and what the teacher says."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,9 +21,10 @@ from hadskip_export.trainers.word_dropout import drop_words
 Weigh = Callable[[int, float, int], Tensor]
 
 
-class Among(nn.Module):
+class Among(nn.Module, ABC):
     """What exits learn from each other, with weights that learn, too: their losses become its own."""
 
+    @abstractmethod
     def forward(self, model: ExitClassifier, losses: Tensor, answers: list[Tensor], batch: TrainingBatch) -> Tensor:
         """
         Args:
@@ -32,7 +34,6 @@ class Among(nn.Module):
         Returns:
             What each exit learns, float [L].
         """
-        raise NotImplementedError
 
 
 def train_exits(
@@ -58,7 +59,7 @@ def train_exits(
 
     def step(batch: TrainingBatch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
         answers = model(*batch.inputs)
-        taught = teacher(batch, keep_states=False).logits
+        taught = teacher(batch, keep_states=False).logits if recipe.alpha1 else None
         losses = torch.stack([_loss(answer[:, :classes], taught, batch, session, labels) for answer in answers])
         if among is not None:
             losses = among(model, losses, answers, batch)
@@ -82,23 +83,25 @@ def train_exits(
     model.eval()
 
 
-def _loss(logits: Tensor, taught: Tensor, batch: TrainingBatch, session: Session, labels: bool) -> Tensor:
+def _loss(logits: Tensor, taught: Tensor | None, batch: TrainingBatch, session: Session, labels: bool) -> Tensor:
     """Equations 4 and 5 of HadSkip's paper for one exit."""
     objective, loss = session.objective, logits.new_zeros(())
     if labels and batch.targets is not None:
         losses = objective.task_losses(logits, batch.targets)
         loss = (losses if batch.altered is None else losses * ~batch.altered).mean()
-    if session.recipe.alpha1:
+    if taught is not None:
         loss = loss + session.recipe.alpha1 * objective.prediction_loss(logits, taught)
     return loss
 
 
-def _certainty_loss(answers: list[Tensor], taught: Tensor, batch: TrainingBatch) -> Tensor:
+def _certainty_loss(answers: list[Tensor], taught: Tensor | None, batch: TrainingBatch) -> Tensor:
     """The squared error of what each exit says of being right (BERxiT's "learning to exit"), summed over exits; where
     the text has no label, of agreeing with the teacher."""
-    right = taught.argmax(dim=1)
-    if batch.targets is not None:
-        right = batch.targets if batch.altered is None else torch.where(batch.altered, right, batch.targets)
+    right = batch.targets
+    if right is None or batch.altered is not None:
+        assert taught is not None  # else texts have labels, and nobody alters them
+        theirs = taught.argmax(dim=1)
+        right = theirs if right is None else torch.where(batch.altered, theirs, right)
     told = torch.stack([answer[:, -1].sigmoid() for answer in answers])
     truly = torch.stack([(answer[:, :-1].argmax(dim=1) == right).float() for answer in answers])
     return F.mse_loss(told, truly) * len(answers)

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 
 from hadskip_export.data.problems import Problem, same_answers
-from hadskip_export.routing.criteria import CRITERIA
 from hadskip_export.runtime.bundle import (
     ALL_GATES,
     FULL,
@@ -322,7 +321,7 @@ class _Comparison:
             if index < len(trace.answers):
                 answers.append(self._compare_exit(index, trace, before[0], batch.attention_mask))
         if answers:
-            found = CRITERIA[self._manifest.router.criterion or ""].margins(answers)[0]
+            found = self._manifest.router.leaves_by.margins(answers)[0]
             ours, theirs = (comparable(self._manifest, margins[1:]) for margins in (found, trace.margins))
             errors[1:] = ours - theirs  # nobody decides on the first layer
         last, right = trace.states[-1], trace.logits

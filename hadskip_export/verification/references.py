@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hadskip_export.routing.criteria import CRITERIA
+from hadskip_export.routing.criteria import Criterion
 from hadskip_export.routing.routes import FIXED_MARGIN, as_row
 from hadskip_export.runtime.bundle import FULL, Bundle, Manifest, exit_name, gate_name, layer_name
 from hadskip_export.runtime.engines.ort import import_onnxruntime, open_session
@@ -77,7 +77,7 @@ def traces(reference: Reference, inputs: Sequence[Encoded], thresholds: np.ndarr
 
 
 def trace_of_exits(
-    criterion: str,
+    criterion: Criterion,
     states: list[np.ndarray],
     answers: list[np.ndarray],
     logits: np.ndarray,
@@ -86,10 +86,9 @@ def trace_of_exits(
     """The trace of an input that went through all layers and was answered by all exits.
 
     Args:
-        criterion: a name in `CRITERIA`.
         logits: the head's, float32 [1, classes].
     """
-    margins = CRITERIA[criterion].margins(answers)[0]
+    margins = criterion.margins(answers)[0]
     ran = 1
     while ran < len(margins) and margins[ran] > thresholds[ran]:
         ran += 1
@@ -137,10 +136,8 @@ class OnnxReference:
             if index + 1 < len(self._layers):
                 answers.append(self.answers(index, states[-1], mask))
         full = self.full(batch) if FULL in self._pieces else None
-        criterion = self._router.criterion or ""
-        return replace(
-            trace_of_exits(criterion, states, answers, self.logits(states[-1]), thresholds), full_logits=full
-        )
+        trace = trace_of_exits(self._router.leaves_by, states, answers, self.logits(states[-1]), thresholds)
+        return replace(trace, full_logits=full)
 
     def answers(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         feed = {"hidden_states": hidden_states, "attention_mask": attention_mask}

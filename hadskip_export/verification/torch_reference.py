@@ -9,6 +9,7 @@ from torch import Tensor
 from hadskip_export.modeling.encoder import Classifier, attention_bias
 from hadskip_export.modeling.exits import ExitClassifier, Student
 from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.routing.criteria import CRITERIA
 from hadskip_export.runtime.tokenization import Batch
 from hadskip_export.verification.references import Trace, trace_of_exits
 
@@ -37,7 +38,7 @@ class TorchReference:
             answers = [leave(state, mask).numpy() for leave, state in zip(self._model.exits, states[1:-1], strict=True)]
             logits = body.head(states[-1], mask).numpy()
             as_arrays = [state.numpy() for state in states]
-            trace = trace_of_exits(self._model.criterion, as_arrays, answers, logits, thresholds)
+            trace = trace_of_exits(CRITERIA[self._model.criterion], as_arrays, answers, logits, thresholds)
             return replace(trace, full_logits=full)
         outputs, margins = [], []
         for layer, gate, threshold in zip(body.layers, self._model.gates, thresholds.tolist(), strict=True):

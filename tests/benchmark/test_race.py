@@ -11,6 +11,7 @@ import pytest
 
 from hadskip_export import bench
 from hadskip_export.benchmark import race as racing
+from hadskip_export.benchmark import systems
 from hadskip_export.benchmark.race import Entered, PeerFigures, fastest_as_good, race
 from hadskip_export.commands.bench import Benchmark
 from hadskip_export.modeling.checkpoint import save_classifier
@@ -61,7 +62,7 @@ def found(bundle, source, model_folder, data, tmp_path_factory) -> Benchmark:
     folder = tmp_path_factory.mktemp("peers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(racing, "TURNS", 2)
-        patch.setattr(racing, "CALLS", 10)
+        patch.setattr(systems, "MOST_CALLS", 10)
         peers = [
             classifier(source, model_folder, folder / "small"),
             classifier(source, model_folder, folder / "turned", labels=("yes", "no")),

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hadskip_export import bench, build, validate
+from hadskip_export.benchmark import systems
 from hadskip_export.benchmark.measure import TURNS
+from hadskip_export.benchmark.systems import MOST_CALLS, choose_calls
 from hadskip_export.cli import main
-from hadskip_export.commands import bench as benching
-from hadskip_export.commands.bench import MOST_CALLS, Row, choose_calls, faster_cut
+from hadskip_export.commands.bench import Row, faster_cut
 from hadskip_export.report.plain import to_json
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.engines import Cut
@@ -100,7 +101,7 @@ def test_a_profile_adds_up_to_calls_and_names_every_part(result: dict):
 
 
 def test_max_layers_caps_the_layers_that_are_timed(bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(benching, "MOST_CALLS", 2)
+    monkeypatch.setattr(systems, "MOST_CALLS", 2)
     (row,) = bench(bundle, data=data, max_layers=1).rows
     assert row.mean_layers <= 1
     assert row.profile is None
@@ -109,7 +110,7 @@ def test_max_layers_caps_the_layers_that_are_timed(bundle: Path, data: Path, mon
 def test_a_static_route_is_timed_and_profiled_on_its_layers(
     static_bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(benching, "MOST_CALLS", 2)
+    monkeypatch.setattr(systems, "MOST_CALLS", 2)
     (row,) = bench(static_bundle, data=data, batch=(3,), profile=True).rows
     assert row.mean_layers == row.layers_run == 2
     assert row.histogram == (0, 0, 1, 0, 0)
@@ -123,7 +124,7 @@ def test_a_static_route_is_timed_and_profiled_on_its_layers(
 
 def test_of_a_route_of_one_layer_nobody_knows_what_the_others_cost(model_folder: Path, tmp_path: Path, monkeypatch):
     """It is the last one, which computes less than they do, so there is no ideal."""
-    monkeypatch.setattr(benching, "MOST_CALLS", 2)
+    monkeypatch.setattr(systems, "MOST_CALLS", 2)
     write_cut(make_source(model_folder, tmp_path, layers=2, fixed_route=(2,)), tmp_path, "gates")
     (row,) = bench(tmp_path / "bundle", batch=(3,)).rows
     assert (row.layers_run, row.last_run) == (1, 1)
@@ -178,7 +179,7 @@ def test_the_command_that_is_told_is_one_that_works(bundle: Path, tmp_path: Path
 def test_the_engine_that_is_timed_is_the_one_asked_for(
     cut: Cut, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(benching, "MOST_CALLS", 2)
+    monkeypatch.setattr(systems, "MOST_CALLS", 2)
     copy = copy_of(bundle, tmp_path)
     assert build(copy, engine="ort", cut=cut).parity == "passed"
     (row,) = bench(copy, batch=(2,), cut=cut, profile=True).rows
@@ -189,7 +190,7 @@ def test_the_engine_that_is_timed_is_the_one_asked_for(
 
 
 def test_golden_texts_are_timed_where_no_data_is_given(layers_bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(benching, "MOST_CALLS", 3)
+    monkeypatch.setattr(systems, "MOST_CALLS", 3)
     before = psutil.Process().children()
     (row,) = bench(layers_bundle, batch=(4,)).rows
     assert (row.data, row.metric, row.full_metric) == (None, None, None)

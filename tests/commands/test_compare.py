@@ -62,6 +62,7 @@ def test_every_system_is_trained_from_one_teacher_and_stands_in_the_table(asked)
         assert (line.above is None) == (line.system == "adaptive")
     assert not [*runs.rglob("budgets"), *runs.rglob("stage1")]  # the teacher has a place of its own
     shown = "\n".join(text.comparison(found))
+    assert found.threshold_on == "held-out" and "budgets met on the held-out texts" in shown
     assert "1 of 3 layers" in shown and "pcee, as published" in shown and "calls were not timed" in shown
 
 

@@ -41,7 +41,7 @@ def comparison(timed: bool = True) -> Comparison:
             replace(one, figures=tuple(replace(figure, latency=None) for figure in one.figures)) for one in results
         ]
     engine = "ort-fp32" if timed else None
-    return Comparison("sst2", "accuracy", 12, engine, 0.9, lines(results, [3, 6]), tuple(results))
+    return Comparison("sst2", "accuracy", 12, engine, "held-out", 0.9, lines(results, [3, 6]), tuple(results))
 
 
 def benchmark(data: str | None) -> Benchmark:

@@ -19,7 +19,7 @@ class Berxit(EarlyExit):
     criterion: ClassVar[str] = "uncertainty"
 
     def weights(self, num_exits: int, done: float, number: int) -> Tensor:
-        """Of the last exit alone in every other batch (section 3.2, "alternating")."""
+        """Of the last exit alone in every other batch."""
         weights = torch.ones(num_exits)
         if number % 2 == 0:
             weights[:-1] = 0

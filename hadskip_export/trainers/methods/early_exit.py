@@ -1,7 +1,7 @@
 """What the methods with exits share: one body for all budgets, and an exit after each layer.
 
-Their exits learn from the teacher, too, as all students here do, unless the recipe says `alpha1 = 0`: that is each
-system as its authors published it.
+Their exits learn from the teacher, too, as all students here do, unless the recipe says `alpha1 = 0`. Where they begin,
+how many epochs they have and at which rate is not what their authors published: it is what the others have.
 """
 
 import copy

@@ -18,5 +18,5 @@ class Pabee(EarlyExit):
     criterion: ClassVar[str] = "patience"
 
     def weights(self, num_exits: int, done: float, number: int) -> Tensor:
-        """`l / sum(l)` (equation 5)."""
+        """`l / sum(l)`"""
         return by_depth(num_exits)

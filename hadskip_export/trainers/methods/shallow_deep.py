@@ -18,7 +18,7 @@ class ShallowDeep(EarlyExit):
     criterion: ClassVar[str] = "doubt"
 
     def weights(self, num_exits: int, done: float, number: int) -> Tensor:
-        """Rising through the training to the share of the layers before each (section 4.2); the last exit's is 1."""
+        """Rising through the training to the share of the layers before each; the last exit's is 1."""
         share = torch.arange(1, num_exits + 1) / num_exits
         risen = torch.minimum(share, FIRST + done * share)
         return torch.cat((risen[:-1], torch.ones(1)))
