@@ -17,6 +17,7 @@ from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import groups_of
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.targets import target_of
+from hadskip_export.report.plain import need_pages
 from hadskip_export.runtime.bundle import Bundle, EngineInfo, read_bundle
 from hadskip_export.runtime.engines import Cut
 from hadskip_export.runtime.predictor import LoadOptions, Predictor
@@ -117,8 +118,7 @@ def bench(
     if any(size < 1 for size in batch):
         raise DataError("--batch: expected at least 1")
     if report is not None:
-        for library in ("jinja2", "matplotlib"):
-            optional_import(library, "plots")
+        need_pages()
     if against and data is None:
         raise DataError("--against: give labelled --data, for the fastest of several is of no use where it is wrong")
     before, busy = environment(), busy_share()

@@ -18,15 +18,15 @@ from hadskip_export.comparison.figures import Figures, Result, figures_of, read_
 from hadskip_export.comparison.table import Line, lines
 from hadskip_export.comparison.timing import Served, time_calls
 from hadskip_export.data.columns import Columns
-from hadskip_export.data.problems import Problem, ProblemType
+from hadskip_export.data.problems import ProblemType
 from hadskip_export.data.runs import BudgetFigures, read_json, read_run
-from hadskip_export.data.tasks import load_task
 from hadskip_export.exporters.plan import EnginePlan
-from hadskip_export.modeling.checkpoint import read_config, resolve_model
+from hadskip_export.modeling.checkpoint import read_config
+from hadskip_export.report.plain import need_pages
 from hadskip_export.routing.budgets import budget_name, resolve_budget
 from hadskip_export.runtime.bundle import read_manifest
 from hadskip_export.support.environment import environment
-from hadskip_export.support.errors import BundleError, EngineError, RecipeError, optional_import
+from hadskip_export.support.errors import BundleError, EngineError
 from hadskip_export.support.files import named, new_folder, replaced, scratch
 from hadskip_export.support.progress import say
 from hadskip_export.trainers.methods import create_method
@@ -34,6 +34,7 @@ from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.session import check_device
 
 SETTINGS, RUNS, RESULTS, TEACHERS = "compare.json", "runs", "results", "teachers"
+ASKED = ("model", "fine_tuned", "task", "data_dir", "train", "eval", "problem_type", "metric")
 MADE_BY = "made-by"  # in a teacher's folder: the entrant whose stage I it is
 
 
@@ -114,8 +115,7 @@ def compare(
         EngineError: calls cannot be timed here.
     """
     if report is not None:
-        for library in ("jinja2", "matplotlib"):
-            optional_import(library, "plots")
+        need_pages()
     todo = entrants(methods, budgets, seeds, recipe, published)
     plan = EnginePlan.of(engine, precision).check_measurable() if timing else None
     shared = {
@@ -234,26 +234,16 @@ def _check(todo: Sequence[Entrant], shared: Mapping[str, Any], budgets: Sequence
         HadskipError: see `train`.
     """
     check_device(shared["device"])
-    folder = resolve_model(shared["model"])
-    own = read_config(folder) if shared["fine_tuned"] else None
-    data = load_task(
-        task=shared["task"],
-        data_dir=shared["data_dir"],
-        train=shared["train"],
-        evaluation=shared["eval"],
-        columns=Columns(shared["text_column"], shared["pair_column"], shared["label_column"]),
-        known=None if own is None else Problem(own.problem_type, own.labels),
-        problem_type=shared["problem_type"],
-        metric=shared["metric"],
-    )
+    asked = {name: shared[name] for name in ASKED}
+    columns = Columns(shared["text_column"], shared["pair_column"], shared["label_column"])
+    folder, data = training.read_asked(**asked, columns=columns)
     config = read_config(folder, data.problem.labels, data.problem.type)
     for entrant in todo:
         recipe = load_recipe(entrant.recipe(shared["recipe"]), entrant.settings(shared["settings"]))
         method = create_method(entrant.method, recipe, {})
         for budget in budgets if entrant.budget is None else [entrant.budget]:
             method.check(recipe, resolve_budget(budget, config.num_layers), config)
-        if not data.train.labels and not recipe.alpha1:
-            raise RecipeError(f"{entrant.system}: learns from labels alone, and the training texts have none")
+        training.check_teaching(data, recipe)
 
 
 @contextmanager

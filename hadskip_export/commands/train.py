@@ -11,7 +11,7 @@ import torch
 from hadskip_export.data.columns import Columns
 from hadskip_export.data.problems import Problem, ProblemType
 from hadskip_export.data.runs import Summary
-from hadskip_export.data.tasks import load_task
+from hadskip_export.data.tasks import TaskData, load_task
 from hadskip_export.modeling.checkpoint import own_labels, read_config, resolve_model
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.routes import Route
@@ -21,7 +21,7 @@ from hadskip_export.support.seeds import check_seed
 from hadskip_export.trainers.methods import create_method
 from hadskip_export.trainers.pipeline import Plan, run_training
 from hadskip_export.trainers.processes import joined
-from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.recipe import Recipe, load_recipe
 from hadskip_export.trainers.run_folder import open_run
 from hadskip_export.trainers.session import check_device, fixed_threads
 
@@ -91,13 +91,10 @@ def train(
     if force:
         _check_force(Path(out), resume, {"--model": model, "--data-dir": data_dir, "--train": train, "--eval": eval})
     chosen = load_recipe(recipe, settings)
-    folder = resolve_model(model)
-    own = read_config(folder) if fine_tuned else None
-    known = None if own is None else Problem(own.problem_type, own.labels)
     columns = Columns(text_column, pair_column, label_column)
-    data = load_task(
-        task=task, data_dir=data_dir, train=train, evaluation=eval, columns=columns, known=known,
-        problem_type=problem_type, metric=metric,
+    folder, data = read_asked(
+        model=model, fine_tuned=fine_tuned, task=task, data_dir=data_dir, train=train, eval=eval,
+        problem_type=problem_type, metric=metric, columns=columns,
     )  # fmt: skip
     data = replace(data, problem=data.problem.with_thresholds(label_thresholds or {}))
     labels = data.problem.labels
@@ -113,8 +110,7 @@ def train(
     length = min(max_length or DEFAULT_MAX_LENGTH, config.most_tokens)
     if max_length is not None and not 8 <= max_length <= config.most_tokens:
         raise DataError(f"--max-length {max_length}: expected 8 to {config.most_tokens}")
-    if not data.train.labels and not chosen.alpha1:
-        raise RecipeError("alpha1=0: training texts without labels are learned from the teacher's predictions alone")
+    check_teaching(data, chosen)
     learner = create_method(method, chosen, {"route": route})
     learner.check(chosen, layers, config)
     identity: dict[str, Any] = {
@@ -159,6 +155,38 @@ def train(
                 f" when they are done, else train anew with batch_size below {chosen.batch_size} and accumulate=N to"
                 " make up for it (--set)"
             ) from error
+
+
+def read_asked(
+    *,
+    model: str,
+    fine_tuned: bool,
+    task: str | None,
+    data_dir: str | None,
+    train: str | None,
+    eval: str | None,
+    problem_type: ProblemType | None,
+    metric: str | None,
+    columns: Columns,
+) -> tuple[Path, TaskData]:
+    """The folder of the model and what is to be learned, see `train`."""
+    folder = resolve_model(model)
+    own = read_config(folder) if fine_tuned else None
+    known = None if own is None else Problem(own.problem_type, own.labels)
+    data = load_task(
+        task=task, data_dir=data_dir, train=train, evaluation=eval, columns=columns, known=known,
+        problem_type=problem_type, metric=metric,
+    )  # fmt: skip
+    return folder, data
+
+
+def check_teaching(data: TaskData, recipe: Recipe) -> None:
+    """
+    Raises:
+        RecipeError: neither labels nor a teacher to learn from.
+    """
+    if not data.train.labels and not recipe.alpha1:
+        raise RecipeError("alpha1=0: training texts without labels are learned from the teacher's predictions alone")
 
 
 def _check_force(out: Path, resume: bool, inputs: dict[str, str | None]) -> None:
