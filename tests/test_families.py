@@ -42,7 +42,19 @@ def test_all_families_beside_bert_are_here():
     assert {*MADE_OF, "bert"} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert", "modernbert", "deberta-v2"])
+SLOW = pytest.mark.slow  # those whose layers are BERT's own
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param("roberta", marks=SLOW),
+        pytest.param("electra", marks=SLOW),
+        pytest.param("distilbert", marks=SLOW),
+        "modernbert",
+        "deberta-v2",
+    ],
+)
 def test_a_bundle_of_every_shape_of_model_passes_its_check(family: str, tmp_path: Path):
     source = make_source(write_model(family, tmp_path / "model"), tmp_path, layers=2)
     bundle = write_cut(source, tmp_path, "whole")  # checked against PyTorch, full BERT and gates

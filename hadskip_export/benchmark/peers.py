@@ -1,10 +1,11 @@
 """What somebody would run instead: another fine-tuned classifier of the same labels, every layer of it, in an engine of
 its own built like the bundle's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from hadskip_export.benchmark.race import Entered
+from hadskip_export.benchmark.race import Entered, loaded_bundle
 from hadskip_export.data.text import Text
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.write import Source, write_bundle
@@ -19,7 +20,8 @@ from hadskip_export.verification.original import check_same_as_original
 PARITY_TEXTS = 100
 
 
-def build_peer(folder: Path, like: Manifest, plan: EnginePlan, texts: Sequence[Text], out: Path) -> Entered:
+@contextmanager
+def loaded_peer(folder: Path, like: Manifest, plan: EnginePlan, texts: Sequence[Text], out: Path) -> Iterator[Entered]:
     """
     Args:
         folder: a Hugging Face model folder.
@@ -58,4 +60,5 @@ def build_peer(folder: Path, like: Manifest, plan: EnginePlan, texts: Sequence[T
     if report is None or report.parity != "passed":
         raise EngineError(f"--against {folder}: {plan.tag} does not give PyTorch's answers; its speed is worth nothing")
     columns = tuple(config.labels.index(label) for label in wanted.labels)
-    return Entered(folder.name, out, {"engine": f"{plan.tag}-{plan.cut}"}, columns)
+    with loaded_bundle(folder.name, out, {"engine": f"{plan.tag}-{plan.cut}"}, columns, texts) as entered:
+        yield entered

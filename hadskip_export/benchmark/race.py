@@ -1,7 +1,7 @@
 """Several systems on the same texts: how good, how fast and how large each is."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 
 from hadskip_export.benchmark.measure import TURNS
 from hadskip_export.benchmark.statistics import percentiles
-from hadskip_export.benchmark.systems import System, choose_calls, take_turns
+from hadskip_export.benchmark.systems import Process, System, choose_calls, take_turns
 from hadskip_export.runtime.tokenization import Text
 
 BATCH = 32  # texts of a call, where what counts is how many a second
@@ -22,15 +22,30 @@ class Entered:
 
     Args:
         name: what a table calls it.
-        bundle: the folder.
-        options: keyword arguments of `Predictor.load`; its engine by its whole name.
+        engine: what it computes in.
+        process: which has it loaded.
+        disk_mb: what is deployed of it.
         columns: of its logits, in the order of the labels that all are compared on.
     """
 
     name: str
-    bundle: Path
-    options: dict[str, Any]
+    engine: str
+    process: Process
+    disk_mb: float
     columns: tuple[int, ...]
+
+
+@contextmanager
+def loaded_bundle(
+    name: str, bundle: Path, options: dict[str, Any], columns: tuple[int, ...], texts: Sequence[Text]
+) -> Iterator[Entered]:
+    """
+    Args:
+        options: keyword arguments of `Predictor.load`; its engine by its whole name.
+    """
+    disk = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
+    with System(str(bundle), options, texts) as process:
+        yield Entered(name, options["engine"], process, disk / 1e6, columns)
 
 
 @dataclass(frozen=True)
@@ -60,32 +75,31 @@ def race(
 ) -> tuple[PeerFigures, ...]:
     """
     Args:
-        entered: no two of one name.
+        entered: no two of one name, each loaded with `texts`.
         score: of logits, float [texts, labels].
     """
     size = min(BATCH, len(texts))
     alone, batches = choose_calls(len(texts), 1), choose_calls(len(texts), size)
-    with ExitStack() as stack:
-        systems = {one.name: stack.enter_context(System(str(one.bundle), one.options, texts)) for one in entered}
-        single = take_turns(systems, alone, TURNS, "one text a call").seconds
-        several = take_turns(systems, batches, TURNS, f"{size} texts a call").seconds
-        figures = []
-        for one in entered:
-            logits = np.array(systems[one.name].ask("answers", batch_size=BATCH)["logits"])
-            p50, p90, p99 = percentiles(single[one.name])
-            figures.append(
-                PeerFigures(
-                    name=one.name,
-                    engine=one.options["engine"],
-                    metric=score(logits[:, list(one.columns)]),
-                    p50=p50,
-                    p90=p90,
-                    p99=p99,
-                    throughput=len(batches) * size / float(np.median(several[one.name], axis=1).sum()),
-                    disk_mb=sum(file.stat().st_size for file in one.bundle.rglob("*") if file.is_file()) / 1e6,
-                    memory_mb=systems[one.name].ask("memory")["mb"],
-                )
+    processes = {one.name: one.process for one in entered}
+    single = take_turns(processes, alone, TURNS, "one text a call").seconds
+    several = take_turns(processes, batches, TURNS, f"{size} texts a call").seconds
+    figures = []
+    for one in entered:
+        logits = np.array(one.process.ask("answers", batch_size=BATCH)["logits"])
+        p50, p90, p99 = percentiles(single[one.name])
+        figures.append(
+            PeerFigures(
+                name=one.name,
+                engine=one.engine,
+                metric=score(logits[:, list(one.columns)]),
+                p50=p50,
+                p90=p90,
+                p99=p99,
+                throughput=len(batches) * size / float(np.median(several[one.name], axis=1).sum()),
+                disk_mb=one.disk_mb,
+                memory_mb=one.process.ask("memory")["mb"],
             )
+        )
     return tuple(figures)
 
 

@@ -6,10 +6,10 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -25,30 +25,25 @@ PAUSE = 0.02  # seconds after each turn, again and again until its threads are a
 MOST_PAUSES = 50
 
 
-class System:
-    """A bundle loaded in another process. Use it as a context manager.
+class Process:
+    """A program that answers requests, see `outside.replies`, and has nothing else to do. Use it as a context manager.
 
     Args:
-        bundle: the bundle's folder.
-        options: keyword arguments of `Predictor.load`.
-        texts: what calls may ask about, by position.
-        routes: the layers that each text runs, bool [texts, L]; left to the gates if None.
+        command: what runs it.
+        environment: its environment variables.
+        load: arguments of its request `load`.
     """
 
-    def __init__(self, bundle: str, options: dict[str, Any], texts: Sequence[Text], routes: np.ndarray | None = None):
-        forced = None if routes is None else routes.tolist()
-        self._load = {"bundle": bundle, "options": options, "texts": list(texts), "routes": forced}
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], load: Mapping[str, Any]):
+        self._command, self._environment, self._load = command, environment, load
+        self.loaded: dict[str, Any] = {}  # what it replied
 
-    def __enter__(self) -> "System":
+    def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "hadskip_export.benchmark.worker"],
-            env=_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            self._command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         try:
-            self.ask("load", **self._load)
+            self.loaded = self.ask("load", **self._load)
         except BaseException:
             self.__exit__()
             raise
@@ -59,7 +54,7 @@ class System:
         self._process.communicate()
 
     def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
-        """Sends a request, see `Worker`, and waits for the reply.
+        """Sends a request and waits for the reply.
 
         Raises:
             HadskipError: what the worker raised, or that it died.
@@ -76,8 +71,27 @@ class System:
             raise HadskipError(f"the benchmark's worker process died ({request}); is there enough memory?")
         reply = json.loads(line)
         if "error" in reply:
-            raise getattr(errors, reply["kind"], HadskipError)(reply["error"])
+            raise getattr(errors, reply["kind"] or HadskipError.__name__, HadskipError)(reply["error"])
         return reply
+
+
+class System(Process):
+    """A bundle loaded in another process, see `Worker`.
+
+    Args:
+        bundle: the bundle's folder.
+        options: keyword arguments of `Predictor.load`.
+        texts: what calls may ask about, by position.
+        routes: the layers that each text runs, bool [texts, L]; left to the gates if None.
+    """
+
+    def __init__(self, bundle: str, options: dict[str, Any], texts: Sequence[Text], routes: np.ndarray | None = None):
+        forced = None if routes is None else routes.tolist()
+        super().__init__(
+            [sys.executable, "-P", "-m", "hadskip_export.benchmark.worker"],
+            _environment(),
+            {"bundle": bundle, "options": options, "texts": list(texts), "routes": forced},
+        )
 
 
 def _environment() -> dict[str, str]:
@@ -108,7 +122,9 @@ class Turns:
     idle_share: dict[str, float]
 
 
-def take_turns(systems: dict[str, System], calls: Sequence[np.ndarray], turns: int, label: str, seed: int = 0) -> Turns:
+def take_turns(
+    systems: Mapping[str, Process], calls: Sequence[np.ndarray], turns: int, label: str, seed: int = 0
+) -> Turns:
     """Times every system on every call, `turns` times.
 
     A turn is a block of calls made one after the other; the order of the systems is drawn anew for each block. Were
@@ -140,7 +156,7 @@ def take_turns(systems: dict[str, System], calls: Sequence[np.ndarray], turns: i
     return Turns(seconds, {name: idle[name] / watched[name] for name in watched})
 
 
-def _wait_until_asleep(system: System) -> None:
+def _wait_until_asleep(system: Process) -> None:
     """Returns when the system's threads rest, or after a second: then `idle_share` tells."""
     used = system.ask("cpu")["seconds"]
     for _ in range(MOST_PAUSES):

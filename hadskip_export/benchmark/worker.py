@@ -4,19 +4,16 @@ It reads a JSON line per request from standard input and answers with a line on 
 does nothing, so idle thread pools of one system do not slow another; the parent hands out turns.
 """
 
-import json
-import os
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hadskip_export.benchmark.outside.replies import reply_to_requests
 from hadskip_export.benchmark.profile import profile
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Input, pad
-from hadskip_export.support.errors import HadskipError, first_line
+from hadskip_export.support.errors import HadskipError
 
 Calls = list[list[int]]  # rows of the texts, by call
 
@@ -44,14 +41,6 @@ class Worker:
         started = time.perf_counter()
         self._predictor(inputs, batch_size=len(rows), routes=routes)
         return time.perf_counter() - started
-
-    def cpu(self) -> dict[str, Any]:
-        """Processor time used so far by all threads: what grows between requests was taken from somebody else."""
-        return {"seconds": time.process_time()}
-
-    def memory(self) -> dict[str, Any]:
-        """The most that this process has had in memory, megabytes."""
-        return {"mb": peak_memory() / 1e6}
 
     def pieces(self, calls: Calls, repeats: int) -> dict[str, float | None]:
         """Embeddings, one layer, the last one, which may compute the first token alone, and head timed alone on the
@@ -89,42 +78,17 @@ class Worker:
         return {"logits": logits.tolist(), "routes": routes.tolist()}
 
 
-def peak_memory() -> int:
-    """Bytes. On Linux not by `getrusage`, whose figure begins with that of the process it was forked from."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1])
-    except (OSError, StopIteration):
-        import resource  # which Windows has not
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def _hidden(output: Any) -> np.ndarray:
     """hidden_states of a piece, which may have margins too."""
     return output[0] if isinstance(output, tuple) else output
 
 
+def load(**arguments: Any) -> tuple[Worker, dict[str, Any]]:
+    return Worker(**arguments), {}
+
+
 def main() -> None:
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing a library prints may mix with the replies
-    worker: Worker | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        name = request.pop("request")
-        try:
-            if name == "load":
-                worker = Worker(**request)
-                reply: dict[str, Any] = {}
-            else:
-                reply = getattr(worker, name)(**request)
-        except HadskipError as error:
-            reply = {"error": str(error), "kind": type(error).__name__}
-        except Exception as error:  # else the parent would only know that this process died
-            what = f"the benchmark's worker failed ({type(error).__name__}: {first_line(error)})"
-            reply = {"error": what, "kind": HadskipError.__name__}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
+    reply_to_requests(load, HadskipError)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hadskip_export.benchmark.libraries import LIBRARIES, loaded_library
 from hadskip_export.benchmark.measure import Contest, Figures, Workload
-from hadskip_export.benchmark.race import Entered, PeerFigures, fastest_as_good, race
+from hadskip_export.benchmark.race import PeerFigures, fastest_as_good, loaded_bundle, race
 from hadskip_export.benchmark.systems import choose_calls
 from hadskip_export.data.columns import Columns
 from hadskip_export.data.examples import Examples, read_examples
@@ -106,14 +108,18 @@ def bench(
         max_layers: the most layers an input may run.
         profile: split a call into its parts, too.
         against: folders of other classifiers of the same labels, smaller ones perhaps: each is built for the engine
-            with all of its layers, and timed in turns with the bundle. Needs labelled `data`, and torch.
+            with all of its layers, which needs torch, and timed in turns with the bundle. `optimum:folder`,
+            `optimum-int8:`, `torch-compile:` and `openvino-full:` serve it by another library, in an environment that
+            is made for it. Needs labelled `data`.
         report: an HTML file to write, with tables and pictures.
 
     Raises:
         BundleError: see `read_bundle`; a bundle without its full model; an engine that was never checked, or does not
             give the answers it gave when it was built, for the speed of wrong answers is worth nothing.
         BudgetError: `max_layers` is not between 1 and the number of layers.
-        DataError: see `read_examples`; a label the model does not know; a batch below 1, or of more than all texts.
+        EngineError: another library cannot be installed, or cannot serve a folder.
+        DataError: see `read_examples`; a folder of other labels; a label the model does not
+            know; a batch below 1, or of more than all texts.
     """
     if any(size < 1 for size in batch):
         raise DataError("--batch: expected at least 1")
@@ -136,7 +142,7 @@ def bench(
             )
     with Contest(opened, info, inputs.texts, options={"max_layers": max_layers}, busy=busy) as contest:
         rows = tuple(_row(contest, opened, info, inputs, size=size, profile=profile) for size in batch)
-    peers = _peers(opened, info, inputs, list(map(Path, against)), max_layers) if against else ()
+    peers = _peers(opened, info, inputs, against, max_layers) if against else ()
     found = Benchmark(before | {"load_after": environment()["load"]}, rows, peers)
     if report is not None:
         _write_report(found, opened, info, Path(report))
@@ -166,29 +172,45 @@ def _write_report(found: Benchmark, bundle: Bundle, info: EngineInfo, file: Path
 
 
 def _peers(
-    bundle: Bundle, info: EngineInfo, inputs: _Inputs, folders: Sequence[Path], max_layers: int | None
+    bundle: Bundle, info: EngineInfo, inputs: _Inputs, against: Sequence[str | Path], max_layers: int | None
 ) -> tuple[PeerFigures, ...]:
-    """The bundle, its full BERT and other classifiers, each with all of its layers in the bundle's engine."""
-    optional_import("torch", "train")
-    from hadskip_export.benchmark.peers import build_peer
-
+    """The bundle, its full BERT and other classifiers with all of their layers, in the bundle's engine or as another
+    library serves them."""
     manifest, plan = bundle.manifest, EnginePlan.of(info.engine, info.precision)
-    labels, problem, groups = tuple(range(len(manifest.model.labels))), manifest.model.problem, groups_of(inputs.texts)
+    labels, problem, groups = manifest.model.labels, manifest.model.problem, groups_of(inputs.texts)
 
     def score(logits: np.ndarray) -> float:
         assert inputs.targets is not None
         return METRICS[manifest.metric](problem, logits, inputs.targets, groups)
 
-    with scratch() as place:
-        entered = [
-            Entered("hadskip", bundle.path, {"engine": info.name, "max_layers": max_layers}, labels),
-            Entered("full BERT", bundle.path, {"engine": info.name, "router": "full"}, labels),
+    asked = [_library_and_folder(given) for given in against]
+    called = [(None, "hadskip"), (None, "full BERT"), *((library, folder.name) for library, folder in asked)]
+    if twice := next((name for name in called if called.count(name) > 1), None):
+        raise DataError(f"--against: several are called {twice[1]}; rename a folder")
+    with scratch() as place, ExitStack() as stack:
+        every, texts = tuple(range(len(labels))), inputs.texts
+        skip: dict[str, Any] = {"engine": info.name, "max_layers": max_layers}
+        full: dict[str, Any] = {"engine": info.name, "router": "full"}
+        starting = [
+            loaded_bundle("hadskip", bundle.path, skip, every, texts),
+            loaded_bundle("full BERT", bundle.path, full, every, texts),
         ]
-        for number, folder in enumerate(folders):
-            if folder.name in [one.name for one in entered]:
-                raise DataError(f"--against {folder}: another one is called {folder.name}, too; rename the folder")
-            entered.append(build_peer(folder, manifest, plan, inputs.texts, place / f"peer-{number}"))
-        return race(entered, inputs.texts, score)
+        for number, (library, folder) in enumerate(asked):
+            out = place / f"peer-{number}"
+            if library is not None:
+                starting.append(loaded_library(library, folder, manifest.model, texts, out))
+            else:
+                optional_import("torch", "train")
+                from hadskip_export.benchmark.peers import loaded_peer
+
+                starting.append(loaded_peer(folder, manifest, plan, texts, out))
+        return race([stack.enter_context(one) for one in starting], texts, score)
+
+
+def _library_and_folder(given: str | Path) -> tuple[str | None, Path]:
+    """Of `optimum:folder`; no library of `folder`."""
+    library, _, folder = str(given).partition(":")
+    return (library, Path(folder)) if library in LIBRARIES else (None, Path(given))
 
 
 def _check_comparable(bundle: Bundle, info: EngineInfo) -> None:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from hadskip_export.exporters.targets import target_of
 from hadskip_export.runtime.engines import ENGINES, PRECISIONS, engine_class
 from hadskip_export.support.environment import environment
 from hadskip_export.support.errors import EngineError, HadskipError
-from hadskip_export.support.files import replaced, scratch
+from hadskip_export.support.files import caches, replaced, scratch
 from hadskip_export.support.progress import say, track
 from hadskip_export.verification.parity import LABEL_DISAGREEMENT
 
@@ -153,7 +152,7 @@ def _what_build_checks(precision: str, plain: str) -> str:
 def _measured(about: dict[str, Any], engines: list[str], fresh: bool) -> dict[str, float]:
     """Milliseconds of a layer by `engine-precision`, from the cache if the machine that `about` describes is in it."""
     key = json.dumps([about["chip"], about["cpus"], about["system"], about["versions"], engines], sort_keys=True)
-    cache = _caches() / "hadskip-export" / "doctor.json"
+    cache = caches() / "hadskip-export" / "doctor.json"
     try:
         known = msgspec.json.decode(cache.read_bytes(), type=dict[str, dict[str, float]])
     except (OSError, msgspec.MsgspecError):
@@ -172,14 +171,6 @@ def _measured(about: dict[str, Any], engines: list[str], fresh: bool) -> dict[st
         except OSError as error:  # a home that cannot be written to: measured again the next time
             say(f"{cache}: not kept ({error.strerror})")
     return known[key]
-
-
-def _caches() -> Path:
-    """The user's folder of caches; one that cannot be where the user has no home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return Path(os.devnull)
 
 
 def layer_times(engines: Sequence[str], config: "EncoderConfig", tokens: int) -> tuple[dict[str, float], bool]:

@@ -278,12 +278,13 @@ def benchmark(result: Benchmark) -> Lines:
 def _peers(result: Benchmark) -> Lines:
     """The bundle beside what could be run instead, and how much faster it is than the fastest that is as good."""
     metric, peers, rival = result.rows[0].metric_name, result.peers, result.rival
+    wide = max(len(peer.name) for peer in peers)
     lines = [
-        f"{'':<20} {metric[:10]:>10} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {'texts/s':>8} {'disk MB':>8}"
-        f" {'memory MB':>10}",
+        f"{'':<{wide}} {metric[:10]:>10} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {'texts/s':>8} {'disk MB':>8}"
+        f" {'memory MB':>10}  engine",
         *(
-            f"{peer.name[:20]:<20} {peer.metric:>10.4f} {peer.p50:>8.2f} {peer.p90:>8.2f} {peer.p99:>8.2f}"
-            f" {peer.throughput:>8.0f} {peer.disk_mb:>8.1f} {peer.memory_mb:>10.0f}"
+            f"{peer.name:<{wide}} {peer.metric:>10.4f} {peer.p50:>8.2f} {peer.p90:>8.2f} {peer.p99:>8.2f}"
+            f" {peer.throughput:>8.0f} {peer.disk_mb:>8.1f} {peer.memory_mb:>10.0f}  {peer.engine}"
             for peer in peers
         ),
     ]

@@ -76,6 +76,14 @@ def scratch() -> Iterator[Path]:
         os.close(handle)
 
 
+def caches() -> Path:
+    """The user's folder of caches; one that cannot be where the user has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return Path(os.devnull)
+
+
 def _locked_folder() -> tuple[Path, int]:
     """A new temporary folder, and its descriptor. Until it is locked, who sweeps may take it for a leftover."""
     while True:

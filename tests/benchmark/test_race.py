@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from hadskip_export import bench
 from hadskip_export.benchmark import race as racing
 from hadskip_export.benchmark import systems
-from hadskip_export.benchmark.race import Entered, PeerFigures, fastest_as_good, race
+from hadskip_export.benchmark.race import PeerFigures, fastest_as_good, loaded_bundle, race
 from hadskip_export.commands.bench import Benchmark
 from hadskip_export.modeling.checkpoint import save_classifier
 from hadskip_export.modeling.encoder import Classifier
@@ -109,11 +110,13 @@ def test_a_planted_slowdown_of_a_fifth_is_seen(bundle, tmp_path, monkeypatch):
     """Of two copies of a bundle, whose calls take a while, the one takes a fifth longer for each, for real."""
     (tmp_path / "sitecustomize.py").write_text(SLOWED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    entered = [
-        Entered(name, Path(shutil.copytree(bundle, tmp_path / name)), {"engine": "ort-fp32-gates"}, (0, 1))
-        for name in ("plain", "slowed")
-    ]
-    plain, slowed = race(entered, TEXTS, lambda logits: float(np.isfinite(logits).mean()))
+    with ExitStack() as stack:
+        copies = {name: Path(shutil.copytree(bundle, tmp_path / name)) for name in ("plain", "slowed")}
+        options = {"engine": "ort-fp32-gates"}
+        entered = [
+            stack.enter_context(loaded_bundle(name, copy, options, (0, 1), TEXTS)) for name, copy in copies.items()
+        ]
+        plain, slowed = race(entered, TEXTS, lambda logits: float(np.isfinite(logits).mean()))
     assert slowed.p50 > 1.1 * plain.p50 and plain.throughput > 1.1 * slowed.throughput
     assert 20 < plain.memory_mb < 1000
 
@@ -142,7 +145,7 @@ def test_what_is_no_classifier_or_has_nothing_to_be_scored_on_is_refused(bundle,
 
 def test_memory_is_the_process_s_own_not_that_of_whoever_started_it():
     """Which has an array of 300 MB, all of it touched."""
-    code = "import numpy as np; from hadskip_export.benchmark.worker import peak_memory; print(peak_memory())"
+    code = "import numpy as np; from hadskip_export.benchmark.outside.replies import peak_memory; print(peak_memory())"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
     large = f"import numpy as np; held = np.ones(300_000_000, np.uint8); {child}"
     small, started = (

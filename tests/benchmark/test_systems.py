@@ -99,12 +99,14 @@ def test_the_worker_is_of_the_package_that_started_it(bundle: Path, tmp_path: Pa
     package = Path(hadskip_export.__file__).parent
     copy = shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     worker = copy / "benchmark" / "worker.py"
-    worker.write_text(worker.read_text().replace("reply: dict[str, Any] = {}", "reply = {'file': __file__}"))
+    worker.write_text(
+        worker.read_text().replace("return Worker(**arguments), {}", "return Worker(**arguments), {'file': __file__}")
+    )
     (tmp_path / "elsewhere").mkdir()
     here, path = (tmp_path, "") if found_by == "the current folder" else (tmp_path / "elsewhere", str(tmp_path))
     code = (
         "import sys; from hadskip_export.benchmark.systems import System\n"
-        "with System(sys.argv[1], {}, []) as system: print(system.ask('load', **system._load)['file'])"
+        "with System(sys.argv[1], {}, []) as system: print(system.loaded['file'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(bundle)], cwd=here, env=os.environ | {"PYTHONPATH": path},

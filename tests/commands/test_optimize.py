@@ -198,7 +198,14 @@ def test_how_fast_it_trains_is_measured(model: Path, file: Path, tmp_path: Path)
     assert plan.epochs == MOST_EPOCHS and 0 < plan.training_minutes < 600
 
 
-@pytest.mark.parametrize("kind", ["multi_label_classification", "regression", "ranking"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "multi_label_classification",
+        pytest.param("regression", marks=pytest.mark.slow),
+        pytest.param("ranking", marks=pytest.mark.slow),
+    ],
+)
 def test_every_kind_of_answer_can_be_optimised(kind: str, model_folder: Path, tmp_path: Path):
     """With what it measures by itself left to it: how fast it trains."""
     labels = ("a", "b", "c") if kind == "multi_label_classification" else ("LABEL_0",)

@@ -22,7 +22,7 @@ def judge(full: np.ndarray, targets: np.ndarray | None, problem: Problem = TWO, 
 
 
 @pytest.mark.parametrize("share", [0.001, 0.003, 0.01, 0.05, 0.3])
-@pytest.mark.parametrize("count", [20, 300, 1000])
+@pytest.mark.parametrize("count", [20, 300, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_share_is_within_its_bound_in_95_of_100_cases(share: float, count: int):
     """Exactly: over all that can be seen, by how likely it is."""
     likely = [math.comb(count, seen) * share**seen * (1 - share) ** (count - seen) for seen in range(count + 1)]
