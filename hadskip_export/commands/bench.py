@@ -20,6 +20,7 @@ from hadskip_export.data.problems import groups_of
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.targets import target_of
 from hadskip_export.report.plain import need_pages
+from hadskip_export.routing.routes import Route, as_route
 from hadskip_export.runtime.bundle import Bundle, EngineInfo, read_bundle
 from hadskip_export.runtime.engines import Cut
 from hadskip_export.runtime.predictor import LoadOptions, Predictor
@@ -27,10 +28,19 @@ from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.environment import busy_share, environment
 from hadskip_export.support.errors import BundleError, DataError, optional_import
 from hadskip_export.support.files import scratch
-from hadskip_export.support.words import counted
+from hadskip_export.support.words import as_command, counted
 from hadskip_export.verification.golden import check_golden, read_golden
 
+EXAMPLES = 4
 EFFICIENT = 0.9  # from here on the calls between the pieces are not worth another build
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text, and the layers that it ran."""
+
+    text: Text
+    route: Route
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +52,8 @@ class Row(Figures):
             layers nor speed say anything about anybody's texts.
         mean_layers: mean layers per input over all of the texts; `layers_run`: of the timed calls.
         metric, full_metric: with gates and of full BERT, on all of the labelled data; None without labels.
-        histogram: share of inputs that ran 0, 1, ..., L layers, over all of the data.
+        histogram: share of inputs that ran 0, 1, ..., L layers, over all of the data; `usage`: that ran each layer.
+        examples: some of the texts that ran the fewest layers, and of those that ran the most; none of made-up ones.
         profile: mean milliseconds of a call by part, see `profile`; None where it was not asked for.
         hint: how it could be faster, see `faster_cut`; None where nobody knows.
     """
@@ -53,6 +64,8 @@ class Row(Figures):
     full_metric: float | None
     mean_layers: float
     histogram: tuple[float, ...]
+    usage: tuple[float, ...]
+    examples: tuple[Example, ...]
     profile: dict[str, float] | None
     hint: str | None
 
@@ -145,11 +158,16 @@ def bench(
     peers = _peers(opened, info, inputs, against, max_layers) if against else ()
     found = Benchmark(before | {"load_after": environment()["load"]}, rows, peers)
     if report is not None:
-        _write_report(found, opened, info, Path(report))
+        command = as_command(
+            "bench", bundle, engine=engine, precision=precision, cut=cut, data=data, batch=batch, max_layers=max_layers,
+            profile=profile, against=against, text_column=text_column, pair_column=pair_column,
+            label_column=label_column, report=report,
+        )  # fmt: skip
+        _write_report(found, opened, info, Path(report), command)
     return found
 
 
-def _write_report(found: Benchmark, bundle: Bundle, info: EngineInfo, file: Path) -> None:
+def _write_report(found: Benchmark, bundle: Bundle, info: EngineInfo, file: Path, command: str) -> None:
     from hadskip_export import __version__
     from hadskip_export.report.page import write_benchmark
 
@@ -160,8 +178,8 @@ def _write_report(found: Benchmark, bundle: Bundle, info: EngineInfo, file: Path
         bundle.path.resolve().name,
         file,
         {
+            "command": command,
             "hadskip-export": __version__,
-            "bundle": str(bundle.path),
             "engine": f"{info.name}, parity {info.parity}",
             "operating point": f"{point.budget:g} of {manifest.model.layers} layers, met on {point.data}",
             "chip": about["chip"],
@@ -266,6 +284,7 @@ def _row(contest: Contest, bundle: Bundle, info: EngineInfo, inputs: _Inputs, *,
     calls = choose_calls(len(inputs.texts), size)
     figures = contest.measure(Workload(calls, inputs.lengths, routes, "data", f"batch {size}"))
     parts = contest.skip.ask("profile", calls=[call.tolist() for call in calls])["parts"] if profile else None
+    shown = [] if inputs.data is None else easiest_and_hardest(inputs.texts, layers_run)
     return Row(
         **vars(figures),
         data=inputs.data,
@@ -274,9 +293,24 @@ def _row(contest: Contest, bundle: Bundle, info: EngineInfo, inputs: _Inputs, *,
         full_metric=full_metric,
         mean_layers=float(layers_run.mean()),
         histogram=tuple((np.bincount(layers_run, minlength=manifest.model.layers + 1) / len(inputs.texts)).tolist()),
+        usage=tuple(routes.mean(axis=0).tolist()),
+        examples=tuple(Example(inputs.texts[row], as_route(routes[row])) for row in shown),
         profile=parts and {part: seconds * 1e3 for part, seconds in parts.items()},
         hint=None if figures.warnings else faster_cut(bundle, info, figures.efficiency),
     )
+
+
+def easiest_and_hardest(texts: Sequence[Text], layers_run: np.ndarray) -> list[int]:
+    """Positions of different texts, at most `EXAMPLES` that ran the fewest layers and as many that ran the most, by
+    layers run; none where all ran as many."""
+    if layers_run.min() == layers_run.max():
+        return []
+    first: dict[Text, int] = {}
+    for row, text in enumerate(texts):
+        first.setdefault(text, row)
+    order = sorted(first.values(), key=lambda row: layers_run[row])
+    few = min(EXAMPLES, len(order) // 2)
+    return order[:few] + order[len(order) - few :]
 
 
 def faster_cut(bundle: Bundle, info: EngineInfo, efficiency: float | None) -> str | None:

@@ -29,6 +29,7 @@ from hadskip_export.support.environment import environment
 from hadskip_export.support.errors import BundleError, EngineError
 from hadskip_export.support.files import named, new_folder, replaced, scratch
 from hadskip_export.support.progress import say
+from hadskip_export.support.words import as_command
 from hadskip_export.trainers.methods import create_method
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.session import check_device
@@ -149,17 +150,21 @@ def compare(
         results=tuple(results),
     )
     if report is not None:
-        _write_report(found, Path(report), shared | {"seeds": seeds, "methods": list(methods)})
+        given = {option: value for option, value in shared.items() if option != "settings"}
+        command = as_command(
+            "compare", **given, set=settings, out=out, budget=budgets, method=methods, seeds=seeds, published=published,
+            engine=engine, precision=precision, no_timing=not timing, keep=keep, report=report,
+        )  # fmt: skip
+        _write_report(found, Path(report), command)
     return found
 
 
-def _write_report(found: Comparison, file: Path, about: dict[str, Any]) -> None:
+def _write_report(found: Comparison, file: Path, command: str) -> None:
     from hadskip_export import __version__
     from hadskip_export.report.page import write_comparison
 
-    machine = environment()
-    used = {name: value for name, value in about.items() if value not in (None, False, [])}
-    write_comparison(found, file, {"hadskip-export": __version__, "chip": machine["chip"], **used})
+    about = {"command": command, "hadskip-export": __version__, "chip": environment()["chip"]}
+    write_comparison(found, file, about)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from hadskip_export.routing.budgets import budget_name, resolve_budget
 from hadskip_export.routing.drift import FEWEST, Drift, drift_from
 from hadskip_export.runtime.bundle import MANIFEST, Manifest, read_bundle
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, optional_import
+from hadskip_export.support.words import as_command
 
 LAYERS = "layers"  # the column of an answer
 
@@ -102,7 +103,8 @@ def _write_report(run: Run, file: Path) -> Path:
 
     settings = read_json(run.paths.recipe)
     named = {name: settings[name] for name in ("model", "method", "train", "eval", "seed") if settings.get(name)}
-    write_run(run.summary, run.budget, file, {"run": str(run.paths.path), **named})
+    about = {"command": as_command("inspect", run.paths.path, report=file), **named}
+    write_run(run.summary, run.budget, file, about)
     return file
 
 

@@ -12,7 +12,7 @@ import markupsafe
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from hadskip_export.report.plots import METRIC_NAMES, PLOTS, STYLE, latencies, layers_run, parts, systems
+from hadskip_export.report.plots import METRIC_NAMES, PLOTS, STYLE, latencies, layers_run, layers_used, parts, systems
 from hadskip_export.support.files import replaced
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def _pictures(row: Row) -> list[tuple[str, str]]:
     if row.data is not None:
         words = f"{row.mean_layers:.2f} of {row.layers} layers on average, over all texts of {row.data}."
         found.append((layers_run(row), words))
+        found.append((layers_used(row), "The share of texts that run each layer."))
     if row.profile is not None:
         found.append((parts(row.profile), f"{sum(row.profile.values()):.2f} ms in all."))
     return [(_inline(figure, words), words) for figure, words in found]

@@ -179,14 +179,23 @@ def latencies(row: Row) -> Figure:
 
 def layers_run(row: Row) -> Figure:
     """The share of texts by the number of layers that they ran."""
+    return _shares(range(len(row.histogram)), row.histogram, "layers run", "How many layers run")
+
+
+def layers_used(row: Row) -> Figure:
+    """The share of texts that ran each layer."""
+    return _shares(range(1, row.layers + 1), row.usage, "layer", "Which layers run")
+
+
+def _shares(places: Sequence[int], shares: Sequence[float], counted: str, title: str) -> Figure:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots()
-    bars = axes.bar(range(len(row.histogram)), row.histogram, color=BLUE, width=0.7)
-    axes.bar_label(bars, [f"{share:.0%}" if share else "" for share in row.histogram], fontsize=9)
-    axes.set(xlabel="layers run", yticks=[])
+    bars = axes.bar(places, shares, color=BLUE, width=0.7)
+    axes.bar_label(bars, [f"{share:.0%}" if share else "" for share in shares], fontsize=9)
+    axes.set(xlabel=counted, yticks=[])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=14, integer=True))
     axes.spines["left"].set_visible(False)
-    _title(axes, "How many layers run", "share of the texts")
+    _title(axes, title, "share of the texts")
     return figure
 
 

@@ -1,7 +1,9 @@
 """`bench` on a tiny bundle: every figure is there, and those that can be checked are right."""
 
 import dataclasses
+import html
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from hadskip_export.benchmark import systems
 from hadskip_export.benchmark.measure import TURNS
 from hadskip_export.benchmark.systems import MOST_CALLS, choose_calls
 from hadskip_export.cli import main
-from hadskip_export.commands.bench import Row, faster_cut
+from hadskip_export.commands.bench import EXAMPLES, Row, faster_cut
 from hadskip_export.report.plain import to_json
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.engines import Cut
@@ -98,6 +100,37 @@ def test_a_profile_adds_up_to_calls_and_names_every_part(result: dict):
         ]  # fmt: skip
         assert min(row["profile"].values()) >= 0
         assert 0.2 * row["p50"] < sum(row["profile"].values()) < 20 * row["p50"]
+
+
+def command_of(page: Path) -> tuple[str, list[str]]:
+    """The command that a page says it was made with: its name, and all behind it."""
+    found = re.search(r"<dt>command</dt><dd>(.*?)</dd>", page.read_text(encoding="utf-8"))
+    _, name, *words = shlex.split(html.unescape(found.group(1)))
+    return name, words
+
+
+def test_a_page_says_the_command_that_makes_it_again(bundle: Path, data: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(systems, "MOST_CALLS", 2)
+    page = tmp_path / "it's a page.html"
+    words = [str(bundle), "--data", str(data), "--batch", "2", "--batch", "3", "--max-layers", "2", "--profile"]
+    words += ["--text-column", "text", "--report", str(page)]
+    assert CliRunner().invoke(main, ["bench", *words], catch_exceptions=False).exit_code == 0
+    name, again = command_of(page)
+    one, other = (main.commands["bench"].make_context("bench", list(given)).params for given in (words, again))
+    assert name == "bench" and one == other
+
+
+def test_easy_and_hard_texts_are_shown_with_their_layers(result: dict, bundle: Path, data: Path):
+    with Predictor.load(bundle) as predictor:
+        layers = {
+            text: prediction.layers for (text, _), prediction in zip(ROWS, predictor([t for t, _ in ROWS]), strict=True)
+        }
+    counts = sorted(map(len, layers.values()))
+    for row in result["rows"]:
+        assert {one["text"]: tuple(one["route"]) for one in row["examples"]}.items() <= layers.items()
+        shown = [len(one["route"]) for one in row["examples"]]
+        assert shown == counts[:EXAMPLES] + counts[-EXAMPLES:]
+        assert sum(row["usage"]) == pytest.approx(row["mean_layers"])
 
 
 def test_max_layers_caps_the_layers_that_are_timed(bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch):

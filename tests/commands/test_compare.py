@@ -16,6 +16,7 @@ from hadskip_export.commands.compare import Comparison
 from hadskip_export.data.runs import read_run
 from hadskip_export.report import text
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError, RecipeError
+from tests.commands.test_bench import command_of
 from tests.trainers.runs import QUICKEST
 
 FIGURES = ("metric", "mean_layers", "divergence")
@@ -36,7 +37,14 @@ def untimed(found: Comparison) -> tuple:
 
 
 def test_every_system_is_trained_from_one_teacher_and_stands_in_the_table(asked):
-    found = compare(**asked, methods=["adaptive", "budgeted", "pcee"], published=True)
+    page, methods = asked["out"].with_name("page.html"), ["adaptive", "budgeted", "pcee"]
+    found = compare(**asked, methods=methods, published=True, report=page)
+    understood = main.commands["compare"].make_context("compare", command_of(page)[1]).params
+    assert [understood[name] for name in ("train_file", "eval_file", "no_timing", "published", "seeds")] == [
+        asked["train"], asked["eval"], True, True, 1,
+    ]  # fmt: skip
+    assert (understood["out"], understood["settings"], understood["budgets"]) == (asked["out"], SETTINGS, (2, 1))
+    assert (understood["methods"], understood["max_length"]) == (tuple(methods), 32)
     assert [line.system for line in found.lines] == [
         *(["adaptive", "budgeted", "budgeted, as published", "pcee", "pcee, as published"] * 2)
     ]

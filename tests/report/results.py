@@ -37,6 +37,8 @@ ROW = Row(
     full_metric=0.8,
     mean_layers=3.0,
     histogram=(0.0, 0.0, 0.5, 0.0, 0.5),
+    usage=(1.0, 1.0, 0.5, 0.5),
+    examples=(),
     profile=None,
     hint=None,
 )

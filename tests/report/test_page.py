@@ -13,7 +13,7 @@ import pytest
 
 from hadskip_export import inspect
 from hadskip_export.benchmark.race import PeerFigures
-from hadskip_export.commands.bench import Benchmark, Row
+from hadskip_export.commands.bench import Benchmark, Example, Row
 from hadskip_export.commands.compare import Comparison
 from hadskip_export.comparison.figures import Result
 from hadskip_export.comparison.table import lines
@@ -52,10 +52,11 @@ def benchmark(data: str | None) -> Benchmark:
         "engine": "ort", "precision": "fp32", "cut": "whole", "layers": 4, "samples": samples, "hint": None,
         "warnings": ("too noisy",), "data": data, "metric_name": "accuracy", "routing": "data", "p99": 3.0,
         "histogram": (0.0, 0.25, 0.5, 0.25, 0.0), "profile": {"tokeniser": 0.2, "whole": 1.1, "python": 0.001},
+        "usage": (1.0, 0.5, 0.5, 0.0), "examples": (Example("an <easy> one", (1,)), Example(("a", "pair"), (1, 2, 3))),
         "full_engine": "ort-fp32-whole", "full_setting": "full, threads asleep", "full_p99_ms": 4.0,
     }  # fmt: skip
     if data is None:
-        plain |= {"metric": None, "full_metric": None, "profile": None}
+        plain |= {"metric": None, "full_metric": None, "profile": None, "examples": ()}
     about = {"chip": "a chip", "cpus": 2, "versions": {"numpy": "2"}}
     peers = tuple(
         PeerFigures(name, "ort-fp32-whole", metric, p50, p50, p50, 1000.0, 12.5, 90.0)
@@ -145,12 +146,14 @@ def test_every_row_of_a_benchmark_is_there(data, tmp_path):
     found = benchmark(data)
     reader = read(written("benchmark" if data else "made-up", tmp_path))
     names = ["hadskip", "full BERT"] * 2 + [peer.name for peer in found.peers]
-    assert [row[0] for row in reader.rows if row[0] != "system"] == names
+    texts = [row for row in reader.rows if row[0] in ("an <easy> one", "a / pair")]
+    assert texts == ([["an <easy> one", "1", "1"], ["a / pair", "3", "1 2 3"]] * 2 if data else [])
+    assert [row[0] for row in reader.rows if row[0] not in ("system", "text") and row not in texts] == names
     ours = next(row for row in reader.rows if row[0] == "hadskip")
     assert ours == (
         ["hadskip", "1.50", "1.50", "1.50", "3.00", "1.5000"] if data else ["hadskip", "1.50", "1.50", "3.00"]
     )
-    assert len(reader.pictures) == (6 if data else 2)  # of each row: calls and, of real texts, layers and parts
+    assert len(reader.pictures) == (8 if data else 2)  # of each row: calls and, of real texts, layers twice and parts
     content = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Do not trust this: too noisy" in content and "a &amp; b" in content
     assert ("full BERT is the fastest of those" in content) == ("made up" not in content) == bool(data)
