@@ -1,5 +1,6 @@
 """Other libraries beside a bundle, each for real in an environment of its own: `make peers`, some gigabytes."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -98,6 +99,17 @@ def test_a_library_answers_as_transformers_does(name, bundle, classifier, tmp_pa
     np.testing.assert_allclose(logits, expected, atol=1e-4 if exact else 0.05 * np.abs(expected).max())
     assert len(seconds) == 2 and min(seconds) > 0
     assert entered.name == f"{name}:mine" and entered.disk_mb > 0.01
+
+
+@pytest.mark.peers
+def test_a_folder_of_a_newer_transformers_is_read_by_an_older_one(bundle, classifier, tmp_path):
+    """Which calls its general tokenizer by another name."""
+    newer = Path(shutil.copytree(classifier, tmp_path / "newer"))
+    settings = json.loads((newer / "tokenizer_config.json").read_text()) | {"tokenizer_class": "TokenizersBackend"}
+    (newer / "tokenizer_config.json").write_text(json.dumps(settings))
+    with loaded_library("optimum", newer, read_manifest(bundle).model, TEXTS, tmp_path / "place") as entered:
+        logits = np.array(entered.process.ask("answers", batch_size=7)["logits"])
+    np.testing.assert_allclose(logits, logits_of(newer), atol=1e-4)
 
 
 @pytest.mark.peers

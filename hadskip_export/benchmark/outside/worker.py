@@ -1,6 +1,7 @@
 """A fine-tuned classifier as another library serves it, in that library's environment, which has neither this package
 nor NumPy of its version: run as a file, see `libraries`."""
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -33,10 +34,8 @@ class Worker:
     """
 
     def __init__(self, served: Served, folder: str, texts: list[Any], max_length: int):
-        from transformers import AutoTokenizer
-
         self._model, self._max_length = served.model, max_length
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer = _tokenizer(Path(folder))
         self._texts = texts
         longest = max(range(len(texts)), key=lambda row: len(str(texts[row])))
         for size in WARM_UP:
@@ -67,6 +66,16 @@ class Worker:
         rows = list(range(len(self._texts)))
         batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         return {"logits": [logits for batch in batches for logits in self._logits(batch)]}
+
+
+def _tokenizer(folder: Path) -> Any:
+    """As the folder says; what transformers 5 saves by its new name for a class transformers 4 knows by the old one."""
+    import transformers
+
+    named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
+    renamed = named == "TokenizersBackend" and not hasattr(transformers, named)
+    kind = transformers.PreTrainedTokenizerFast if renamed else transformers.AutoTokenizer
+    return kind.from_pretrained(folder)
 
 
 def export_o2(folder: str, place: Path) -> None:
