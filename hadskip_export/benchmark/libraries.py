@@ -78,21 +78,22 @@ def _environment(requirements: Path) -> Path:
     folder = caches() / "hadskip-export" / "environments" / f"{requirements.stem}-{wanted}"
     python = Path("Scripts" if os.name == "nt" else "bin") / "python"
     if not (folder / python).exists():
-        say(f"{folder}: an environment for {requirements.stem}, some 2 GB of packages to fetch and unpack")
+        say(f"{folder}: an environment for {requirements.stem}, some gigabytes to fetch and unpack")
         with new_folder(folder) as part:
-            _run([sys.executable, "-m", "venv", str(part)], requirements)
-            _run([str(part / python), "-m", "pip", "install", "--quiet", "-r", str(requirements)], requirements)
+            _run(requirements, Path(sys.executable), "venv", str(part))
+            _run(requirements, part / python, "pip", "install", "--quiet", "-r", str(requirements))
     return folder / python
 
 
-def _run(command: Sequence[str], requirements: Path) -> None:
+def _run(requirements: Path, python: Path, module: str, *arguments: str) -> None:
+    command = [str(python), "-P", "-m", module, *arguments]  # -P: the current folder may have a pip.py
     done = subprocess.run(
         command, env=_variables(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing"]
         errors = [line for line in said if line.startswith("ERROR:")] or said
-        raise EngineError(f"no environment with {requirements}: {command[2]} says {errors[-1].removeprefix('ERROR: ')}")
+        raise EngineError(f"no environment with {requirements}: {module} says {errors[-1].removeprefix('ERROR: ')}")
 
 
 def _variables() -> dict[str, str]:

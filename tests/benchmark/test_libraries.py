@@ -69,6 +69,9 @@ def test_two_of_one_name_are_refused(bundle, data, classifier, tmp_path):
 @pytest.mark.slow
 def test_an_environment_that_cannot_be_made_leaves_nothing(bundle, classifier, tmp_path, elsewhere, monkeypatch):
     (tmp_path / "none.txt").write_text("no-package-is-called-so==1.0\n")
+    for name in ("pip", "venv"):  # nobody runs what lies in the current folder
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the current folder')")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(LIBRARIES, "optimum", str(tmp_path / "none.txt"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     like = read_manifest(bundle).model

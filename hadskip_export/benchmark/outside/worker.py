@@ -72,10 +72,11 @@ def _tokenizer(folder: Path) -> Any:
     """As the folder says; what transformers 5 saves by its new name for a class transformers 4 knows by the old one."""
     import transformers
 
-    named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
-    renamed = named == "TokenizersBackend" and not hasattr(transformers, named)
-    kind = transformers.PreTrainedTokenizerFast if renamed else transformers.AutoTokenizer
-    return kind.from_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    named = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") if settings.is_file() else None
+    if named == "TokenizersBackend" and not hasattr(transformers, named):
+        return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def export_o2(folder: str, place: Path) -> None:
@@ -122,7 +123,7 @@ def copy_weights(folder: str, place: Path) -> None:
     """What PyTorch needs of a folder, which has perhaps much more."""
     from transformers import AutoModelForSequenceClassification
 
-    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(place)
+    AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False).save_pretrained(place)
 
 
 def serve_compiled(place: Path, threads: int) -> Served:
