@@ -473,7 +473,7 @@ BAD_OPTIONS = [
     ({"set": "batch_size"}, ["batch_size"]),
     ({"recipe": "/no/such/recipe.toml"}, ["/no/such/recipe.toml"]),
     ({"recipe": "adaptiv"}, ["adaptiv", "paper, adaptive"]),
-    ({"method": "magic"}, ["--method", "'magic'", "'hadskip', 'joint', 'nested', 'budgeted', 'static'"]),
+    ({"method": "magic"}, ["--method", "'magic'", "'hadskip', 'joint', 'nested', 'upfront', 'budgeted', 'static'"]),
     ({"route": "1,2"}, ["--route", "static"]),
     ({"method": "static", "route": "x"}, ["--route x", "1,2,6"]),
     ({"method": "static", "route": "1,,2"}, ["--route 1,,2", "1,2,6"]),

@@ -28,6 +28,7 @@ from hadskip_export.support.seeds import check_seed
 from hadskip_export.support.words import counted
 from hadskip_export.trainers.methods import HADSKIP, create_method
 from hadskip_export.trainers.methods.early_exit import EarlyExit
+from hadskip_export.trainers.methods.upfront import Upfront
 from hadskip_export.trainers.recipe import load_recipe
 
 Routing = Literal["same", "mixed"]
@@ -145,7 +146,7 @@ def estimate(
     count = resolve_layers_run(layers_run, config.num_layers)
     _check_workloads(config, seq, batch, routing)
     structure = _Structure.of(method, count, config)
-    plan = EnginePlan.of(engine, precision, cut, structure.has_exits).check_measurable()
+    plan = EnginePlan.of(engine, precision, cut, structure.router).check_measurable()
     other = None
     if against is not None and against != plan.tag:
         other = EnginePlan.tagged("--against", against, "gates").check_measurable()
@@ -201,11 +202,13 @@ class _Structure:
     Args:
         kind, criterion: of exits, see `ExitClassifier`; None of gates and of a fixed route.
         route: for all inputs; None where each has its own.
+        upfront: see `GatedClassifier`.
     """
 
     kind: ExitKind | None = None
     criterion: str = ""
     route: Route | None = None
+    upfront: bool = False
 
     @classmethod
     def of(cls, method: str, layers_run: int, config: EncoderConfig) -> "_Structure":
@@ -218,11 +221,15 @@ class _Structure:
         made.check(recipe, layers_run, config)
         if isinstance(made, EarlyExit):
             return cls(made.kind, made.criterion)
-        return cls(route=None if made.fits_threshold else tuple(range(1, layers_run + 1)))
+        route = None if made.fits_threshold else tuple(range(1, layers_run + 1))
+        return cls(route=route, upfront=isinstance(made, Upfront))
 
     @property
-    def has_exits(self) -> bool:
-        return self.kind is not None
+    def router(self) -> str:
+        """Its kind, see `RouterInfo`."""
+        if self.kind is not None:
+            return "exits"
+        return "static" if self.is_fixed else "upfront" if self.upfront else "gates"
 
     @property
     def is_fixed(self) -> bool:
@@ -231,13 +238,13 @@ class _Structure:
     def make(self, body: Classifier) -> Student:
         if self.kind is not None:
             return ExitClassifier(body, self.kind, self.criterion)
-        return GatedClassifier(body, fixed_route=self.route)
+        return GatedClassifier(body, fixed_route=self.route, upfront=self.upfront)
 
     def draw_routes(
         self, rows: int, num_layers: int, layers_run: int, routing: Routing, random: np.random.Generator
     ) -> np.ndarray:
         """As the function of that name has them, of gates."""
-        if self.has_exits:
+        if self.router == "exits":
             return draw_prefixes(rows, num_layers, layers_run, routing, random)
         if self.route is not None:
             return np.tile(as_row(self.route, num_layers), (rows, 1))

@@ -91,6 +91,6 @@ def _is_of_one_budget(entrant: Entrant, recipe: Recipe) -> bool:
 
 def _has_a_track_of_its_own(entrant: Entrant, recipe: Recipe) -> bool:
     """Neither what nobody has published nor what learns from the teacher alone."""
-    if entrant.name in (*OURS, "static"):
+    if entrant.name in (*OURS, "upfront", "static"):
         return False
     return getattr(create_method(entrant.method, recipe, {}), "learns_labels", True)

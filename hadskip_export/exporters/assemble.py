@@ -152,10 +152,12 @@ class Form:
 
 @dataclass(frozen=True)
 class Decided:
-    """Who decides in a whole graph: gates by their thresholds, float [L], or a route for all."""
+    """Who decides in a whole graph: gates by their thresholds, float [L], or a route for all. `once`: gates that see
+    what the embeddings give."""
 
     thresholds: tuple[float, ...]
     route: Route | None = None
+    once: bool = False
 
     @property
     def defaults(self) -> np.ndarray:
@@ -173,7 +175,7 @@ def whole(pieces: Pieces, model: ModelInfo, decided: Decided, form: Form) -> Any
     node, kinds, arrays = onnx.helper.make_node, onnx.TensorProto, onnx.numpy_helper
     embeddings = pieces.read("embeddings")
     joined = _Joined(embeddings)
-    state = hidden = joined.add(embeddings, "embeddings", {})
+    state = hidden = embedded = joined.add(embeddings, "embeddings", {})
     joined.hold(layers_axis=np.zeros(1, np.int64), nothing=np.float32(0), ran_0=np.zeros((model.layers, 1), np.float32))
     joined.nodes.append(node("Cast", [MOST], ["most"], to=kinds.FLOAT))
     if form.bf16_states:
@@ -193,7 +195,7 @@ def whole(pieces: Pieces, model: ModelInfo, decided: Decided, form: Form) -> Any
             continue
         margin = "no_margin"
         if decided.route is None:
-            margin = joined.add(form.gate(pieces, gate), gate, {HIDDEN_STATES: hidden})
+            margin = joined.add(form.gate(pieces, gate), gate, {HIDDEN_STATES: embedded if decided.once else hidden})
         more = f"ran_{index + 1}"
         joined.hold(**{f"{gate}/index": np.int64(index)})
         joined.hold(**{f"{layer}/one": np.eye(model.layers, dtype=np.float32)[:, [index]]})

@@ -15,28 +15,27 @@ class EnginePlan:
     """An engine of a bundle, before it is built.
 
     Args:
-        exits: of a model that has exits.
+        router: what kind the model's is, see `RouterInfo`.
 
     Raises:
-        EngineError: no such engine, precision or cut, none of a model with exits, or the engine's library is not
-            installed.
+        EngineError: no such engine, precision or cut, none of a model with such a router, or the engine's library is
+            not installed.
     """
 
     engine: str
     precision: str
     cut: Cut
-    exits: bool = False
+    router: str = "gates"
 
     @classmethod
-    def of(cls, engine: str = "ort", precision: str = "fp32", cut: Cut | None = None, exits: bool = False) -> Self:
+    def of(cls, engine: str = "ort", precision: str = "fp32", cut: Cut | None = None, router: str = "gates") -> Self:
         """
         Args:
             cut: the engine's fastest if left out.
-            exits: of a model that has exits.
         """
         if cut is None and engine in ENGINES and precision in target_of(engine).precisions:
-            cut = next((one for one in target_of(engine).cuts if not exits or one in EXIT_CUTS), None)
-        return cls(engine, precision, cut or "gates", exits)
+            cut = next((one for one in target_of(engine).cuts if router != "exits" or one in EXIT_CUTS), None)
+        return cls(engine, precision, cut or "gates", router)
 
     @classmethod
     def tagged(cls, option: str, tag: str, cut: Cut | None = None) -> Self:
@@ -57,10 +56,11 @@ class EnginePlan:
         cuts = [cut for cut in get_args(Cut) if cut in self.target.cuts]
         if self.cut not in cuts:
             raise EngineError(f"--cut {self.cut}: not to be had with {self.engine}; there are {', '.join(cuts)}")
-        if self.exits and self.cut not in EXIT_CUTS:
+        if self.router == "exits" and self.cut not in EXIT_CUTS:
             raise EngineError(f"--cut {self.cut}: not of a model with exits, which has {', '.join(EXIT_CUTS)}")
-        if self.exits and not self.target.takes_exits:
-            raise EngineError(f"--engine {self.engine}: has no code for exits; the other engines run them")
+        if self.router in self.target.refuses:
+            what = self.target.refuses[self.router]
+            raise EngineError(f"--engine {self.engine}: has no code for {what}; the other engines run them")
         engine_class(self.engine).versions()
 
     @property

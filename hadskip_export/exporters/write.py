@@ -75,8 +75,13 @@ class Source:
         return self.model.classifier.config
 
     @property
-    def has_exits(self) -> bool:
-        return isinstance(self.model, ExitClassifier)
+    def router(self) -> RouterInfo:
+        model = self.model
+        if isinstance(model, ExitClassifier):
+            return RouterInfo("exits", criterion=model.criterion, exit_inputs=exit_inputs(model))
+        if model.fixed_route is not None:
+            return RouterInfo("static", model.fixed_route)
+        return RouterInfo("upfront" if model.upfront else "gates")
 
 
 def load_source(path: Path, budget: float | None, full: bool) -> Source:
@@ -133,7 +138,7 @@ def write_bundle(
     signer: Signer | None = None,
 ) -> ParityReport | None:
     """Writes a bundle and checks its engine against PyTorch, where this machine can run it; see `build`."""
-    plan = plan or EnginePlan.of(exits=source.has_exits)
+    plan = plan or EnginePlan.of(router=source.router.kind)
     with new_bundle(out, force) as folder:
         bundle = Bundle(folder, write_model(source, folder))
         reference = TorchReference(source.model, source.full)
@@ -183,7 +188,7 @@ def write_model(source: Source, folder: Path) -> Manifest:
         task=source.task,
         metric=source.metric,
         model=model,
-        router=_router(source.model),
+        router=source.router,
         points=source.points,
         default_budget=source.budget,
         opset=OPSET,
@@ -191,12 +196,6 @@ def write_model(source: Source, folder: Path) -> Manifest:
         weights=weights,
         engines=(),
     )
-
-
-def _router(model: Student) -> RouterInfo:
-    if isinstance(model, ExitClassifier):
-        return RouterInfo("exits", criterion=model.criterion, exit_inputs=exit_inputs(model))
-    return RouterInfo("gates") if model.fixed_route is None else RouterInfo("static", model.fixed_route)
 
 
 def _write_pieces(source: Source, model: ModelInfo, folder: Path) -> tuple[str, dict[str, str]]:

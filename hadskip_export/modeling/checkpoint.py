@@ -204,6 +204,8 @@ def save_student(model: Student, settings: StudentSettings, folder: Path) -> Non
         own = {f"{EXITS}.{name}": tensor.clone() for name, tensor in model.exits.state_dict().items()}
     else:
         own = {f"{GATES}.{name}": tensor.contiguous() for name, tensor in model.gates.state_dict().items()}
+        if model.upfront:
+            section["upfront"] = True
     if model.fixed_route is not None:
         section["fixed_route"] = model.fixed_route
     _save(model.classifier.config, tensors | own, {HADSKIP_KEY: section}, folder)
@@ -230,8 +232,9 @@ def load_student(folder: Path) -> tuple[Student, StudentSettings]:
         )
     if kind is None:
         model: Student = GatedClassifier(
-            classifier, settings.width, fixed_route=None if route is None else tuple(route)
-        )
+            classifier, settings.width, fixed_route=None if route is None else tuple(route),
+            upfront=section.get("upfront") is True,
+        )  # fmt: skip
     elif kind in EXIT_KINDS and criterion in CRITERIA and (kind == "certain") == (criterion == UNCERTAINTY):
         model = ExitClassifier(classifier, kind, criterion)
     else:

@@ -77,6 +77,7 @@ class GatedClassifier(nn.Module):
 
     Args:
         fixed_route: the layers that every input runs, from 1, in place of gates (`FixedGate`).
+        upfront: every gate sees what the embeddings give, and not what the layers before it made of that.
     """
 
     def __init__(
@@ -85,10 +86,11 @@ class GatedClassifier(nn.Module):
         gate_width: int = 64,
         gate_bias: float = 0.0,
         fixed_route: Route | None = None,
+        upfront: bool = False,
     ):
         super().__init__()
         self.classifier = classifier
-        self.fixed_route = fixed_route
+        self.fixed_route, self.upfront = fixed_route, upfront
         config = classifier.config
         gates: Iterable[nn.Module]
         if fixed_route is None:
@@ -121,9 +123,9 @@ class GatedClassifier(nn.Module):
         model = self.classifier
         hidden = model.embeddings(input_ids, token_type_ids)
         bias, distances = attention_bias(attention_mask, hidden.dtype), model.distances()
-        states, maps, gates, margins = [hidden], [], [], []
+        states, maps, gates, margins, embedded = [hidden], [], [], [], hidden
         for layer, gate in zip(model.layers, self.gates, strict=True):
-            margin = gate.margin(hidden, attention_mask)
+            margin = gate.margin(embedded if self.upfront else hidden, attention_mask)
             drawn_from = squash(margin, margin_limit)
             g = estimator(drawn_from, sample(drawn_from, generator))
             branch, probabilities = _run_open_rows(layer, hidden, bias, distances, g.detach() > 0)
@@ -193,9 +195,9 @@ class GatedClassifier(nn.Module):
         model = self.classifier
         hidden = model.embeddings(input_ids, token_type_ids)
         bias, distances = attention_bias(attention_mask, hidden.dtype), model.distances()
-        gates, margins = [], []
+        gates, margins, embedded = [], [], hidden
         for index, (layer, gate) in enumerate(zip(model.layers, self.gates, strict=True)):
-            margin = gate.margin(hidden, attention_mask)
+            margin = gate.margin(embedded if self.upfront else hidden, attention_mask)
             rows = decide(index, margin)
             if rows.any():
                 hidden = hidden.clone()

@@ -94,8 +94,8 @@ class RouterInfo:
     """How rows are routed.
 
     Args:
-        kind: a policy by its name in `POLICIES`: `gates` ask each input; `exits` let each go that is sure; `static`:
-            every input takes `route`, and there is nobody to ask.
+        kind: a policy by its name in `POLICIES`: `gates` ask each input before each layer, `upfront` once, before the
+            first; `exits` let each go that is sure; `static`: every input takes `route`, and there is nobody to ask.
         route: the layers that run, numbered from 1, ascending; only of a static router.
         criterion: when an input leaves, a name in `routing.criteria.CRITERIA`; only of exits.
         exit_inputs: what each exit takes, in order; only of exits.
@@ -109,6 +109,11 @@ class RouterInfo:
     @property
     def asks_gates(self) -> bool:
         return self.decides and not self.has_exits
+
+    @property
+    def asks_once(self) -> bool:
+        """Whether all gates see what the embeddings give."""
+        return self.kind == "upfront"
 
     @property
     def has_exits(self) -> bool:

@@ -21,26 +21,30 @@ from hadskip_export.runtime.programs.base import Program
 from hadskip_export.runtime.programs.chain import Chain
 from hadskip_export.runtime.programs.exits import Exits
 from hadskip_export.runtime.programs.full import Full
+from hadskip_export.runtime.programs.upfront import Upfront
 from hadskip_export.runtime.programs.whole import Whole
 
 Load = Callable[[Engine, EngineInfo, Manifest], Program]
+Pieces = Chain | Upfront | Exits  # programs whose control flow is here
 
 
-def load_gates(engine: Engine, info: EngineInfo, manifest: Manifest) -> Chain | Exits:
+def load_gates(engine: Engine, info: EngineInfo, manifest: Manifest) -> Pieces:
     """Every layer and every gate or exit, one by one."""
     if manifest.router.has_exits:
         return _exits(engine, manifest)
     asked = manifest.router.asks_gates
     gates = [engine.load(gate_name(index)) for index in range(manifest.model.layers)] if asked else []
-    return _chain(engine, manifest, gates=gates)
+    return _upfront(engine, manifest, gates) if manifest.router.asks_once else _chain(engine, manifest, gates=gates)
 
 
-def load_layers(engine: Engine, info: EngineInfo, manifest: Manifest) -> Chain | Exits:
-    """Layers that answer for the gates after them, or one piece that does; or for their exits."""
+def load_layers(engine: Engine, info: EngineInfo, manifest: Manifest) -> Pieces:
+    """Layers that answer for the gates after them, or one piece that does, or for their exits."""
     if manifest.router.has_exits:
         return _exits(engine, manifest)
-    asked = manifest.router.asks_gates
-    return _chain(engine, manifest, all_gates=engine.load(ALL_GATES) if asked else None)
+    gates = engine.load(ALL_GATES) if manifest.router.asks_gates else None
+    if gates is not None and manifest.router.asks_once:
+        return _upfront(engine, manifest, [gates])
+    return _chain(engine, manifest, all_gates=gates)
 
 
 def _chain(engine: Engine, manifest: Manifest, *, gates: Sequence[Piece] = (), all_gates: Piece | None = None) -> Chain:
@@ -52,6 +56,17 @@ def _chain(engine: Engine, manifest: Manifest, *, gates: Sequence[Piece] = (), a
         head=engine.load("head"),
         embedding_inputs=manifest.model.embedding_inputs,
         num_layers=manifest.model.layers,
+        head_takes_mask=manifest.model.pooling == "mean",
+    )
+
+
+def _upfront(engine: Engine, manifest: Manifest, gates: Sequence[Piece]) -> Upfront:
+    return Upfront(
+        embeddings=engine.load("embeddings"),
+        gates=gates,
+        layers={index: engine.load(layer_name(index)) for index in range(manifest.model.layers)},
+        head=engine.load("head"),
+        embedding_inputs=manifest.model.embedding_inputs,
         head_takes_mask=manifest.model.pooling == "mean",
     )
 
@@ -85,7 +100,7 @@ def policy_of(manifest: Manifest, thresholds: Sequence[float]) -> Policy:
 
 
 GATED: dict[str, Load] = {"gates": load_gates, "layers": load_layers, "whole": load_whole}
-CHAINS: dict[str, Callable[[Engine, EngineInfo, Manifest], Chain | Exits]] = {
+CHAINS: dict[str, Callable[[Engine, EngineInfo, Manifest], Pieces]] = {
     "gates": load_gates,
     "layers": load_layers,
     "whole": load_gates,  # for measurements: what the pieces of a whole model cost one by one

@@ -135,6 +135,7 @@ def _thresholds(routes: np.ndarray) -> np.ndarray:
 # one: a file with its class, and a line here.
 POLICIES: dict[str, Callable[[Sequence[float], Sequence[bool]], Policy]] = {
     "gates": lambda thresholds, route: GatePolicy(thresholds),
+    "upfront": lambda thresholds, route: GatePolicy(thresholds),
     "exits": lambda thresholds, route: GatePolicy(thresholds),
     "static": lambda thresholds, route: StaticPolicy(route),
 }

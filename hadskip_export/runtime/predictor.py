@@ -18,11 +18,9 @@ from hadskip_export.runtime.bundle import FULL, Bundle, read_bundle
 from hadskip_export.runtime.deadlines import Deadlines, Pace
 from hadskip_export.runtime.engines import Cut, Engine, EngineOptions, built_elsewhere, engine_class
 from hadskip_export.runtime.forks import never_destroy, watch
-from hadskip_export.runtime.loading import CHAINS, GATED, load_full, policy_of
+from hadskip_export.runtime.loading import CHAINS, GATED, Pieces, load_full, policy_of
 from hadskip_export.runtime.policies import CappedPolicy, ForcedPolicy, Policy
 from hadskip_export.runtime.programs.base import Program
-from hadskip_export.runtime.programs.chain import Chain
-from hadskip_export.runtime.programs.exits import Exits
 from hadskip_export.runtime.signatures import check_signature
 from hadskip_export.runtime.tokenization import Encoded, Ids, Input, Tokenizer, pad, share_batches
 from hadskip_export.runtime.values import check_flag, real_number, whole_number
@@ -121,7 +119,7 @@ class Predictor:
         self._lock, self._deadlines = threading.Lock(), Deadlines(manifest.points)
         self._why_closed = CLOSED
         self.gated: Program | None = None  # runs `router="gates"`; None until it is needed
-        self._chain: Chain | Exits | None = None
+        self._chain: Pieces | None = None
         self._full: Program | None = None
         watch(self)
         program = self._load_full() if options.router == "full" else self._load_gated()
@@ -498,7 +496,7 @@ class Predictor:
         ):
             raise BudgetError("routes: with exits, an input runs the first layers, at least one, and no others")
 
-    def load_chain(self) -> Chain | Exits:
+    def load_chain(self) -> Pieces:
         """The model piece by piece, loaded when it is first asked for: where one engine takes all calls nobody needs it
         to answer one.
 

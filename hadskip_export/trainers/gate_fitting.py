@@ -71,6 +71,8 @@ def observe(
         teacher = teacher_logits[rows.to(teacher_logits.device)]
         for route, _, logits in walk(model.classifier, batch, branch):
             divergence[route][rows] = session.objective.divergence(logits, teacher).cpu()
+    if model.upfront:
+        states = dict.fromkeys(states, states[()])
     return Evidence(states, divergence)
 
 

@@ -160,7 +160,10 @@ class _Thresholds:
     def branch(self, index: int, ran: Route, rows: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """See `walk.Branch`."""
         low, high = self.at(ran, index, rows)
-        margin = self._model.gates[index].margin(hidden, self._mask[rows])
+        if index == 0:
+            self._embedded = hidden
+        seen = self._embedded[rows] if self._model.upfront else hidden
+        margin = self._model.gates[index].margin(seen, self._mask[rows])
         if not margin.isfinite().all():
             raise RecipeError("the gates' margins are no numbers; lower fit_lr, body_lr or gate_lr (--set)")
         self.margins.append(margin[low < high].cpu().numpy())

@@ -314,9 +314,9 @@ class _Comparison:
         batch = pad([encoded])
         before = self._embed(batch), trace.states[0]
         self._difference("embeddings").add(*before, rounding=STEP if self._rounded else 0.0)
-        errors, answers = np.zeros(len(trace.margins)), []
+        errors, answers, embedded, once = np.zeros(len(trace.margins)), [], before, self._manifest.router.asks_once
         for index in range(len(trace.layer_outputs)):
-            errors[index] = self._compare_gate(index, trace, before, batch.attention_mask)
+            errors[index] = self._compare_gate(index, trace, embedded if once else before, batch.attention_mask)
             before = self._compare_layer(index, trace, batch.attention_mask) or before
             if index < len(trace.answers):
                 answers.append(self._compare_exit(index, trace, before[0], batch.attention_mask))
@@ -353,7 +353,7 @@ class _Comparison:
 
     def _compare_gate(self, index: int, trace: Trace, before: tuple[Any, np.ndarray], mask: np.ndarray) -> float:
         """Returns the error of its margin after the engine's own piece `before` it, beside the reference's."""
-        name, state = gate_name(index), trace.states[index]
+        name, state = gate_name(index), trace.states[0 if self._manifest.router.asks_once else index]
         if name not in self._pieces and ALL_GATES not in self._pieces:
             return 0.0
 

@@ -120,7 +120,8 @@ class OnnxReference:
         states = [self._run("embeddings", ids)]
         outputs, margins = [], []
         for index in self._layers:
-            margins.append(self.margin(index, states[-1], mask)[0] if self._fixed is None else self._fixed[index])
+            seen = states[0 if self._router.asks_once else -1]
+            margins.append(self.margin(index, seen, mask)[0] if self._fixed is None else self._fixed[index])
             layer, feed = layer_name(index), {"hidden_states": states[-1], "attention_mask": mask}
             outputs.append(self._run(layer, feed) if layer in self._pieces else states[-1])
             states.append(outputs[-1] if margins[-1] > thresholds[index] else states[-1])

@@ -42,7 +42,7 @@ class TorchReference:
             return replace(trace, full_logits=full)
         outputs, margins = [], []
         for layer, gate, threshold in zip(body.layers, self._model.gates, thresholds.tolist(), strict=True):
-            margins.append(gate.margin(states[-1], mask))
+            margins.append(gate.margin(states[0 if self._model.upfront else -1], mask))
             outputs.append(layer(states[-1], bias, distances)[0])
             states.append(outputs[-1] if margins[-1] > threshold else states[-1])
         margin = torch.cat(margins)

@@ -2,7 +2,7 @@
 engine where it will serve."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +43,8 @@ class Material:
     def decided(self) -> Decided:
         """Who decides in a whole graph."""
         thresholds = self.manifest.default_point.thresholds
-        return Decided(thresholds or (0.0,) * self.manifest.model.layers, self.manifest.router.route)
+        router = self.manifest.router
+        return Decided(thresholds or (0.0,) * self.manifest.model.layers, router.route, router.asks_once)
 
 
 class Target(Protocol):
@@ -51,12 +52,12 @@ class Target(Protocol):
     Attributes:
         precisions: those that the engine can be built with.
         cuts: those that it has, the fastest first (docs/benchmarks.md): that one is its default.
-        takes_exits: whether it can be built for a model with exits.
+        refuses: kinds of routers that it cannot be built for, and what those have.
     """
 
     precisions: tuple[str, ...]
     cuts: tuple[Cut, ...]
-    takes_exits: bool
+    refuses: dict[str, str]
 
     def build(self, material: Material) -> dict[str, str]:
         """Writes the engine's files and returns piece -> file, relative to the bundle: the pieces of `material` and, of
@@ -89,13 +90,15 @@ class OnnxTarget:
     converts: dict[str, Convert]
     fuses: dict[str, bool]
     whole_stem: dict[str, str]
-    takes_exits: bool = True
+    refuses: dict[str, str] = field(default_factory=dict)
 
     def build(self, material: Material) -> dict[str, str]:
         own = OwnTensors(material.bundle, material.tag)
         files = {piece: material.manifest.pieces[piece] for piece in material.pieces}
         files |= self._converted(material, files, own)
-        if material.cut == "layers" and material.manifest.router.decides and self.fuses[material.precision]:
+        router = material.manifest.router
+        asked_by_layers = router.decides and not router.asks_once
+        if material.cut == "layers" and asked_by_layers and self.fuses[material.precision]:
             files |= self._fused(material, files, own)
         if material.cut == "whole":
             files |= self._whole(material, files, own)

@@ -7,7 +7,7 @@ Only TensorRT for RTX has built plans so far, without a GPU; TensorRT itself nee
 plan of either has ever run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hadskip_export.exporters.assemble import Pieces
@@ -76,7 +76,7 @@ class TensorRtTarget:
     library: str
     precisions: tuple[str, ...] = ("fp32", "fp16")
     cuts: tuple[Cut, ...] = ("layers", "gates")
-    takes_exits: bool = True
+    refuses: dict[str, str] = field(default_factory=dict)
 
     def build(self, material: Material) -> dict[str, str]:
         say(f"{material.tag}: {UNTRIED}")

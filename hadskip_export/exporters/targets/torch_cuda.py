@@ -1,5 +1,7 @@
 """PyTorch on an NVIDIA GPU. It has the layers' code itself and reads nothing but the bundle's fp32 tensors."""
 
+from typing import ClassVar
+
 from hadskip_export.exporters.targets.base import Material
 from hadskip_export.exporters.weights import read_about
 from hadskip_export.runtime.bundle import WHOLE
@@ -13,7 +15,7 @@ class TorchCudaTarget:
 
     precisions = ("fp32", "fp16", "bf16")
     cuts: tuple[Cut, ...] = ("whole", "layers", "gates")
-    takes_exits = False
+    refuses: ClassVar = {"exits": "exits", "upfront": "gates that read the embeddings"}
 
     def build(self, material: Material) -> dict[str, str]:
         if lack := why_not(read_about(material.bundle, material.manifest.weights)):

@@ -17,6 +17,7 @@ HADSKIP = "hadskip"  # the method of this name is the one that the recipe's `rou
 METHODS = {
     "joint": "hadskip_export.trainers.methods.joint:Joint",
     "nested": "hadskip_export.trainers.methods.nested:Nested",
+    "upfront": "hadskip_export.trainers.methods.upfront:Upfront",
     "budgeted": "hadskip_export.trainers.methods.budgeted:Budgeted",
     "static": "hadskip_export.trainers.methods.static:Static",
     "branchynet": "hadskip_export.trainers.methods.branchynet:BranchyNet",

@@ -348,7 +348,7 @@ def test_resuming_as_another_method_is_refused(trained, teacher, csv_files):
 @pytest.mark.parametrize(
     ("changes", "error", "names"),
     [
-        ({"method": "magic"}, RecipeError, ["--method magic", "hadskip, joint, nested, budgeted, static"]),
+        ({"method": "magic"}, RecipeError, ["--method magic", "hadskip, joint, nested, upfront, budgeted, static"]),
         ({"route": (1, 2)}, RecipeError, ["--route", "static"]),
         ({"route": (1, 2), "method": "budgeted"}, RecipeError, ["--route", "static", "budgeted"]),
         ({"method": "budgeted", "budget": 1.5}, BudgetError, ["--budget 1.5", "budgeted"]),
