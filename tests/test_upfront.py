@@ -81,6 +81,7 @@ def test_gates_are_asked_once_a_call_and_before_any_layer(bundle):
     assert called[:2] == ["embeddings", "gates"] and called.count("gates") == 1 and called[-1] == "head"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", pytest.param("bf16", marks=needs_bf16)])
 def test_lower_precision_passes_its_check(bundle, precision, tmp_path):
     engine = "ort" if precision == "int8" else "openvino"

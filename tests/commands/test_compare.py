@@ -105,6 +105,7 @@ def teachers(out: Path) -> set[str]:
     return {about["model"] for about in found if about["fine_tuned"]}
 
 
+@pytest.mark.slow
 def test_whoever_comes_first_later_learns_from_the_teacher_that_is_there(asked):
     first = compare(**asked | {"methods": ["adaptive", "pcee"]})
     for methods in (["pcee", "deebert"], ["paper", "adaptive", "pcee"], ["budgeted"]):

@@ -119,6 +119,7 @@ def test_without_pypi_the_message_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.rglob("*.csv")) == []
 
 
+@pytest.mark.slow
 def test_content_that_is_not_what_it_was_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(demonstration, "RATINGS_SHA256", "0" * 64)
     with pytest.raises(DataError, match="not the file this demo was written for"):

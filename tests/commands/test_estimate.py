@@ -336,6 +336,7 @@ BOTH = ["same", "mixed"]
     ("method", "routings"),
     [
         ("pabee", BOTH),
+        ("upfront", BOTH),
         ("budgeted", ["same"]),
         *(pytest.param(name, BOTH, marks=pytest.mark.slow) for name in ("berxit", "fastbert")),
     ],
@@ -346,7 +347,7 @@ def test_a_rival_is_timed_with_what_stands_beside_its_layers(config_file, monkey
     found = estimate(config_file, layers_run=1, method=method, seq=[5], batch=[4])
     assert [row.routing for row in found.rows] == routings
     assert {row.layers_run for row in found.rows} == {1} and all(row.speedup > 0 for row in found.rows)
-    assert {row.cut for row in found.rows} == {"whole" if method == "budgeted" else "layers"}
+    assert {row.cut for row in found.rows} == {"whole" if method in ("budgeted", "upfront") else "layers"}
 
 
 def test_a_cut_that_exits_have_not_is_refused_before_anything_is_built(config_file):

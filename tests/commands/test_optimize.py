@@ -234,6 +234,7 @@ def fine_tuned(model_folder: Path, folder: Path, labels: tuple[str, ...], kind: 
     return folder
 
 
+@pytest.mark.slow
 def test_what_the_model_reads_is_what_it_is_held_against(model: Path, tmp_path: Path):
     """Texts longer than 32 tokens here: without an option none is cut shorter than `transformers` cuts it."""
     long = write_csv(tmp_path / "long.csv", [(f"{text} {'three ' * 40}",) for text in TEXTS], ("text",))

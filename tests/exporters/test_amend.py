@@ -217,6 +217,7 @@ def test_a_damaged_engine_that_is_made_anew_is_sound_and_nothing_is_written_over
     assert validate(mine, engine="ort-int8").passed and file.read_bytes() == damaged
 
 
+@pytest.mark.slow
 def test_a_predictor_in_service_goes_on_while_an_engine_is_made_anew(mine: Path):
     build(mine, engine="openvino", precision="int8")
     with Predictor.load(mine, engine="openvino") as predictor:

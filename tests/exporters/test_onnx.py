@@ -179,6 +179,7 @@ def test_pieces_of_a_kind_have_one_template(source, pieces, kind: str):
     assert last is not templates[0]
 
 
+@pytest.mark.slow
 def test_a_model_of_any_depth_is_traced_as_often_and_a_second_one_not_at_all(untraced: dict):
     kinds = len({type(piece.module) for piece in cut(random_gated())})
     for layers, count in ((2, kinds), (5, kinds + 1)):  # the piece of all gates has another shape

@@ -272,6 +272,7 @@ def test_whatever_way_a_writer_chooses_we_find_what_onnx_finds(make, random, tmp
     assert oracle(onnx.load_model_from_string(content)) <= read_graph(file).locations
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(make=st.sampled_from(MODELS), random=st.randoms(use_true_random=False))
 def test_what_no_writer_chooses_is_refused_or_we_find_what_onnx_finds(make, random, tmp_path: Path):

@@ -70,7 +70,9 @@ def test_one_more_policy_takes_a_class_and_a_line(
     """One with a memory, through texts, batches and a bundle, as PyTorch decides with it one input at a time."""
     copy = copy_of(request.getfixturevalue(BUNDLES[cut]), tmp_path)
     change_manifest(copy, lambda plain: plain["router"].update(kind="patience"))
-    with pytest.raises(BundleError, match="the router 'patience' is not known; there are gates, exits, static"):
+    with pytest.raises(
+        BundleError, match="the router 'patience' is not known; there are gates, upfront, exits, static"
+    ):
         Predictor.load(copy)
     monkeypatch.setitem(POLICIES, "patience", lambda thresholds, route: Patience(thresholds[0], 1))
     oracle = Oracle(source, model_folder)

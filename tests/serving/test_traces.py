@@ -102,6 +102,7 @@ def test_a_request_is_told_with_what_was_done_for_it(points_bundle: Path, collec
     assert servers.count("POST /predict") == 2 and not any("metrics" in name or "health" in name for name in servers)
 
 
+@pytest.mark.slow
 def test_without_a_collector_it_answers_and_ends_as_ever(points_bundle: Path, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     process, port = start(points_bundle, "--traces")
