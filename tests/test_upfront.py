@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from hadskip_export import build, calibrate, inspect
+from hadskip_export.data.columns import Columns
+from hadskip_export.data.examples import read_examples
 from hadskip_export.data.runs import read_run
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.write import write_bundle
@@ -96,12 +98,8 @@ def test_an_engine_with_code_of_its_own_says_that_it_has_none_for_this(bundle):
 def test_the_checkpoint_remembers(source, tmp_path):
     save_student(source.model, StudentSettings(8, 0.0, 2.0), tmp_path / "student")
     assert load_student(tmp_path / "student")[0].upfront
-    assert read_bundle_kind(tmp_path, source) == "upfront"
-
-
-def read_bundle_kind(folder: Path, source) -> str:
-    write_bundle(source, folder / "bundle")
-    return read_bundle(folder / "bundle").manifest.router.kind
+    write_bundle(source, tmp_path / "bundle")
+    assert read_bundle(tmp_path / "bundle").manifest.router.kind == "upfront"
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +122,17 @@ def test_a_bundle_meets_other_budgets_on_other_texts(bundle, tmp_path):
     with Predictor.load(bundle) as predictor:
         layers = [len(answer.layers) for answer in predictor(TEXTS, gate_threshold=found.chosen.threshold)]
     assert abs(np.mean(layers) - 1.5) < 0.3
+
+
+def test_a_run_says_of_its_texts_what_the_served_model_does(run, csv_files, tmp_path):
+    """Its thresholds are of margins on the embeddings, as those that are asked later."""
+    assert build(run, out=tmp_path / "bundle", cut="gates").parity == "passed"
+    texts = read_examples(csv_files[1], Columns()).texts
+    rows = {row["budget"]: row for row in read_run(run).summary["budgets"]}
+    with Predictor.load(tmp_path / "bundle") as predictor:
+        for point in predictor.bundle.manifest.points:
+            layers = [len(answer.layers) for answer in predictor(texts, budget=point.budget)]
+            assert np.mean(layers) == pytest.approx(rows[point.budget]["mean_layers"], abs=1.5 / len(texts))
 
 
 def test_margins_are_of_the_embeddings_alone(run):

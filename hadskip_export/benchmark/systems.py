@@ -71,7 +71,7 @@ class Process:
             raise HadskipError(f"the benchmark's worker process died ({request}); is there enough memory?")
         reply = json.loads(line)
         if "error" in reply:
-            raise getattr(errors, reply["kind"] or HadskipError.__name__, HadskipError)(reply["error"])
+            raise getattr(errors, reply["kind"], HadskipError)(reply["error"])
         return reply
 
 

@@ -20,7 +20,7 @@ from hadskip_export.data.problems import groups_of
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.targets import target_of
 from hadskip_export.report.plain import need_pages
-from hadskip_export.routing.routes import Route, as_route
+from hadskip_export.routing.routes import Route, as_route, statistics
 from hadskip_export.runtime.bundle import Bundle, EngineInfo, read_bundle
 from hadskip_export.runtime.engines import Cut
 from hadskip_export.runtime.predictor import LoadOptions, Predictor
@@ -273,7 +273,7 @@ def _row(contest: Contest, bundle: Bundle, info: EngineInfo, inputs: _Inputs, *,
     manifest = bundle.manifest
     answers = contest.skip.ask("answers", batch_size=size)
     routes = np.array(answers["routes"])
-    layers_run = routes.sum(axis=1)
+    found = statistics(routes)
     metric = full_metric = None
     if inputs.targets is not None:
         full_answers = next(iter(contest.full.values())).ask("answers", batch_size=size)
@@ -284,16 +284,16 @@ def _row(contest: Contest, bundle: Bundle, info: EngineInfo, inputs: _Inputs, *,
     calls = choose_calls(len(inputs.texts), size)
     figures = contest.measure(Workload(calls, inputs.lengths, routes, "data", f"batch {size}"))
     parts = contest.skip.ask("profile", calls=[call.tolist() for call in calls])["parts"] if profile else None
-    shown = [] if inputs.data is None else easiest_and_hardest(inputs.texts, layers_run)
+    shown = [] if inputs.data is None else easiest_and_hardest(inputs.texts, routes.sum(axis=1))
     return Row(
         **vars(figures),
         data=inputs.data,
         metric_name=manifest.metric,
         metric=metric,
         full_metric=full_metric,
-        mean_layers=float(layers_run.mean()),
-        histogram=tuple((np.bincount(layers_run, minlength=manifest.model.layers + 1) / len(inputs.texts)).tolist()),
-        usage=tuple(routes.mean(axis=0).tolist()),
+        mean_layers=found.mean_layers,
+        histogram=tuple(found.histogram),
+        usage=tuple(found.usage),
         examples=tuple(Example(inputs.texts[row], as_route(routes[row])) for row in shown),
         profile=parts and {part: seconds * 1e3 for part, seconds in parts.items()},
         hint=None if figures.warnings else faster_cut(bundle, info, figures.efficiency),

@@ -66,6 +66,16 @@ def test_what_is_observed_is_what_each_route_does_to_each_input():
     assert torch.stack(list(evidence.divergence.values())).std(dim=0).min() > 1e-3  # routes do differ
 
 
+def test_gates_that_are_asked_at_once_are_fitted_to_what_they_will_see():
+    """Whatever has run: what the embeddings give."""
+    model, data = random_gated(), random_dataset(20)
+    model.upfront = True
+    found = observe(model, torch.zeros(20, 3), data, EVERY, SESSION).states
+    model.upfront = False
+    first = observe(model, torch.zeros(20, 3), data, EVERY, SESSION).states[()]
+    assert len(found) > 3 and all(torch.equal(states, first) for states in found.values())
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.sampled_from(EVERY), min_size=1, max_size=5, unique=True), st.integers(1, 6), st.integers(0, 100))
 def test_of_any_family(family, count, seed):
