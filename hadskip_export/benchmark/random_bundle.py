@@ -11,7 +11,7 @@ from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.write import Source, write_bundle
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.exits import ExitClassifier, Student
-from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.modeling.gated import Gate, GatedClassifier
 from hadskip_export.routing.points import Point
 from hadskip_export.verification.parity import ParityReport
 
@@ -41,8 +41,8 @@ def write_random_bundle(
         for head in (full.head, body.head):
             head.classifier.bias[0] = 10.0
         model = make(body)
-        if isinstance(model, GatedClassifier) and model.fixed_route is None:
-            for gate in model.gates:
+        for gate in model.gates:
+            if isinstance(gate, Gate):
                 gate.logits.weight.zero_()
                 gate.logits.bias.copy_(torch.tensor([1.0, 0.0]))
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -201,12 +201,14 @@ class _Structure:
 
     Args:
         kind, criterion: of exits, see `ExitClassifier`; None of gates and of a fixed route.
+        jumps: see `EarlyExit`.
         route: for all inputs; None where each has its own.
         upfront: see `GatedClassifier`.
     """
 
     kind: ExitKind | None = None
     criterion: str = ""
+    jumps: bool = False
     route: Route | None = None
     upfront: bool = False
 
@@ -220,7 +222,7 @@ class _Structure:
         made = create_method(method, recipe, {})
         made.check(recipe, layers_run, config)
         if isinstance(made, EarlyExit):
-            return cls(made.kind, made.criterion)
+            return cls(made.kind, made.criterion, made.jumps)
         route = None if made.fits_threshold else tuple(range(1, layers_run + 1))
         return cls(route=route, upfront=isinstance(made, Upfront))
 
@@ -228,7 +230,7 @@ class _Structure:
     def router(self) -> str:
         """Its kind, see `RouterInfo`."""
         if self.kind is not None:
-            return "exits"
+            return "gated-exits" if self.jumps else "exits"
         return "static" if self.is_fixed else "upfront" if self.upfront else "gates"
 
     @property
@@ -237,13 +239,15 @@ class _Structure:
 
     def make(self, body: Classifier) -> Student:
         if self.kind is not None:
-            return ExitClassifier(body, self.kind, self.criterion)
+            return ExitClassifier(body, self.kind, self.criterion, load_recipe().gate_width if self.jumps else None)
         return GatedClassifier(body, fixed_route=self.route, upfront=self.upfront)
 
     def draw_routes(
         self, rows: int, num_layers: int, layers_run: int, routing: Routing, random: np.random.Generator
     ) -> np.ndarray:
         """As the function of that name has them, of gates."""
+        if self.jumps:
+            return draw_jumps(rows, num_layers, layers_run, routing, random)
         if self.router == "exits":
             return draw_prefixes(rows, num_layers, layers_run, routing, random)
         if self.route is not None:
@@ -303,6 +307,16 @@ def draw_routes(
         route[num_layers - 1 - np.arange(layers_run) * num_layers // layers_run] = True
         return np.tile(route, (rows, 1))
     return random.permuted(np.tile(np.arange(num_layers) < layers_run, (rows, 1)), axis=1)
+
+
+def draw_jumps(
+    rows: int, num_layers: int, layers_run: int, routing: Routing, random: np.random.Generator
+) -> np.ndarray:
+    """As `draw_routes`, the first layer always among them."""
+    found = np.eye(1, num_layers, dtype=bool).repeat(rows, axis=0)
+    if layers_run > 1:
+        found[:, 1:] = draw_routes(rows, num_layers - 1, layers_run - 1, routing, random)
+    return found
 
 
 def draw_prefixes(

@@ -130,7 +130,7 @@ class GatePiece(GatesPiece):
 
 def cut(model: Student, prefix: str = "") -> Iterator[Piece]:
     """The pieces of a model, gates one by one and all in one; of a fixed route its layers, no gates; of one with exits
-    these in their place.
+    these, and gates one by one if it has any.
 
     Args:
         prefix: of the names that its tensors have in the bundle's weights.
@@ -147,6 +147,10 @@ def cut(model: Student, prefix: str = "") -> Iterator[Piece]:
             named = _of_module(module, f"{prefix}layers.{index}")
             yield Piece(layer_name(index), module, STATES, "layer_output", named)
     if isinstance(model, ExitClassifier):
+        for index, gate in list(enumerate(model.gates))[1:]:  # of the first layer it is fixed
+            module = GatePiece(gate)
+            parts = {name: Part(f"{prefix}gates.{index}.{name}") for name, _ in module.named_parameters()}
+            yield Piece(gate_name(index), module, STATES, "margin", parts)
         yield from _exits(model, prefix)
     elif route is None:
         yield from _gates(model, prefix)

@@ -5,7 +5,7 @@ from typing import Self, get_args
 
 from hadskip_export.exporters.targets import target_of
 from hadskip_export.exporters.targets.base import Target
-from hadskip_export.runtime.bundle import EXIT_CUTS
+from hadskip_export.runtime.bundle import EXIT_CUTS, EXITED
 from hadskip_export.runtime.engines import ENGINES, Cut, engine_class
 from hadskip_export.support.errors import EngineError
 
@@ -34,7 +34,7 @@ class EnginePlan:
             cut: the engine's fastest if left out.
         """
         if cut is None and engine in ENGINES and precision in target_of(engine).precisions:
-            cut = next((one for one in target_of(engine).cuts if router != "exits" or one in EXIT_CUTS), None)
+            cut = next((one for one in target_of(engine).cuts if router not in EXITED or one in EXIT_CUTS), None)
         return cls(engine, precision, cut or "gates", router)
 
     @classmethod
@@ -56,7 +56,7 @@ class EnginePlan:
         cuts = [cut for cut in get_args(Cut) if cut in self.target.cuts]
         if self.cut not in cuts:
             raise EngineError(f"--cut {self.cut}: not to be had with {self.engine}; there are {', '.join(cuts)}")
-        if self.router == "exits" and self.cut not in EXIT_CUTS:
+        if self.router in EXITED and self.cut not in EXIT_CUTS:
             raise EngineError(f"--cut {self.cut}: not of a model with exits, which has {', '.join(EXIT_CUTS)}")
         if self.router in self.target.refuses:
             what = self.target.refuses[self.router]

@@ -78,7 +78,8 @@ class Source:
     def router(self) -> RouterInfo:
         model = self.model
         if isinstance(model, ExitClassifier):
-            return RouterInfo("exits", criterion=model.criterion, exit_inputs=exit_inputs(model))
+            kind = "gated-exits" if model.gates else "exits"
+            return RouterInfo(kind, criterion=model.criterion, exit_inputs=exit_inputs(model))
         if model.fixed_route is not None:
             return RouterInfo("static", model.fixed_route)
         return RouterInfo("upfront" if model.upfront else "gates")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hadskip_export.data.problems import RANKING, REGRESSION, SINGLE, ProblemType
 from hadskip_export.data.text import TOKENIZER_CONFIG
@@ -201,13 +201,17 @@ def save_student(model: Student, settings: StudentSettings, folder: Path) -> Non
     }
     if isinstance(model, ExitClassifier):
         section |= {"exits": model.kind, "criterion": model.criterion}
-        own = {f"{EXITS}.{name}": tensor.clone() for name, tensor in model.exits.state_dict().items()}
-    else:
-        own = {f"{GATES}.{name}": tensor.contiguous() for name, tensor in model.gates.state_dict().items()}
-        if model.upfront:
-            section["upfront"] = True
+        if model.gates:
+            section["gated"] = True
+    elif model.upfront:
+        section["upfront"] = True
     if model.fixed_route is not None:
         section["fixed_route"] = model.fixed_route
+    own = {
+        f"{place}.{name}": tensor.clone(memory_format=torch.contiguous_format)
+        for place, part in _own_parts(model).items()
+        for name, tensor in part.state_dict().items()
+    }
     _save(model.classifier.config, tensors | own, {HADSKIP_KEY: section}, folder)
 
 
@@ -236,13 +240,19 @@ def load_student(folder: Path) -> tuple[Student, StudentSettings]:
             upfront=section.get("upfront") is True,
         )  # fmt: skip
     elif kind in EXIT_KINDS and criterion in CRITERIA and (kind == "certain") == (criterion == UNCERTAINTY):
-        model = ExitClassifier(classifier, kind, criterion)
+        model = ExitClassifier(classifier, kind, criterion, settings.width if section.get("gated") is True else None)
     else:
         raise BundleError(f"{file}: exits {kind!r} that leave by {criterion!r}, which do not go together here")
-    part, place = (model.exits, EXITS) if isinstance(model, ExitClassifier) else (model.gates, GATES)
-    own = {k.removeprefix(f"{place}."): v for k, v in _read_weights(folder).items() if k.startswith(f"{place}.")}
-    _load_state(part, own, folder)
+    tensors = _read_weights(folder)
+    for place, part in _own_parts(model).items():
+        own = {k.removeprefix(f"{place}."): v for k, v in tensors.items() if k.startswith(f"{place}.")}
+        _load_state(part, own, folder)
     return model.eval(), settings
+
+
+def _own_parts(model: Student) -> dict[str, nn.ModuleList]:
+    """What a student has beside its body, by where that lies in a checkpoint."""
+    return {GATES: model.gates} | ({EXITS: model.exits} if isinstance(model, ExitClassifier) else {})
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -370,7 +380,7 @@ def _to_hugging_face(model: Classifier) -> dict[str, Tensor]:
     }
 
 
-def _load_state(module: torch.nn.Module, state: dict[str, Tensor], folder: Path, fresh: tuple[str, ...] = ()) -> None:
+def _load_state(module: nn.Module, state: dict[str, Tensor], folder: Path, fresh: tuple[str, ...] = ()) -> None:
     """Loads all of `state` into all of `module`, but for parts whose names begin with one of `fresh`."""
     try:
         report = module.load_state_dict(state, strict=False)

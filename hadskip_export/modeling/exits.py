@@ -1,18 +1,20 @@
 """A classifier with an exit after each layer: the rivals that stop early, where HadSkip jumps.
 
 An exit answers from what its layer gave; the last one is the model's own head. Which answer is good enough a criterion
-says (`routing.criteria`).
+says (`routing.criteria`). One rival does both: on the way to an exit, gates let an input jump.
 """
 
 import copy
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig, Head, attention_bias
-from hadskip_export.modeling.gated import GatedClassifier
+from hadskip_export.modeling.gated import FixedGate, Gate, GatedClassifier
 from hadskip_export.routing.criteria import UNCERTAINTY
+from hadskip_export.routing.routes import Route
 
 # What an exit is. `head`: a copy of the model's own head; `linear`: its last linear map alone, behind the model's own
 # pooler; `certain`: a copy that also tells how certain it is; `attention`: a small layer of attention.
@@ -55,7 +57,7 @@ class AttentionHead(nn.Module):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         """float32 [b, s, H], int64 [b, s] -> logits float32 [b, classes]."""
-        narrow = torch.tanh(self.narrow(hidden_states))
+        narrow = self.narrowed(hidden_states)
         b, s, width = narrow.shape
         projected = self.query_key_value(narrow).view(b, s, 3, ATTENTION_HEADS, width // ATTENTION_HEADS)
         query, key, value = projected.permute(2, 0, 3, 1, 4)  # [b, N, s, w / N]
@@ -63,6 +65,10 @@ class AttentionHead(nn.Module):
         weights = (scores + attention_bias(attention_mask, scores.dtype)).softmax(dim=-1)
         first = self.output((self.dropout(weights) @ value).reshape(b, width))
         return self.classifier(self.dropout(torch.tanh(self.dense(first)))).float()
+
+    def narrowed(self, hidden_states: Tensor) -> Tensor:
+        """What it attends to, float [b, s, w]."""
+        return torch.tanh(self.narrow(hidden_states))
 
 
 class ExitClassifier(nn.Module):
@@ -72,17 +78,28 @@ class ExitClassifier(nn.Module):
         classifier: its head is the last exit.
         kind: what the others are. They begin with the head's weights, as far as they have such.
         criterion: a name in `routing.criteria.CRITERIA`: when an input leaves.
+        gate_width: of gates before all layers but the first, each of which lets an input skip its layer where the
+            margin is not above 0, whatever the budget; there are none if left out.
     """
 
     fixed_route = None  # it is the input that decides
 
-    def __init__(self, classifier: Classifier, kind: ExitKind, criterion: str):
+    def __init__(self, classifier: Classifier, kind: ExitKind, criterion: str, gate_width: int | None = None):
         super().__init__()
         assert (kind == "certain") == (criterion == UNCERTAINTY)
         self.classifier, self.kind, self.criterion = classifier, kind, criterion
         config, head = classifier.config, classifier.head
         certainty = nn.Linear(config.hidden_size, 1) if kind == "certain" else None
         self.exits = nn.ModuleList(_exit(kind, config, head, certainty) for _ in classifier.layers[1:])
+        self.gates = nn.ModuleList()
+        if gate_width is not None:
+            jumping = (Gate(config.hidden_size, gate_width) for _ in classifier.layers[1:])
+            self.gates.extend((FixedGate(True), *jumping))
+
+    @property
+    def all_exits(self) -> list[nn.Module]:
+        """The model's own head is the last."""
+        return [*self.exits, self.classifier.head]
 
     @property
     def exits_take_mask(self) -> bool:
@@ -90,14 +107,45 @@ class ExitClassifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> list[Tensor]:
         """int64 [b, s] three times -> the answers of every exit, as these have them, and the logits."""
+        return self.ask(input_ids, attention_mask, token_type_ids)[0]
+
+    def ask(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[list[Tensor], Tensor]:
+        """
+        Returns:
+            What `forward` does, and the layers that inputs run if no exit lets them go, bool [b, L]. A layer that an
+            input skips has an answer for it all the same.
+        """
+        answers, runs = [], []
+        passed = self.through(input_ids, attention_mask, token_type_ids)
+        for leave, (output, ran) in zip(self.all_exits, passed, strict=True):
+            answers.append(leave(output, attention_mask))
+            runs.append(ran)
+        return answers, torch.stack(runs, dim=1)
+
+    def through(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields what each layer gives, float [b, s, H], and which inputs run it, bool [b]."""
         model = self.classifier
         hidden = model.embeddings(input_ids, token_type_ids)
         bias, distances = attention_bias(attention_mask, hidden.dtype), model.distances()
-        answers = []
-        for layer, leave in zip(model.layers, [*self.exits, model.head], strict=True):
-            hidden = layer(hidden, bias, distances)[0]
-            answers.append(leave(hidden, attention_mask))
-        return answers
+        for index, layer in enumerate(model.layers):
+            runs = self.runs(index, hidden, attention_mask)
+            output = layer(hidden, bias, distances)[0]
+            yield output, runs
+            hidden = torch.where(runs[:, None, None], output, hidden) if self.gates else output
+
+    def answer(self, route: Route, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """What inputs are answered that have run these layers, at least one: by the exit after the last of them, logits
+        float32 [b, labels]."""
+        leave = self.all_exits[route[-1] - 1]
+        return leave(hidden_states, attention_mask)[:, : len(self.classifier.config.labels)]
+
+    def runs(self, index: int, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """Whether layer `index` (from 0) is run by inputs that no exit has let go, bool [b]."""
+        if not self.gates:
+            return torch.ones(len(hidden_states), dtype=torch.bool, device=hidden_states.device)
+        return self.gates[index].margin(hidden_states, attention_mask) > 0
 
 
 def _exit(kind: ExitKind, config: EncoderConfig, head: Head, certainty: nn.Linear | None) -> nn.Module:

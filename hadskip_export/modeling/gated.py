@@ -183,6 +183,10 @@ class GatedClassifier(nn.Module):
 
         return [output(route) for route in routes]
 
+    def answer(self, route: Route, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """What inputs are answered that have run these layers, logits float32 [b, labels]."""
+        return self.classifier.head(hidden_states, attention_mask)
+
     @torch.no_grad()
     def route(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, decide: Callable[[int, Tensor], Tensor]

@@ -398,7 +398,7 @@ def _manifest(manifest: Manifest) -> Lines:
 def _routing(router: RouterInfo) -> str:
     if router.route is not None:
         return f"static, layers {' '.join(map(str, router.route))}"
-    return f"exits, by {router.criterion}" if router.has_exits else router.kind
+    return f"{router.kind.replace('-', ' ')}, by {router.criterion}" if router.has_exits else router.kind
 
 
 def _labels(problem: Problem) -> str:

@@ -9,7 +9,7 @@ runtime ask the same one. Answers are logits, float32 [b, classes]; of an exit t
 comes behind them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,18 +88,21 @@ class Criterion:
         """float64 [rows, numbers remembered]"""
         return np.tile(np.array(self.memory, np.float64), (rows, 1))
 
-    def margins(self, answers: Iterable[np.ndarray]) -> np.ndarray:
+    def margins(self, answers: Sequence[np.ndarray], runs: np.ndarray | None = None) -> np.ndarray:
         """Of inputs that no exit lets go, float32 [b, L]. Before the first layer there is none, and it always runs.
 
         Args:
             answers: of each exit, float32 [b, classes].
+            runs: the layers that each input runs, bool [b, L]; all if left out. Where one is skipped, what was said
+                before holds.
         """
-        found, memory = [], None
-        for answer in answers:
-            memory = self.start(len(answer)) if memory is None else memory
-            margins, memory = self.look(answer, memory)
-            found.append(margins)
-        return np.stack([np.full(len(found[0]), np.inf), *found], axis=1).astype(np.float32)
+        found, memory = [np.full(len(answers[0]), np.inf)], self.start(len(answers[0]))
+        for index, answer in enumerate(answers):
+            margins, remembered = self.look(answer, memory)
+            ran = np.ones(len(answer), bool) if runs is None else runs[:, index]
+            found.append(np.where(ran, margins, found[-1]))
+            memory = np.where(ran[:, None], remembered, memory)
+        return np.stack(found, axis=1).astype(np.float32)
 
 
 CRITERIA = {

@@ -38,6 +38,7 @@ GRAPH_SUFFIX = ".onnx"  # engines choose by it how a file is read: another one w
 SEGMENTS = "token_type_ids"
 MODEL_INPUTS = ("input_ids", "attention_mask", SEGMENTS)
 STATES = ("hidden_states", "attention_mask")
+EXITED = ("exits", "gated-exits")  # kinds of routers
 EXIT_CUTS: tuple[Cut, ...] = ("layers", "gates")  # those that a model with exits has: the host decides after each layer
 ABOUT = "hadskip"  # the name under which the files of tensors have JSON of our own
 FULL, WHOLE, WHOLE_ALONE, ALL_GATES = "full", "whole", "whole_alone", "gates"
@@ -95,7 +96,8 @@ class RouterInfo:
 
     Args:
         kind: a policy by its name in `POLICIES`: `gates` ask each input before each layer, `upfront` once, before the
-            first; `exits` let each go that is sure; `static`: every input takes `route`, and there is nobody to ask.
+            first; `exits` let each go that is sure, `gated-exits` too, and until then it jumps; `static`: every input
+            takes `route`, and there is nobody to ask.
         route: the layers that run, numbered from 1, ascending; only of a static router.
         criterion: when an input leaves, a name in `routing.criteria.CRITERIA`; only of exits.
         exit_inputs: what each exit takes, in order; only of exits.
@@ -117,7 +119,12 @@ class RouterInfo:
 
     @property
     def has_exits(self) -> bool:
-        return self.kind == "exits"
+        return self.kind in EXITED
+
+    @property
+    def jumps_to_exits(self) -> bool:
+        """Whether gates, which no threshold moves, let inputs skip layers before they leave."""
+        return self.kind == "gated-exits"
 
     @property
     def leaves_by(self) -> Criterion:
@@ -258,11 +265,11 @@ class Bundle:
 def pieces_of(cut: Cut, manifest: Manifest) -> list[str]:
     """The pieces that a cut calls, in their order: `layers` asks all gates at once, `whole` is one piece, and of a
     static route there are no gates. Exits may be fused with their layers, and are there all the same."""
-    layers = [layer_name(index) for index in manifest.reachable_layers]
-    gates = [gate_name(index) for index in range(manifest.model.layers)] if manifest.router.asks_gates else []
+    layers, count = [layer_name(index) for index in manifest.reachable_layers], manifest.model.layers
+    gates = [gate_name(index) for index in range(count)] if manifest.router.asks_gates else []
     if manifest.router.has_exits:
-        exits = [exit_name(index) for index in range(manifest.model.layers - 1)]
-        return ["embeddings", *layers, *exits, "head"]
+        gates = [gate_name(index) for index in range(1, count)] if manifest.router.jumps_to_exits else []
+        return ["embeddings", *layers, *gates, *(exit_name(index) for index in range(count - 1)), "head"]
     return {
         "gates": ["embeddings", *layers, *gates, "head"],
         "layers": ["embeddings", *layers, *([ALL_GATES] if gates else []), "head"],

@@ -21,6 +21,7 @@ from hadskip_export.runtime.programs.base import Program
 from hadskip_export.runtime.programs.chain import Chain
 from hadskip_export.runtime.programs.exits import Exits
 from hadskip_export.runtime.programs.full import Full
+from hadskip_export.runtime.programs.gated_exits import GatedExits
 from hadskip_export.runtime.programs.upfront import Upfront
 from hadskip_export.runtime.programs.whole import Whole
 
@@ -73,7 +74,7 @@ def _upfront(engine: Engine, manifest: Manifest, gates: Sequence[Piece]) -> Upfr
 
 def _exits(engine: Engine, manifest: Manifest) -> Exits:
     model, router = manifest.model, manifest.router
-    return Exits(
+    made = Exits(
         embeddings=engine.load("embeddings"),
         layers={index: engine.load(layer_name(index)) for index in range(model.layers)},
         exits=[*(engine.load(exit_name(index)) for index in range(model.layers - 1)), engine.load("head")],
@@ -82,6 +83,9 @@ def _exits(engine: Engine, manifest: Manifest) -> Exits:
         exits_take_mask=[*(router.exit_inputs == STATES for _ in range(model.layers - 1)), model.pooling == "mean"],
         num_labels=len(model.labels),
     )
+    if not router.jumps_to_exits:
+        return made
+    return GatedExits(**vars(made), gates=[engine.load(gate_name(index)) for index in range(1, model.layers)])
 
 
 def load_whole(engine: Engine, info: EngineInfo, manifest: Manifest) -> Whole:

@@ -137,5 +137,6 @@ POLICIES: dict[str, Callable[[Sequence[float], Sequence[bool]], Policy]] = {
     "gates": lambda thresholds, route: GatePolicy(thresholds),
     "upfront": lambda thresholds, route: GatePolicy(thresholds),
     "exits": lambda thresholds, route: GatePolicy(thresholds),
+    "gated-exits": lambda thresholds, route: GatePolicy(thresholds),
     "static": lambda thresholds, route: StaticPolicy(route),
 }

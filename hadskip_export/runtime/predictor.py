@@ -491,10 +491,11 @@ class Predictor:
             raise _static(self.bundle, "routes")
         if not (isinstance(routes, np.ndarray) and routes.dtype == bool and routes.shape == shape):
             raise BudgetError(f"routes: expected a bool array {shape}, inputs by layers")
-        if self.bundle.manifest.router.has_exits and not (
-            routes[:, 0].all() and (routes[:, :-1] >= routes[:, 1:]).all()
-        ):
-            raise BudgetError("routes: with exits, an input runs the first layers, at least one, and no others")
+        router = self.bundle.manifest.router
+        if router.has_exits and not routes[:, 0].all():
+            raise BudgetError("routes: with exits, every input runs the first layer")
+        if router.has_exits and not router.jumps_to_exits and (routes[:, :-1] < routes[:, 1:]).any():
+            raise BudgetError("routes: with exits, an input runs the first layers, and no others")
 
     def load_chain(self) -> Pieces:
         """The model piece by piece, loaded when it is first asked for: where one engine takes all calls nobody needs it

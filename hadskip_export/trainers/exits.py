@@ -25,11 +25,19 @@ class Among(nn.Module, ABC):
     """What exits learn from each other, with weights that learn, too: their losses become its own."""
 
     @abstractmethod
-    def forward(self, model: ExitClassifier, losses: Tensor, answers: list[Tensor], batch: TrainingBatch) -> Tensor:
+    def forward(
+        self,
+        model: ExitClassifier,
+        losses: Tensor,
+        answers: list[Tensor],
+        states: list[Tensor],
+        batch: TrainingBatch,
+    ) -> Tensor:
         """
         Args:
             losses: what each exit learns of labels and teacher, float [L].
             answers: of each exit, float [b, labels].
+            states: what each layer gave, float [b, s, H].
 
         Returns:
             What each exit learns, float [L].
@@ -58,11 +66,14 @@ def train_exits(
     classes = len(model.classifier.config.labels)
 
     def step(batch: TrainingBatch, number: int) -> tuple[Tensor, dict[str, Tensor]]:
-        answers = model(*batch.inputs)
+        states, answers = [], []
+        for leave, (state, _) in zip(model.all_exits, model.through(*batch.inputs), strict=True):
+            states.append(state)
+            answers.append(leave(state, batch.attention_mask))
         taught = teacher(batch, keep_states=False).logits if recipe.alpha1 else None
-        losses = torch.stack([_loss(answer[:, :classes], taught, batch, session, labels) for answer in answers])
+        losses = torch.stack([exit_loss(answer[:, :classes], taught, batch, session, labels) for answer in answers])
         if among is not None:
-            losses = among(model, losses, answers, batch)
+            losses = among(model, losses, answers, states, batch)
         weights = weigh(num_exits, number / steps, number).to(losses.device)
         loss = (weights * losses).sum()
         figures = {"exits": losses.detach().mean()}
@@ -78,12 +89,14 @@ def train_exits(
         trained.append(among)
     alter = drop_words if recipe.alpha1 else lambda batch: batch
     for epoch in train_epochs(trained, groups, step, session, alter=alter, epochs=epochs, phase=phase):
-        answers, rows = exit_answers(model, session.held_out, session.device), np.arange(len(session.held_out))
+        (answers, _), rows = exit_answers(model, session.held_out, session.device), np.arange(len(session.held_out))
         log_held_out(answers[rows % num_exits, rows, :classes], "3", epoch, session)
     model.eval()
 
 
-def _loss(logits: Tensor, taught: Tensor | None, batch: TrainingBatch, session: Session, labels: bool) -> Tensor:
+def exit_loss(
+    logits: Tensor, taught: Tensor | None, batch: TrainingBatch, session: Session, labels: bool = True
+) -> Tensor:
     """Equations 4 and 5 of HadSkip's paper for one exit."""
     objective, loss = session.objective, logits.new_zeros(())
     if labels and batch.targets is not None:

@@ -69,7 +69,7 @@ def observe(
             return every & ((index + 1, (*ran, index + 1)) in wanted), every & ((index + 1, ran) in wanted)
 
         teacher = teacher_logits[rows.to(teacher_logits.device)]
-        for route, _, logits in walk(model.classifier, batch, branch):
+        for route, _, logits in walk(model, batch, branch):
             divergence[route][rows] = session.objective.divergence(logits, teacher).cpu()
     if model.upfront:
         states = dict.fromkeys(states, states[()])

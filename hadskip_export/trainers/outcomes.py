@@ -65,7 +65,6 @@ class Outcomes:
             found[rows] = known[rows]
         unknown = np.flatnonzero(np.isnan(found).any(axis=1))
         if len(unknown):
-            assert isinstance(self.model, GatedClassifier)  # of exits all are known
             found[unknown] = logits_on_routes(self.model, self.data.subset(unknown), routes[unknown], self.device)
             for route, rows in kinds:
                 self.logits_on[route][rows] = found[rows]
@@ -79,7 +78,7 @@ class Outcomes:
 def find_outcomes(model: Student, data: Dataset, family: Sequence[Route] = (), device: str = "cpu") -> Outcomes:
     """
     Args:
-        family: routes to know for every input, whatever decides. With exits all that there are are known.
+        family: routes to know for every input, whatever gates decide. Of exits alone all are known that there are.
 
     Raises:
         RecipeError: margins that are no numbers: training has diverged.
@@ -90,25 +89,26 @@ def find_outcomes(model: Student, data: Dataset, family: Sequence[Route] = (), d
 
 
 def _of_exits(model: ExitClassifier, data: Dataset, family: Sequence[Route], device: str) -> Outcomes:
-    """An input leaves after layer k from the margin of its exit on, as far as those before have not let it go."""
-    answers, classes = exit_answers(model, data, device), len(model.classifier.config.labels)
+    """A layer runs below the least margin of the exits before it, and an input leaves from the next such one on."""
+    (answers, runs), classes = exit_answers(model, data, device), len(model.classifier.config.labels)
     if not np.isfinite(answers[:, :, :classes]).all():
         raise RecipeError("the exits' logits are no numbers; lower body_lr (--set)")
-    margins = CRITERIA[model.criterion].margins(answers[:-1])
-    num_exits, rows = len(answers), np.arange(len(data))
-    low = np.concatenate((margins[:, 1:], np.full((len(data), 1), -np.inf, np.float32)), axis=1)  # [n, L]
-    before = np.minimum.accumulate(np.concatenate((np.full((len(data), 1), np.inf), low[:, :-1]), axis=1), axis=1)
-    routes = [tuple(range(1, number + 1)) for number in range(1, num_exits + 1)]
-    here = low < before
-    by_threshold = EveryThreshold(
-        len(data),
-        np.repeat(rows, num_exits)[here.ravel()],
-        low[here],
-        before[here].astype(np.float32),
-        np.tile(np.tri(num_exits, dtype=bool), (len(data), 1))[here.ravel()],
-        margins[:, 1:],
-    )
-    logits_on = {route: answers[number, :, :classes] for number, route in enumerate(routes)}
+    margins = CRITERIA[model.criterion].margins(answers[:-1], runs)
+    high, low = np.minimum.accumulate(margins, axis=1), np.empty_like(margins)  # [n, L]
+    following = np.full(len(data), -np.inf, np.float32)
+    for index in reversed(range(len(answers))):
+        low[:, index], following = following, np.where(runs[:, index], high[:, index], following)
+    here = runs & (low < high)
+    routes = runs[:, None] & np.tri(len(answers), dtype=bool)  # [n, L, L], of who leaves after each
+    by_threshold = EveryThreshold(len(data), here.nonzero()[0], low[here], high[here], routes[here], margins[:, 1:])
+    logits_on: dict[Route, np.ndarray] = {}
+    for index, answer in enumerate(answers[:, :, :classes]):
+        ran = runs[:, index].nonzero()[0]
+        distinct, which = np.unique(routes[ran, index], axis=0, return_inverse=True)
+        for kind, row in enumerate(distinct):
+            rows = ran[which.ravel() == kind]
+            logits_on[as_route(row)] = known = np.full((len(data), classes), np.nan, np.float32)
+            known[rows] = answer[rows]
     return Outcomes(model, data, device, by_threshold, logits_on, tuple(family))
 
 
@@ -123,7 +123,7 @@ def _of_gates(model: GatedClassifier, data: Dataset, family: Sequence[Route], de
     batches = ordered_batches(data, BATCH, device)
     for batch in track(batches, count_batches(data, BATCH), "routes by threshold"):
         gates = _Thresholds(model, batch, wanted)
-        for route, rows, logits in walk(model.classifier, batch, gates.branch):
+        for route, rows, logits in walk(model, batch, gates.branch):
             low, high = (bound.cpu().numpy() for bound in gates.at(route, num_layers, rows))
             asked = batch.rows[rows.cpu().numpy()]
             logits_on.setdefault(route, np.full((len(data), labels), np.nan, np.float32))[asked] = logits.cpu().numpy()

@@ -30,12 +30,18 @@ from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Batch, Encoded, pad
 from hadskip_export.support.errors import HadskipError
 from hadskip_export.support.progress import track
-from hadskip_export.verification.references import Reference, Trace, thresholds_of, traces
+from hadskip_export.verification.references import (
+    NOTHING,
+    Reference,
+    Trace,
+    margins_before_layers,
+    thresholds_of,
+    traces,
+)
 
 ROUTE_EPSILON = 1e-3  # fp32, in logits of the margin; no precision has less
 LOGITS_TOLERANCE = 1e-4  # fp32
 # Largest difference a piece in fp32 may show on the reference's own inputs.
-NOTHING = 1e-30  # of an exit's margin, less than any that float32 tells apart from 0
 PIECE_TOLERANCE = {
     "gate": ROUTE_EPSILON,
     "exit": LOGITS_TOLERANCE,
@@ -321,7 +327,9 @@ class _Comparison:
             if index < len(trace.answers):
                 answers.append(self._compare_exit(index, trace, before[0], batch.attention_mask))
         if answers:
-            found = self._manifest.router.leaves_by.margins(answers)[0]
+            gates = None if trace.gates is None else trace.gates + errors.astype(np.float32)
+            thresholds = thresholds_of(self._manifest)
+            found = margins_before_layers(self._manifest.router.leaves_by, answers, thresholds, gates)
             ours, theirs = (comparable(self._manifest, margins[1:]) for margins in (found, trace.margins))
             errors[1:] = ours - theirs  # nobody decides on the first layer
         last, right = trace.states[-1], trace.logits
@@ -362,7 +370,7 @@ class _Comparison:
                 return self._pieces[name](hidden, mask)
             return self._pieces[ALL_GATES](hidden, mask)[:, index]
 
-        right = trace.margins[index : index + 1]
+        right = (trace.margins if trace.gates is None else trace.gates)[index : index + 1]
         if self._rounded:
             right = self._reference.margin(index, _rounded(state), mask)
         self._difference(name if name in self._pieces else ALL_GATES).add(gate(state), right)
@@ -370,7 +378,7 @@ class _Comparison:
 
     def _compare_exit(self, index: int, trace: Trace, own: Any, mask: np.ndarray) -> np.ndarray:
         """Returns what it says of `own`, what the engine's own layer gave."""
-        state = trace.states[index + 1]
+        state = trace.layer_outputs[index]
         right = self._reference.answers(index, _rounded(state), mask) if self._rounded else trace.answers[index]
         self._difference(exit_name(index)).add(self._exit(index, state, mask), right)
         return self._exit(index, own, mask)

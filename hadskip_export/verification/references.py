@@ -18,6 +18,8 @@ from hadskip_export.runtime.engines.ort import import_onnxruntime, open_session
 from hadskip_export.runtime.tokenization import Batch, Encoded, pad
 from hadskip_export.support.errors import BundleError
 
+NOTHING = 1e-30  # of an exit's margin, less than any that float32 tells apart from 0
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -28,11 +30,12 @@ class Trace:
         layer_outputs: L of float32 [1, s, H]: f_i(h_{i-1}), also of layers that were skipped; h_{i-1} of those that a
             bundle of a static route leaves out. After the last layer that may run both may have the first token alone.
         margins: float32 [L]; of a static route `FIXED_MARGIN` where a layer runs, less than 0 by as much where not;
-            with exits what `Criterion.margins` gives, infinite for the first.
+            with exits see `margins_before_layers`, infinite for the first.
         route: bool [L].
         logits: float32 [1, classes].
         full_logits: of the fine-tuned BERT, float32 [1, classes]; None where there is none.
         answers: of each exit but the last, float32 [1, answers]; none without exits.
+        gates: with exits, the margins of the gates on the way, float32 [L], if there are any.
     """
 
     states: list[np.ndarray]
@@ -42,6 +45,7 @@ class Trace:
     logits: np.ndarray
     full_logits: np.ndarray | None
     answers: list[np.ndarray] = field(default_factory=list)
+    gates: np.ndarray | None = None
 
 
 class Reference(Protocol):
@@ -79,22 +83,38 @@ def traces(reference: Reference, inputs: Sequence[Encoded], thresholds: np.ndarr
 def trace_of_exits(
     criterion: Criterion,
     states: list[np.ndarray],
+    outputs: list[np.ndarray],
     answers: list[np.ndarray],
+    *,
     logits: np.ndarray,
     thresholds: np.ndarray,
+    gates: np.ndarray | None,
 ) -> Trace:
-    """The trace of an input that went through all layers and was answered by all exits.
+    """The trace of an input that no exit let go, and that was answered by the exits of the layers skipped, too.
 
     Args:
         logits: the head's, float32 [1, classes].
     """
-    margins = criterion.margins(answers)[0]
-    ran = 1
-    while ran < len(margins) and margins[ran] > thresholds[ran]:
-        ran += 1
-    route = np.arange(len(margins)) < ran
-    taken = logits if ran == len(margins) else answers[ran - 1][:, : logits.shape[1]]
-    return Trace(states, states[1:], margins, route, taken, None, answers)
+    runs = np.ones(len(thresholds), bool) if gates is None else gates > 0
+    route = runs & np.logical_and.accumulate(criterion.margins(answers, runs[None])[0] > thresholds)
+    route[0] = True
+    last = int(route.nonzero()[0][-1])
+    taken = logits if last == len(answers) else answers[last][:, : logits.shape[1]]
+    margins = margins_before_layers(criterion, answers, thresholds, gates)
+    return Trace(states, outputs, margins, route, taken, None, answers, gates)
+
+
+def margins_before_layers(
+    criterion: Criterion, answers: list[np.ndarray], thresholds: np.ndarray, gates: np.ndarray | None
+) -> np.ndarray:
+    """What `Criterion.margins` gives for one input, float32 [L]. A gate counts as an exit whose margin's logarithm is
+    as far from the threshold's as the gate's margin from 0, and before each layer the lesser of the two decides."""
+    if gates is None:
+        return criterion.margins(answers)[0]
+    margins = criterion.margins(answers, gates[None] > 0)[0]
+    allowed = np.maximum(thresholds, NOTHING) * np.exp(gates.astype(np.float64))
+    margins[1:] = np.minimum(margins, allowed.astype(np.float32))[1:]
+    return margins
 
 
 class OnnxReference:
@@ -130,14 +150,21 @@ class OnnxReference:
         return Trace(states, outputs, np.array(margins, np.float32), route, self.logits(states[-1]), full)
 
     def _trace_exits(self, batch: Batch, thresholds: np.ndarray) -> Trace:
-        mask = batch.attention_mask
-        states, answers = [self._run("embeddings", {name: getattr(batch, name) for name in self._inputs})], []
+        mask, jumps = batch.attention_mask, self._router.jumps_to_exits
+        states = [self._run("embeddings", {name: getattr(batch, name) for name in self._inputs})]
+        outputs, answers, gates = [], [], np.full(len(self._layers), FIXED_MARGIN, np.float32)
         for index in self._layers:
-            states.append(self._run(layer_name(index), {"hidden_states": states[-1], "attention_mask": mask}))
+            if jumps and index:
+                gates[index] = self.margin(index, states[-1], mask)[0]
+            outputs.append(self._run(layer_name(index), {"hidden_states": states[-1], "attention_mask": mask}))
+            states.append(outputs[-1] if gates[index] > 0 else states[-1])
             if index + 1 < len(self._layers):
-                answers.append(self.answers(index, states[-1], mask))
-        full = self.full(batch) if FULL in self._pieces else None
-        trace = trace_of_exits(self._router.leaves_by, states, answers, self.logits(states[-1]), thresholds)
+                answers.append(self.answers(index, outputs[-1], mask))
+        logits, full = self.logits(states[-1]), self.full(batch) if FULL in self._pieces else None
+        asked = gates if jumps else None
+        trace = trace_of_exits(
+            self._router.leaves_by, states, outputs, answers, logits=logits, thresholds=thresholds, gates=asked
+        )
         return replace(trace, full_logits=full)
 
     def answers(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from hadskip_export.modeling.encoder import Classifier, attention_bias
 from hadskip_export.modeling.exits import ExitClassifier, Student
-from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.criteria import CRITERIA
 from hadskip_export.runtime.tokenization import Batch
 from hadskip_export.verification.references import Trace, trace_of_exits
@@ -32,15 +31,26 @@ class TorchReference:
         body = self._model.classifier
         states: list[Tensor] = [body.embeddings(ids, types)]
         bias, distances = attention_bias(mask), body.distances()
+        outputs: list[Tensor] = []
         if isinstance(self._model, ExitClassifier):
-            for layer in body.layers:
-                states.append(layer(states[-1], bias, distances)[0])
-            answers = [leave(state, mask).numpy() for leave, state in zip(self._model.exits, states[1:-1], strict=True)]
-            logits = body.head(states[-1], mask).numpy()
-            as_arrays = [state.numpy() for state in states]
-            trace = trace_of_exits(CRITERIA[self._model.criterion], as_arrays, answers, logits, thresholds)
+            gates = [gate.margin for gate in self._model.gates]
+            asked = []
+            for index, layer in enumerate(body.layers):
+                asked += [gate(states[-1], mask) for gate in gates[index : index + 1]]
+                outputs.append(layer(states[-1], bias, distances)[0])
+                states.append(states[-1] if gates and asked[-1] <= 0 else outputs[-1])
+            answers = [leave(state, mask).numpy() for leave, state in zip(self._model.exits, outputs[:-1], strict=True)]
+            trace = trace_of_exits(
+                CRITERIA[self._model.criterion],
+                [state.numpy() for state in states],
+                [output.numpy() for output in outputs],
+                answers,
+                logits=body.head(states[-1], mask).numpy(),
+                thresholds=thresholds,
+                gates=torch.cat(asked).numpy() if asked else None,
+            )
             return replace(trace, full_logits=full)
-        outputs, margins = [], []
+        margins = []
         for layer, gate, threshold in zip(body.layers, self._model.gates, thresholds.tolist(), strict=True):
             margins.append(gate.margin(states[0 if self._model.upfront else -1], mask))
             outputs.append(layer(states[-1], bias, distances)[0])
@@ -57,7 +67,6 @@ class TorchReference:
 
     @torch.no_grad()
     def margin(self, index: int, hidden_states: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        assert isinstance(self._model, GatedClassifier)
         return self._model.gates[index].margin(*map(torch.from_numpy, (hidden_states, attention_mask))).numpy()
 
     @torch.no_grad()

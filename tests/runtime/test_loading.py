@@ -71,7 +71,7 @@ def test_one_more_policy_takes_a_class_and_a_line(
     copy = copy_of(request.getfixturevalue(BUNDLES[cut]), tmp_path)
     change_manifest(copy, lambda plain: plain["router"].update(kind="patience"))
     with pytest.raises(
-        BundleError, match="the router 'patience' is not known; there are gates, upfront, exits, static"
+        BundleError, match="the router 'patience' is not known; there are gates, upfront, exits, gated-exits, static"
     ):
         Predictor.load(copy)
     monkeypatch.setitem(POLICIES, "patience", lambda thresholds, route: Patience(thresholds[0], 1))

@@ -72,7 +72,7 @@ def test_the_body_learns_or_stays_as_the_method_has_it(method):
 def test_it_keeps_every_number_of_layers_by_one_body(method):
     (leg,) = method.path(load_recipe(), 2.5, LAYERS)
     assert leg.kept == (4.0, 3.0, 2.5, 2.0, 1.0)
-    assert method.family(load_recipe(), leg, LAYERS) == prefixes([1, 2, 3, 4], LAYERS)
+    assert method.family(load_recipe(), leg, LAYERS) == ([] if method.jumps else prefixes([1, 2, 3, 4], LAYERS))
     with pytest.raises(BudgetError, match=r"--budget 0\.5"):
         method.check(load_recipe(), 0.5, CONFIG)
     with pytest.raises(RecipeError, match="one layer"):
@@ -95,6 +95,7 @@ WEIGHTS = {  # of four exits: of the first and of the second batch of many, and 
     "berxit": ([0, 0, 0, 1], [1, 1, 1, 1], [1, 1, 1, 1]),
     "deebert": ([1, 1, 1, 0],) * 3,
     "fastbert": ([1, 1, 1, 0],) * 3,
+    "smartbert": ([1, 1, 1, 0],) * 3,
 }
 
 
@@ -180,7 +181,7 @@ def test_what_an_exit_learns_is_a_mean_of_labels_and_the_other_exits():
     assert among.scores.softmax(1).diagonal().tolist() == pytest.approx([0.5] * LAYERS)
     torch.nn.init.normal_(among.scores)
     answers, own = model(*batch.inputs), torch.tensor([4.0, 3.0, 2.0, 1.0])
-    got = among(model, own, answers, batch)
+    got = among(model, own, answers, [], batch)
     for exit_number, learned in enumerate(got.tolist()):
         shares = among.scores[exit_number].softmax(0).tolist()
         expected = 0.0
@@ -193,7 +194,7 @@ def test_what_an_exit_learns_is_a_mean_of_labels_and_the_other_exits():
 
 def test_an_exit_teaches_another_without_learning_from_it():
     model, batch, among = random_exits("linear", criterion="patience"), batch_of(), LearnedWeights(LAYERS, OBJECTIVE)
-    learned = among(model, torch.zeros(LAYERS), model(*batch.inputs), batch)
+    learned = among(model, torch.zeros(LAYERS), model(*batch.inputs), [], batch)
     grads = torch.autograd.grad(learned[0], [model.exits[number].classifier.weight for number in (0, 2)])
     assert grads[0].abs().max() > 0 and (grads[1] == 0).all()
 
@@ -303,7 +304,8 @@ def test_a_training_that_has_diverged_is_said_to_have():
 
 def test_answers_of_a_dataset_are_those_of_its_inputs():
     model, data = random_exits("certain"), random_dataset(70, 5)
-    found = exit_answers(model, data)
+    found, runs = exit_answers(model, data)
+    assert runs.shape == (70, LAYERS) and runs.all()
     assert found.shape == (LAYERS, 70, 4) and np.isnan(found[-1, :, 3]).all()
     for row in (0, 33, 69):
         with torch.no_grad():

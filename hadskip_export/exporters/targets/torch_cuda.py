@@ -15,7 +15,7 @@ class TorchCudaTarget:
 
     precisions = ("fp32", "fp16", "bf16")
     cuts: tuple[Cut, ...] = ("whole", "layers", "gates")
-    refuses: ClassVar = {"exits": "exits", "upfront": "gates that read the embeddings"}
+    refuses: ClassVar = {"exits": "exits", "gated-exits": "exits", "upfront": "gates that read the embeddings"}
 
     def build(self, material: Material) -> dict[str, str]:
         if lack := why_not(read_about(material.bundle, material.manifest.weights)):

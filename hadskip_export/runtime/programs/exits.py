@@ -4,7 +4,7 @@ without it."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -93,7 +93,7 @@ class Exits:
             raise ValueError(f"an exit with {answers.shape[1]} answers, not {expected}")
         return hidden, answers
 
-    def wrapped(self, wrap: Wrap) -> "Exits":
+    def wrapped(self, wrap: Wrap) -> Self:
         *early, head = self.exits
         return replace(
             self,

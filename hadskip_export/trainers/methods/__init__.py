@@ -28,6 +28,7 @@ METHODS = {
     "pcee": "hadskip_export.trainers.methods.pcee:Pcee",
     "deebert": "hadskip_export.trainers.methods.deebert:DeeBert",
     "fastbert": "hadskip_export.trainers.methods.fastbert:FastBert",
+    "smartbert": "hadskip_export.trainers.methods.smartbert:SmartBert",
 }
 
 # Systems that have no place here, and why.

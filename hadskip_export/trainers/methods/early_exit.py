@@ -30,6 +30,7 @@ class EarlyExit:
 
     Attributes:
         kind, criterion: see `ExitClassifier`.
+        jumps: whether it has gates, too.
         body_learns: or the exits alone, the teacher's own head excepted.
         learns_labels: or from the teacher alone.
     """
@@ -38,6 +39,7 @@ class EarlyExit:
     fits_threshold: ClassVar[bool] = True
     kind: ClassVar[ExitKind] = "head"
     criterion: ClassVar[str] = "entropy"
+    jumps: ClassVar[bool] = False
     body_learns: ClassVar[bool] = True
     learns_labels: ClassVar[bool] = True
 
@@ -59,9 +61,7 @@ class EarlyExit:
         return prefixes(list(range(1, num_layers + 1)), num_layers)
 
     def learn(self, model: Student, teacher: Teacher, leg: Leg, session: Session) -> Student:
-        torch.manual_seed(session.seed + 1)
-        body = copy.deepcopy(teacher.model).requires_grad_(True)
-        student = ExitClassifier(body, self.kind, self.criterion).to(session.device)
+        student = self.begin(teacher, session)
         if not self.body_learns:
             student.classifier.requires_grad_(False)
         train_exits(
@@ -69,6 +69,13 @@ class EarlyExit:
             among=self.among(student, session),
         )  # fmt: skip
         return student
+
+    def begin(self, teacher: Teacher, session: Session) -> ExitClassifier:
+        """A copy of the teacher with exits, before it learns."""
+        torch.manual_seed(session.seed + 1)
+        body = copy.deepcopy(teacher.model).requires_grad_(True)
+        gate_width = session.recipe.gate_width if self.jumps else None
+        return ExitClassifier(body, self.kind, self.criterion, gate_width).to(session.device)
 
     def among(self, student: ExitClassifier, session: Session) -> Among | None:
         """What exits learn from each other; None where nothing."""

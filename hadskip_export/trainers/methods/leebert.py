@@ -44,7 +44,14 @@ class LearnedWeights(Among):
         self._objective = objective
         self.register_buffer("_batches", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, model: ExitClassifier, losses: Tensor, answers: list[Tensor], batch: TrainingBatch) -> Tensor:
+    def forward(
+        self,
+        model: ExitClassifier,
+        losses: Tensor,
+        answers: list[Tensor],
+        states: list[Tensor],
+        batch: TrainingBatch,
+    ) -> Tensor:
         """See `Among`. The scores' gradient is not that of these losses, which would only make them small."""
         shares = self.scores.softmax(dim=1)
         terms = self._terms(losses, answers, answers)
