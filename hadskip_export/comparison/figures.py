@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from hadskip_export.data.runs import BudgetFigures, Summary
 from hadskip_export.support.errors import BundleError, first_line
@@ -42,8 +41,7 @@ class Figures:
         budget: layers asked for; `mean_layers`: those that ran.
         retained: share of the teacher's metric; None where that is not above 0.
         divergence: from the teacher's predictions, in nats.
-        metric_at, divergence_at: at exactly the budget, between this operating point and its neighbour, where some
-            inputs take the one and some the other; None where the budget is beyond all of them.
+        metric_at, divergence_at: at exactly the budget, see `trainers.summary`; None where it cannot be had.
     """
 
     budget: float
@@ -86,21 +84,11 @@ def figures_of(summary: Summary, budgets: Sequence[float]) -> dict[float, tuple[
                     metric=row["metric"],
                     retained=row["retained"],
                     divergence=row["divergence"],
-                    metric_at=_between(summary, budget, "metric"),
-                    divergence_at=_between(summary, budget, "divergence"),
+                    metric_at=row.get("exact_metric"),
+                    divergence_at=row.get("exact_divergence"),
                 ),
             )
     return found
-
-
-def _between(summary: Summary, budget: float, what: str) -> float | None:
-    """A mixture of two operating points has the mean of what they have: so the line between them can be had."""
-    points = sorted((row["mean_layers"], row[what]) for row in summary["budgets"])  # type: ignore[literal-required]
-    layers, values = zip(*points, strict=True)
-    if len(points) == 1 or not layers[0] <= budget <= layers[-1]:
-        exact = [value for at, value in points if at == budget]
-        return exact[0] if exact else None
-    return float(np.interp(budget, layers, values))
 
 
 def write_result(file: Path, result: Result) -> None:

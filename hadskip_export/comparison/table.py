@@ -25,6 +25,8 @@ class Line:
 
     Args:
         metric, retained, divergence, mean_layers: see `Figures`.
+        exact: the metric at exactly as many layers as the budget has, of the seeds that come to it; None where none
+            does.
         p50_ms, speedup: None where nobody timed it.
         above, less_divergence: at exactly as many layers, what the first system has more of the metric, and less of
             the divergence as a share of this one's, in pairs of one seed; None of the first system, and where no seed
@@ -36,6 +38,7 @@ class Line:
     seeds: int
     mean_layers: float
     metric: float
+    exact: float | None
     retained: float | None
     divergence: float
     p50_ms: float | None
@@ -62,6 +65,7 @@ def lines(results: Sequence[Result], budgets: Sequence[float]) -> tuple[Line, ..
 def _line(system: str, budget: float, found: dict[int, Figures], ours: dict[int, Figures], is_ours: bool) -> Line:
     timed = [figures.latency for figures in found.values() if figures.latency is not None]
     retained = [figures.retained for figures in found.values() if figures.retained is not None]
+    exact = [figures.metric_at for figures in found.values() if figures.metric_at is not None]
     pairs = [] if is_ours else [(ours[seed], found[seed]) for seed in sorted(ours.keys() & found.keys())]
     return Line(
         system=system,
@@ -69,6 +73,7 @@ def _line(system: str, budget: float, found: dict[int, Figures], ours: dict[int,
         seeds=len(found),
         mean_layers=_mean([figures.mean_layers for figures in found.values()]),
         metric=_mean([figures.metric for figures in found.values()]),
+        exact=_mean(exact) if exact else None,
         retained=_mean(retained) if retained else None,
         divergence=_mean([figures.divergence for figures in found.values()]),
         p50_ms=_mean([latency.p50_ms for latency in timed]) if timed else None,

@@ -37,6 +37,8 @@ class BudgetFigures(TypedDict):
     static_route: Route
     static_metric: float
     divergence: float
+    exact_metric: NotRequired[float | None]
+    exact_divergence: NotRequired[float | None]
     shuffled_metric: float
     shuffled_divergence: float
     hindsight_divergence: NotRequired[float | None]

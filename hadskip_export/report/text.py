@@ -436,13 +436,13 @@ def comparison(found: Comparison) -> Lines:
             budget = line.budget
             told += ["", f"{budget:g} of {counted(found.layers, 'layer')}"]
             told.append(
-                f"  {'':<26} {'layers':>6} {found.metric[:8]:>8} {'kept':>6} {'KL':>6} {'p50 ms':>7} {'faster':>6}"
-                f"  {first} above, at as many layers"
+                f"  {'':<26} {'layers':>6} {found.metric[:8]:>8} {'exact':>6} {'kept':>6} {'KL':>6}"
+                f" {'p50 ms':>7} {'faster':>6}  {first} above, at as many layers"
             )
         told.append(
-            f"  {line.system:<26} {line.mean_layers:>6.2f} {line.metric:>8.4f} {_share(line.retained):>6}"
-            f" {line.divergence:>6.3f} {_number(line.p50_ms, 2):>7} {_number(line.speedup, 2):>6}"
-            f"  {_interval(line.above)}"
+            f"  {line.system:<26} {line.mean_layers:>6.2f} {line.metric:>8.4f} {_number(line.exact, 4):>6}"
+            f" {_share(line.retained):>6} {line.divergence:>6.3f} {_number(line.p50_ms, 2):>7}"
+            f" {_number(line.speedup, 2):>6}  {_interval(line.above)}"
         )
     timed = "calls were not timed" if found.engine is None else f"one text a call, {found.engine}"
     met = f"budgets met on the {found.threshold_on} texts"

@@ -32,6 +32,7 @@ class Figures:
         `metric` and all others that are: of texts without labels the share that has the teacher's label.
         `divergence`: from the teacher's predictions, in nats (`Objective.divergence`); it says more than a metric on
         few inputs.
+        `exact_metric`, `exact_divergence`: where the evaluation texts run `budget` layers on average, see `_exactly`.
         `shuffled_metric`, `shuffled_divergence`: the same routes dealt out to the inputs at random, mean of some deals:
         what the routes are worth when nobody chooses.
         `hindsight_divergence`: the least that the routes which the body was taught allow at as many layers, were each
@@ -58,6 +59,7 @@ class Figures:
         shuffled = float(np.mean([divergence(teacher, deal) for deal in dealt]))
         own = divergence(teacher, logits)
         least, skill = self._skill(seen.mean_layers, own, shuffled)
+        exact_metric, exact_divergence = self._exactly(budget)
         row: BudgetFigures = {
             "budget": budget,
             "mean_layers": seen.mean_layers,
@@ -73,6 +75,8 @@ class Figures:
             "static_route": static_route,
             "static_metric": score(outcomes.on(static_route)),
             "divergence": own,
+            "exact_metric": exact_metric,
+            "exact_divergence": exact_divergence,
             "shuffled_metric": float(np.mean([score(deal) for deal in dealt])),
             "shuffled_divergence": shuffled,
             "hindsight_divergence": least,
@@ -86,6 +90,26 @@ class Figures:
             other = self._mismatched.logits(self._mismatched.by_threshold.routes(threshold))
             row["mismatched_metric"] = self._session.score(other, self._mismatched.data)
         return row, held
+
+    def _exactly(self, budget: float) -> tuple[float | None, float | None]:
+        """Metric and divergence at exactly as many layers as the budget has, for comparisons: at the threshold that
+        comes to it on the evaluation texts. Labels have no part in it. Where mean layers jump over the budget, what a
+        mixture of both sides has, some inputs at the one and some at the other; None where they never come to it."""
+        outcomes = self._outcomes
+        curve, thresholds = outcomes.by_threshold, [0.0]
+        if outcomes.model.fixed_route is None:
+            nearest = outcomes.threshold(budget)
+            low, high = curve.around(nearest)
+            thresholds = [nearest, float(np.nextafter(np.float32(low), np.float32(-np.inf))), high]
+        sides = {curve.mean_layers(threshold): threshold for threshold in thresholds if np.isfinite(threshold)}
+        fewer, more = [mean for mean in sides if mean <= budget], [mean for mean in sides if mean >= budget]
+        if not fewer or not more:
+            return None, None
+        ends = [max(fewer), min(more)]
+        logits = [outcomes.logits(curve.routes(sides[mean])) for mean in ends]
+        metrics = [self._session.score(one, self._evaluation.data) for one in logits]
+        divergences = [self._session.objective.mean_divergence(self._evaluation.teacher_logits, one) for one in logits]
+        return float(np.interp(budget, ends, metrics)), float(np.interp(budget, ends, divergences))
 
     def _best_fixed(self, size: int, common: list[Route]) -> Route:
         """Where none of them is as short, the shortest."""

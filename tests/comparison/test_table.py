@@ -75,27 +75,14 @@ def test_pairs_are_of_one_seed_and_of_what_is_known_at_as_many_layers():
 # Figures
 
 
-def summary(*rows: tuple[float, float, float]) -> dict:
-    return {
-        "budgets": [
-            {"budget": budget, "mean_layers": layers, "metric": metric, "retained": None, "divergence": 1 - metric}
-            for budget, layers, metric in rows
-        ]
-    }
-
-
-def test_a_metric_at_exactly_the_budget_lies_on_the_line_between_two_points():
-    """Some inputs at the one and some at the other."""
-    found = figures_of(summary((4, 4.5, 0.9), (3, 3.5, 0.7), (2, 2.5, 0.6)), [2, 3, 4, 5])
-    assert list(found) == [2, 3, 4]
-    assert found[3][1].metric_at == pytest.approx(0.65) and found[4][1].metric_at == pytest.approx(0.8)
-    assert found[3][1].divergence_at == pytest.approx(0.35) and found[3][1].metric == 0.7
-    assert found[2][1].metric_at is None  # nobody ran as few
-
-
-def test_of_a_single_point_it_is_that_point():
-    (_, one), (_, other) = (figures_of(summary(row), [3])[3] for row in ((3, 3.0, 0.7), (3, 3.2, 0.7)))
-    assert one.metric_at == 0.7 and other.metric_at is None
+def test_figures_are_those_of_the_budgets_that_a_run_keeps():
+    row = {"budget": 3, "mean_layers": 3.5, "metric": 0.7, "retained": None, "divergence": 0.3}
+    found = figures_of(
+        {"budgets": [row | {"exact_metric": 0.65, "exact_divergence": 0.35}, row | {"budget": 4}]}, [3, 4, 5]
+    )
+    assert list(found) == [3, 4] and found[3][0]["mean_layers"] == found[3][1].mean_layers == 3.5
+    assert (found[3][1].metric, found[3][1].metric_at, found[3][1].divergence_at) == (0.7, 0.65, 0.35)
+    assert found[4][1].metric_at is found[4][1].divergence_at is None  # of a run of an earlier version
 
 
 def test_results_come_back_as_they_were(tmp_path):

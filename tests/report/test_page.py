@@ -134,11 +134,12 @@ def test_every_line_of_a_comparison_is_there(timed, tmp_path):
     rows = [row for row in reader.rows if row[0] != "system"]
     assert [row[0] for row in rows] == [line.system for line in found.lines]
     for row, line in zip(rows, found.lines, strict=True):
-        assert row[1:3] == [f"{line.mean_layers:.2f}", f"{line.metric:.4f}"] and row[4] == f"{line.divergence:.3f}"
+        assert row[1:3] == [f"{line.mean_layers:.2f}", f"{line.metric:.4f}"] and row[5] == f"{line.divergence:.3f}"
+        assert row[3] == ("" if line.exact is None else f"{line.exact:.4f}")
         if found.engine is not None:
-            assert row[5:7] == [f"{line.p50_ms:.2f}", f"{line.speedup:.2f}"]
+            assert row[6:8] == [f"{line.p50_ms:.2f}", f"{line.speedup:.2f}"]
         assert bool(row[-1]) == (line.above is not None)
-    assert len(rows[0]) == (8 if found.engine else 6)
+    assert len(rows[0]) == (9 if found.engine else 7)
 
 
 @pytest.mark.parametrize("data", ["dev.csv", None])

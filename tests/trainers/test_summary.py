@@ -17,6 +17,7 @@ from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.session import Evaluation, Session
 from hadskip_export.trainers.summary import DEALS, Figures
 from tests.modeling.random_models import random_classifier, random_fixed, random_gated
+from tests.modeling.test_exits import random_exits
 from tests.trainers.datasets import OBJECTIVE, random_dataset
 from tests.trainers.oracle import above, predict_fixed_routes, predict_routed
 
@@ -127,10 +128,11 @@ def test_shuffled_figures_are_means_over_deals_of_the_same_routes_to_other_input
     monkeypatch.setattr(Outcomes, "logits", listening)
     row = row_of(metric, teacher)
     _, own, _ = predict_routed(MODEL, EVALUATION, above(THRESHOLD))
-    deals = [(routes, logits) for routes, logits in asked if (routes != own).any() and (routes != routes[0]).any()]
+    dealt = sorted(map(tuple, own))
+    deals = [
+        (routes, logits) for routes, logits in asked if (routes != own).any() and sorted(map(tuple, routes)) == dealt
+    ]
     assert len(deals) == DEALS > 1 and len(np.unique(own, axis=0)) > 3
-    for routes, _ in deals:
-        assert sorted(map(tuple, routes)) == sorted(map(tuple, own))
     assert len({routes.tobytes() for routes, _ in deals}) == DEALS
     scores = [METRICS[metric](LABELLED, logits, EVALUATION.targets, EVALUATION.groups) for _, logits in deals]
     assert row["shuffled_metric"] == pytest.approx(np.mean(scores))
@@ -163,3 +165,51 @@ def test_skill_is_how_far_the_gates_come_from_chance_to_hindsight():
     assert row_of("accuracy", teacher)["skill"] is None
     everything = row_of("accuracy", teacher, family=family, threshold=-100.0)
     assert everything["mean_layers"] == 4 and everything["skill"] is None  # nobody chooses
+
+
+# At exactly the budget
+
+
+@pytest.mark.parametrize("budget", [1.0, 2.0, 2.5, 3.2])
+def test_exact_figures_are_of_a_mixture_that_runs_the_budget(budget):
+    teacher = full_logits(random_classifier(labels=("0", "1")), EVALUATION)
+    found = exact(MODEL, teacher, budget)
+    thresholds = np.unique(find_outcomes(MODEL, EVALUATION).by_threshold.margins)
+    curve = {}
+    for threshold in [thresholds[0] - 1, *thresholds]:
+        _, routes, _ = predict_routed(MODEL, EVALUATION, above(threshold))
+        logits = logits_on_routes(MODEL, EVALUATION, routes)
+        right = (logits.argmax(axis=1) == EVALUATION.targets).mean()
+        curve.setdefault(routes.sum(axis=1).mean(), []).append((right, OBJECTIVE.mean_divergence(teacher, logits)))
+    low, high = max(mean for mean in curve if mean <= budget), min(mean for mean in curve if mean >= budget)
+    share = 0 if low == high else (budget - low) / (high - low)
+    mixtures = [(1 - share) * np.array(one) + share * np.array(other) for one in curve[low] for other in curve[high]]
+    assert any(np.allclose(found, one, atol=1e-5) for one in mixtures)
+
+
+def exact(model, teacher: np.ndarray, budget: float) -> tuple:
+    evaluation = Evaluation(data=EVALUATION, teacher_logits=teacher)
+    of = [find_outcomes(model, data) for data in (EVALUATION, HELD_OUT)]
+    session = Session(
+        data=HELD_OUT, held_out=HELD_OUT, recipe=load_recipe("paper"), seed=0, device="cpu", log=print,
+        problem=LABELLED, objective=OBJECTIVE, metric="accuracy",
+    )  # fmt: skip
+    row, _ = Figures(*of, evaluation, session).row(budget, 0.0)
+    return row["exact_metric"], row["exact_divergence"]
+
+
+def test_of_one_route_the_exact_figures_are_its_own_or_none():
+    teacher = answers_right(0.8)
+    row = row_of("accuracy", teacher, model=random_fixed((1, 3), labels=("0", "1")))  # of two layers
+    assert (row["exact_metric"], row["exact_divergence"]) == (row["metric"], row["divergence"])
+    other = row_of("accuracy", teacher, model=random_fixed((1, 2, 3), labels=("0", "1")))
+    assert other["exact_metric"] is other["exact_divergence"] is None
+
+
+def test_agreement_comes_in_steps_and_between_them_is_a_mixture():
+    model = random_exits("linear", 3, "patience", labels=("0", "1"))
+    teacher = full_logits(random_classifier(labels=("0", "1")), EVALUATION)
+    curve = find_outcomes(model, EVALUATION).by_threshold
+    steps = sorted({curve.mean_layers(threshold) for threshold in (-1.0, 0.3, 0.4, 0.6, 1.1)})
+    low, middle, high = (exact(model, teacher, budget)[1] for budget in (steps[1], (steps[1] + steps[2]) / 2, steps[2]))
+    assert len(steps) > 3 and middle == pytest.approx((low + high) / 2)
