@@ -1,7 +1,7 @@
 """How a loaded model answers a batch: what `Predictor` asks, whatever is behind it."""
 
-from collections.abc import Callable
-from typing import Protocol, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -11,6 +11,12 @@ from hadskip_export.runtime.tokenization import Batch
 
 # (what the piece does, as a profile calls it; the piece) -> what is called instead
 Wrap = Callable[[str, Piece], Piece]
+
+
+def some_of(hidden: Any, mask: np.ndarray, rows: Sequence[int] | np.ndarray) -> tuple[Any, np.ndarray]:
+    """Rows of hidden_states [b, s, H] and attention_mask [b, s], without the padding that only the others need."""
+    length = mask[rows].sum(axis=1).max()
+    return hidden[rows, :length], mask[rows, :length]
 
 
 class Program(Protocol):

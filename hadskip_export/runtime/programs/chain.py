@@ -9,7 +9,7 @@ import numpy as np
 from hadskip_export.runtime.bundle import gate_name, layer_name
 from hadskip_export.runtime.engines.base import Piece
 from hadskip_export.runtime.policies import Policy
-from hadskip_export.runtime.programs.base import Wrap
+from hadskip_export.runtime.programs.base import Wrap, some_of
 from hadskip_export.runtime.tokenization import Batch
 
 
@@ -56,9 +56,8 @@ class Chain:
                 hidden, margins = self._seen(layer(hidden, mask), mask, index + 1)
             elif any(runs):
                 rows = [row for row, run in enumerate(runs) if run]
-                length = mask[rows].sum(axis=1).max()  # padding that only the other rows needed is left out
-                few = mask[rows, :length]
-                states, seen = self._seen(layer(hidden[rows, :length], few), few, index + 1)
+                some, few = some_of(hidden, mask, rows)
+                states, seen = self._seen(layer(some, few), few, index + 1)
                 hidden[rows, : states.shape[1]] = states
                 for row, new in zip(rows, seen, strict=True):
                     margins[row] = new

@@ -12,7 +12,7 @@ from hadskip_export.routing.criteria import Criterion
 from hadskip_export.runtime.bundle import exit_name, layer_name
 from hadskip_export.runtime.engines.base import Piece
 from hadskip_export.runtime.policies import Policy
-from hadskip_export.runtime.programs.base import Wrap
+from hadskip_export.runtime.programs.base import Wrap, some_of
 from hadskip_export.runtime.tokenization import Batch
 
 
@@ -69,8 +69,7 @@ class Exits:
                 break
             if not runs.all():
                 rows, memory = rows[runs], memory[runs]
-                length = mask[runs].sum(axis=1).max()  # padding that only the others needed is left out
-                hidden, mask = hidden[runs, :length], mask[runs, :length]
+                hidden, mask = some_of(hidden, mask, runs)
         return logits, routes
 
     def logits(self, hidden: Any, mask: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from hadskip_export.routing.routes import FIXED_MARGIN
 from hadskip_export.runtime.bundle import gate_name
 from hadskip_export.runtime.engines.base import Piece
 from hadskip_export.runtime.policies import Policy
-from hadskip_export.runtime.programs.base import Wrap
+from hadskip_export.runtime.programs.base import Wrap, some_of
 from hadskip_export.runtime.programs.exits import Exits
 from hadskip_export.runtime.tokenization import Batch
 
@@ -49,17 +49,15 @@ class GatedExits(Exits):
                     break
                 if not stays.all():
                     rows, seen, memory = rows[stays], seen[stays], memory[stays]
-                    length = mask[stays].sum(axis=1).max()  # padding that only the others needed is left out
-                    hidden, mask = hidden[stays, :length], mask[stays, :length]
+                    hidden, mask = some_of(hidden, mask, stays)
                 margins[rows] = np.where(self.gates[index - 1](hidden, mask) > 0, seen, -FIXED_MARGIN)
                 runs = np.array(decisions.rows(index, margins.tolist()))[rows]
             if runs.all():
                 hidden, answers = self._answered(index, layer(hidden, mask), mask)
             elif runs.any():
-                some = np.flatnonzero(runs)
-                few = mask[some, : mask[some].sum(axis=1).max()]
-                states, answers = self._answered(index, layer(hidden[some, : few.shape[1]], few), few)
-                hidden[some, : states.shape[1]] = states
+                some, few = some_of(hidden, mask, runs)
+                states, answers = self._answered(index, layer(some, few), few)
+                hidden[np.flatnonzero(runs), : states.shape[1]] = states
             else:
                 continue
             routes[rows[runs], index], logits[rows[runs]] = True, answers[:, : self.num_labels]

@@ -10,7 +10,7 @@ import numpy as np
 from hadskip_export.runtime.bundle import gate_name, layer_name
 from hadskip_export.runtime.engines.base import Piece
 from hadskip_export.runtime.policies import Policy
-from hadskip_export.runtime.programs.base import Wrap
+from hadskip_export.runtime.programs.base import Wrap, some_of
 from hadskip_export.runtime.tokenization import Batch
 
 
@@ -51,8 +51,7 @@ class Upfront:
             if len(rows) == len(batch):
                 hidden = layer(hidden, mask)
             elif rows:
-                length = mask[rows].sum(axis=1).max()  # padding that only the other rows needed is left out
-                states = layer(hidden[rows, :length], mask[rows, :length])
+                states = layer(*some_of(hidden, mask, rows))
                 hidden[rows, : states.shape[1]] = states
         return self.logits(hidden, mask), np.array(routes).T
 
