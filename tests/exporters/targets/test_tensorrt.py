@@ -5,6 +5,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ from hadskip_export.exporters.assemble import Pieces
 from hadskip_export.exporters.half import halved
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.targets.tensorrt import build_plan
+from hadskip_export.exporters.write import write_bundle
+from hadskip_export.modeling.exits import EXIT_KINDS, ExitClassifier
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.engines import built_elsewhere, engine_class
 from hadskip_export.runtime.engines.nvidia import why_no_device
@@ -78,6 +81,27 @@ def test_every_shape_of_model_can_be_built(trt, family: str, tmp_path: Path):
     bundle = write_cut(source, tmp_path, "whole")
     assert build(bundle, engine="trt-rtx", precision="fp16", cut="gates") is None
     assert [info.parity for info in read_bundle(bundle).manifest.engines] == ["passed", "unverified"]
+
+
+@pytest.mark.parametrize("kind", [*EXIT_KINDS, "gated", "upfront"])
+def test_rivals_can_be_built(trt, kind: str, model_folder: Path, tmp_path: Path):
+    source = make_source(model_folder, tmp_path, layers=3)
+    if kind == "upfront":
+        source.model.upfront = True
+    else:
+        shape = "attention" if kind == "gated" else kind
+        criterion = "uncertainty" if kind == "certain" else "entropy"
+        model = ExitClassifier(source.model.classifier, shape, criterion, gate_width=8 if kind == "gated" else None)
+        source = replace(source, model=model.eval())
+    assert write_bundle(source, tmp_path / "bundle", EnginePlan.of(cut="gates", router=source.router.kind))
+    for cut in ("gates", "layers"):
+        assert build(tmp_path / "bundle", engine="trt-rtx", precision="fp16", cut=cut) is None
+    *_, gates, layers = read_bundle(tmp_path / "bundle").manifest.engines
+    assert gates.parity == layers.parity == "unverified"  # nothing here can run it
+    assert ("gate_02" in gates.files) == (kind in ("gated", "upfront")) and ("gate_01" in gates.files) == (
+        kind == "upfront"
+    )
+    assert ("gates" in layers.files) == (kind == "upfront") and ("exit_02" in gates.files) == (kind != "upfront")
 
 
 def test_in_fp16_layers_and_full_bert_are_smaller_and_the_rest_is_as_it_is(built: Path):
