@@ -20,7 +20,7 @@ from hadskip_export.support.errors import BudgetError, BundleError, EngineError
 from hadskip_export.trainers.methods import METHODS, create_method
 from hadskip_export.trainers.methods.early_exit import EarlyExit
 from hadskip_export.trainers.recipe import load_recipe
-from hadskip_export.verification.parity import comparable, count_flips
+from hadskip_export.verification.parity import apart, count_flips
 from tests.conftest import needs_bf16, sentences
 from tests.exporters.changing import WEIGHTS
 from tests.runtime.editing import change_manifest, copy_of, set_value
@@ -191,11 +191,10 @@ def test_however_sure_the_exits_are_a_wrong_decision_is_no_near_tie(made):
     margins, threshold = np.array([[np.inf, 1e-5, 4e-6], [np.inf, 3e-6, 2e-6]], np.float32), np.float32(3.5e-6)
     routes = np.array([[True, True, True], [True, False, False]])
     wrong, near = np.array([[True, True, False], [True, True, True]]), np.full(3, 1e-3)
-    apart = comparable(manifest, margins) - comparable(manifest, threshold)
-    assert count_flips(apart, routes, wrong, near) == 2
+    assert count_flips(apart(manifest, margins, threshold), routes, wrong, near) == 2
     assert count_flips(margins - threshold, routes, wrong, near) == 0  # what logits' tolerance would say
     decided = margins[:, 1:]
-    close = comparable(manifest, decided * np.float32(1.0005)) - comparable(manifest, decided)
+    close = apart(manifest, decided * np.float32(1.0005), decided)
     assert np.abs(close).max() < 1e-3
 
 

@@ -1,5 +1,6 @@
 """Exits with gates on the way all the way: built by every engine that can, served, beside PyTorch."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +19,17 @@ from hadskip_export.report import text
 from hadskip_export.routing.criteria import CRITERIA
 from hadskip_export.routing.points import Point
 from hadskip_export.runtime import Predictor, read_bundle
-from hadskip_export.runtime.tokenization import Tokenizer
-from hadskip_export.support.errors import BudgetError, BundleError, EngineError
+from hadskip_export.runtime.tokenization import Tokenizer, pad
+from hadskip_export.support.errors import BudgetError, BundleError, EngineError, RecipeError
+from hadskip_export.trainers.outcomes import find_outcomes
 from hadskip_export.verification.golden import check_golden, read_golden
+from hadskip_export.verification.parity import apart, count_flips
+from hadskip_export.verification.torch_reference import TorchReference
 from tests.conftest import make_source, needs_bf16, sentences, write_csv
 from tests.exporters.changing import WEIGHTS, reseal
 from tests.modeling.random_models import randomise
 from tests.runtime.editing import change_manifest, copy_of, set_value
+from tests.trainers.datasets import random_dataset
 
 TEXTS = [sentence for sentence, _ in sentences(40, 8)]
 THRESHOLD = 0.09  # the entropy of two logits that are 4 apart: half leave at each exit
@@ -40,7 +45,7 @@ def vary(model: ExitClassifier, texts: list[tuple[torch.Tensor, torch.Tensor]]) 
             gate = model.gates[index]
             torch.nn.init.normal_(gate.logits.weight, std=1.5)
             asked = torch.cat([gate.margin(*one) for one in zip(states, masks, strict=True)])
-            gate.logits.bias[0] -= asked.median() - 1e-3
+            gate.logits.bias[0] -= asked.quantile(0.5)  # between two texts
         outputs = [layer(state, torch.zeros(1, 1, 1, state.shape[1]), None)[0] for state in states]
         if index < len(model.exits):
             last = model.exits[index].classifier
@@ -145,19 +150,22 @@ def test_routes_from_outside_are_run_whatever_gates_say(source, bundle):
             predictor.run(encoded, routes=~routes)
 
 
+def with_shut_gates(bundle: Path, folder: Path, gate: int) -> Path:
+    """A copy whose gate says the opposite."""
+    mine = copy_of(bundle, folder)
+    stored, names = load_file(mine / WEIGHTS), (f"gates.{gate}.weight", f"gates.{gate}.bias")
+    with safe_open(mine / WEIGHTS, "numpy") as file:
+        about = file.metadata()
+    save_file(stored | {name: -stored[name] for name in names}, mine / WEIGHTS, about)
+    reseal(mine)
+    return mine
+
+
 def test_the_check_of_a_build_sees_a_gate_that_decides_otherwise(source, bundle, tmp_path):
     """And so does that of the golden inputs, on the machine that serves."""
     with Predictor.load(bundle) as predictor:
         assert check_golden(predictor, read_golden(predictor.bundle)).passed
-    mine = copy_of(bundle, tmp_path)
-    stored = load_file(mine / WEIGHTS)
-    shut = {name: -tensor for name, tensor in stored.items() if name in ("gates.2.weight", "gates.2.bias")}
-    assert len(shut) == 2
-    with safe_open(mine / WEIGHTS, "numpy") as file:
-        about = file.metadata()
-    save_file(stored | shut, mine / WEIGHTS, about)
-    reseal(mine)
-    with Predictor.load(mine, engine="ort-fp32-gates", warm_up=False) as predictor:
+    with Predictor.load(with_shut_gates(bundle, tmp_path, 2), engine="ort-fp32-gates", warm_up=False) as predictor:
         found = check_golden(predictor, read_golden(predictor.bundle))
     assert found.flips > 0 and not found.passed
 
@@ -195,6 +203,7 @@ def test_a_bundle_meets_other_budgets_on_other_texts(bundle, tmp_path):
         (lambda plain: plain["pieces"].pop("gate_03"), "the ONNX pieces lack gate_03"),
         (lambda plain: plain["engines"][0]["files"].pop("gate_02"), "has no gate_02"),
         (set_value("engines", 0, "cut", value="whole"), "which are run layer by layer"),
+        (set_value("points", 0, "thresholds", 2, value=0.3), "exits with several thresholds, not one"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(bundle, tmp_path, change, message):
@@ -202,3 +211,60 @@ def test_a_manifest_that_does_not_fit_is_refused(bundle, tmp_path, change, messa
     change_manifest(mine, change)
     with pytest.raises(BundleError, match=message):
         read_bundle(mine)
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, THRESHOLD])
+def test_wherever_the_threshold_is_a_gate_that_decides_otherwise_is_no_near_tie(source, bundle, tmp_path, threshold):
+    """At the largest budgets no exit lets anybody go, and the threshold is below all margins."""
+    manifest, model = read_bundle(bundle).manifest, source.model
+    thresholds, reference = np.full(4, threshold, np.float32), TorchReference(model, None)
+    with Predictor.load(bundle) as predictor:
+        encoded = predictor.tokenizer.encode(TEXTS)
+        _, expected = predictor.run(encoded, gate_threshold=threshold)
+    with Predictor.load(with_shut_gates(bundle, tmp_path, 2), warm_up=False) as predictor:
+        _, got = predictor.run(encoded, gate_threshold=threshold)
+    traces = [reference.trace(pad([one]), thresholds) for one in encoded]
+    routes, margins = (np.stack([getattr(trace, name) for trace in traces]) for name in ("route", "margins"))
+    far, near = apart(manifest, margins, thresholds), np.full(4, 1e-3)
+    assert count_flips(far, routes, expected, near) == 0 and (routes == expected).all(axis=1).mean() > 0.9
+    different = (routes != got).any(axis=1)
+    assert different.sum() > 5 and count_flips(far, routes, got, near) == different.sum()
+
+
+def test_no_threshold_opens_a_gate(source, bundle, tmp_path):
+    """Neither that of a budget beyond what the gates leave nor one that somebody asks for."""
+    texts = write_csv(tmp_path / "texts.csv", [(one,) for one in TEXTS], ("text",))
+    with Predictor.load(bundle) as predictor:
+        most = predictor(TEXTS, gate_threshold=-1.0)
+        found = calibrate(bundle, texts, [4]).chosen
+        for threshold in (found.threshold, -1e30):
+            assert [one.layers for one in predictor(TEXTS, gate_threshold=threshold)] == [one.layers for one in most]
+    mean = np.mean([len(one.layers) for one in most])
+    assert found.routes.mean_layers == mean < 3.5 and not found.keeps_budget
+
+
+def test_gates_that_are_no_numbers_are_said_to_be(source, bundle, tmp_path):
+    mine = copy_of(bundle, tmp_path)
+    stored = load_file(mine / WEIGHTS)
+    with safe_open(mine / WEIGHTS, "numpy") as file:
+        about = file.metadata()
+    save_file(stored | {"gates.1.bias": np.full_like(stored["gates.1.bias"], np.nan)}, mine / WEIGHTS, about)
+    reseal(mine)
+    with pytest.raises(EngineError, match="no numbers"):
+        calibrate(mine, write_csv(tmp_path / "texts.csv", [(one,) for one in TEXTS], ("text",)), [2])
+    model = copy.deepcopy(source.model)
+    torch.nn.init.constant_(model.gates[1].logits.bias, float("nan"))
+    with pytest.raises(RecipeError, match="no numbers; lower gate_lr"):
+        find_outcomes(model, random_dataset(5))
+
+
+def test_where_all_gates_are_shut_every_budget_is_one_layer(source, tmp_path):
+    model = copy.deepcopy(source.model)
+    for gate in model.gates[1:]:
+        torch.nn.init.constant_(gate.logits.weight, 0)
+        gate.logits.bias.data = torch.tensor([-1.0, 1.0])
+    write_bundle(replace(source, model=model), tmp_path / "shut", EnginePlan.of(cut="gates", router="gated-exits"))
+    found = calibrate(
+        tmp_path / "shut", write_csv(tmp_path / "t.csv", [(one,) for one in TEXTS], ("text",)), [3]
+    ).chosen
+    assert found.routes.mean_layers == 1 and not found.keeps_budget

@@ -128,7 +128,8 @@ def estimate(
         batch: inputs per call; a row for each.
         routing: `same`: all inputs run the same layers, evenly spread, the last one among them, as trained gates have
             it (docs/benchmarks.md); `mixed`: each its own, drawn at random. Left out: `same` at batch 1, else both.
-            With exits, `same` are the first layers, and `mixed` as many as each input's own, so many on average.
+            With exits, `same` are the first layers, and `mixed` as many as each input's own, so many on average; where
+            gates skip layers on the way, the first one and others as above.
         against: the engine of full BERT, as `ort-fp32`; the same as the layers' if left out. With another one there is
             no efficiency: what the engine gains and what skipping gains are one figure.
         seed: of the routes.

@@ -66,6 +66,15 @@ class EveryThreshold:
         here = self._at(threshold)
         return float(self.low[here].max()), float(self.high[here].min())
 
+    def steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where mean layers change: thresholds, ascending from minus infinity, and mean layers from each of them on."""
+        layers = self.layers.sum(axis=1)
+        ends = np.isfinite(self.high)
+        at = np.concatenate((self.low, self.high[ends]))
+        change = np.concatenate((layers, -layers[ends]))
+        steps, which = np.unique(at, return_inverse=True)
+        return steps, np.bincount(which, change).cumsum() / self.count
+
     def _at(self, threshold: float) -> np.ndarray:
         at = np.float32(threshold)
         return (self.low <= at) & (at < self.high)
@@ -134,7 +143,8 @@ def find_threshold(routes: LayersRun, budget: float) -> float:
     the midpoint between neighbouring margins: one that lies exactly on an input's margin would flip with the last bit.
     """
     routes.mean_layers(0.0)
-    grid = np.unique(np.append(np.quantile(routes.margins, np.linspace(0, 1, GRID_POINTS)), 0.0))
+    met = np.quantile(routes.margins, np.linspace(0, 1, GRID_POINTS)) if routes.margins.size else []
+    grid = np.unique(np.append(met, 0.0))
     grid = np.concatenate([[grid[0] - 1], grid, [grid[-1] + 1]])
     excess = np.array([routes.mean_layers(float(t)) - budget for t in grid])
     best = min(((abs(e), abs(t), t) for e, t in zip(excess, grid, strict=True)))[2]
@@ -165,3 +175,16 @@ def _between_margins(routes: LayersRun, threshold: float) -> float:
     if np.isinf(low) or np.isinf(high):  # no margin on that side: keep a distance of one logit from the other
         low, high = max(low, min(threshold, high) - 2), min(high, max(threshold, low) + 2)
     return float(np.float32((low + high) / 2))
+
+
+def crossing(means: np.ndarray, budget: float, near: int) -> tuple[int, int] | None:
+    """Between which two neighbouring steps mean layers come to the budget, the nearest ones to step `near`: twice the
+    same where it has the budget; None where they never do.
+
+    Args:
+        means: by step, float [m].
+    """
+    excess = means - budget
+    met = [(int(step), int(step)) for step in np.flatnonzero(excess == 0)]
+    jumps = [(int(step), int(step) + 1) for step in np.flatnonzero(excess[:-1] * excess[1:] < 0)]
+    return min((*met, *jumps), key=lambda sides: abs(sides[0] - near), default=None)

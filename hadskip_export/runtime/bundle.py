@@ -430,6 +430,8 @@ def _check_points(file: Path, manifest: Manifest) -> None:
     gates = manifest.model.layers if manifest.router.decides else 0
     if any(len(point.thresholds) != gates for point in manifest.points):
         raise BundleError(f"{file}: an operating point needs a threshold for each of {gates} layers; build it again")
+    if manifest.router.has_exits and any(len(set(point.thresholds)) > 1 for point in manifest.points):
+        raise BundleError(f"{file}: an operating point of exits with several thresholds, not one; build it again")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -464,9 +464,9 @@ class Predictor:
         gated, model = self._load_gated(), self.bundle.manifest.model
 
         def run(tokens: int, every_layer: bool) -> None:
-            ids = np.zeros(tokens, np.int64)
-            thresholds = [-math.inf if every_layer else math.inf] * model.layers
-            self._answers([Encoded(ids, ids, False)], 1, gated, lambda rows: self._policy(thresholds, None, None, rows))
+            ids, none = np.zeros(tokens, np.int64), [math.inf] * model.layers
+            forced = np.ones((1, model.layers), bool) if every_layer else None
+            self._answers([Encoded(ids, ids, False)], 1, gated, lambda rows: self._policy(none, None, forced, rows))
 
         return Pace(run, model.layers, model.max_length, fewest=int(self.bundle.manifest.router.has_exits))
 

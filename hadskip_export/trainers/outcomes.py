@@ -93,6 +93,8 @@ def _of_exits(model: ExitClassifier, data: Dataset, family: Sequence[Route], dev
     (answers, runs), classes = exit_answers(model, data, device), len(model.classifier.config.labels)
     if not np.isfinite(answers[:, :, :classes]).all():
         raise RecipeError("the exits' logits are no numbers; lower body_lr (--set)")
+    if not all(parameter.isfinite().all() for parameter in model.gates.parameters()):
+        raise RecipeError("the gates' weights are no numbers; lower gate_lr (--set)")
     margins = CRITERIA[model.criterion].margins(answers[:-1], runs)
     high, low = np.minimum.accumulate(margins, axis=1), np.empty_like(margins)  # [n, L]
     following = np.full(len(data), -np.inf, np.float32)

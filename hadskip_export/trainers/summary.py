@@ -5,6 +5,7 @@ import numpy as np
 from hadskip_export.data.runs import BudgetFigures
 from hadskip_export.routing.hindsight import hindsight
 from hadskip_export.routing.routes import Route, RouteStatistics, statistics
+from hadskip_export.routing.thresholds import crossing
 from hadskip_export.trainers.outcomes import Outcomes, find_outcomes
 from hadskip_export.trainers.session import Evaluation, Session
 
@@ -93,23 +94,27 @@ class Figures:
 
     def _exactly(self, budget: float) -> tuple[float | None, float | None]:
         """Metric and divergence at exactly as many layers as the budget has, for comparisons: at the threshold that
-        comes to it on the evaluation texts. Labels have no part in it. Where mean layers jump over the budget, what a
-        mixture of both sides has, some inputs at the one and some at the other; None where they never come to it."""
+        comes to it on the evaluation texts. Labels have no part in it. Where mean layers jump over the budget, what
+        both sides have, in the shares that make up for it (of accuracy and divergence a mixture has just that); None
+        where they never come to it."""
         outcomes = self._outcomes
-        curve, thresholds = outcomes.by_threshold, [0.0]
+        curve, steps, means = outcomes.by_threshold, np.zeros(1), np.zeros(1)
         if outcomes.model.fixed_route is None:
-            nearest = outcomes.threshold(budget)
-            low, high = curve.around(nearest)
-            thresholds = [nearest, float(np.nextafter(np.float32(low), np.float32(-np.inf))), high]
-        sides = {curve.mean_layers(threshold): threshold for threshold in thresholds if np.isfinite(threshold)}
-        fewer, more = [mean for mean in sides if mean <= budget], [mean for mean in sides if mean >= budget]
-        if not fewer or not more:
+            steps, means = curve.steps()
+        else:
+            means[0] = curve.mean_layers(0.0)
+        sides = crossing(means, budget, int(np.searchsorted(steps, outcomes.threshold(budget), "right")) - 1)
+        if sides is None:
             return None, None
-        ends = [max(fewer), min(more)]
-        logits = [outcomes.logits(curve.routes(sides[mean])) for mean in ends]
-        metrics = [self._session.score(one, self._evaluation.data) for one in logits]
-        divergences = [self._session.objective.mean_divergence(self._evaluation.teacher_logits, one) for one in logits]
-        return float(np.interp(budget, ends, metrics)), float(np.interp(budget, ends, divergences))
+        values = []
+        for side in sides:
+            logits = outcomes.logits(curve.routes(float(steps[side])))
+            divergence = self._session.objective.mean_divergence(self._evaluation.teacher_logits, logits)
+            values.append(np.array([self._session.score(logits, self._evaluation.data), divergence]))
+        low, high = means[list(sides)]
+        share = 0.0 if low == high else (budget - low) / (high - low)
+        metric, divergence = ((1 - share) * values[0] + share * values[1]).tolist()
+        return metric, divergence
 
     def _best_fixed(self, size: int, common: list[Route]) -> Route:
         """Where none of them is as short, the shortest."""

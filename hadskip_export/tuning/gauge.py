@@ -91,7 +91,8 @@ class Gauge:
             policy = _Asked(threshold, chain.num_layers)
             _, routes[part] = chain.run(batch, policy)
             margins[part] = policy.margins
-        if self.predictor.bundle.manifest.router.asks_gates and not np.isfinite(margins).all():
+        router = self.predictor.bundle.manifest.router
+        if np.isnan(margins).any() or (router.asks_gates and not np.isfinite(margins).all()):
             raise ValueError("the gates' margins are no numbers")
         return routes, margins
 

@@ -18,7 +18,7 @@ from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text, Tokenizer, pad
 from hadskip_export.support.errors import BundleError, DataError, first_line
 from hadskip_export.support.reading import read_at_most
-from hadskip_export.verification.parity import comparable, count_flips, largest_difference, ways_to_run
+from hadskip_export.verification.parity import apart, count_flips, largest_difference, ways_to_run
 from hadskip_export.verification.references import Reference, thresholds_of
 
 COUNT = 64
@@ -170,7 +170,7 @@ def check_golden(predictor: Predictor, golden: Golden) -> GoldenCheck:
     tolerance = predictor.engine_info.tolerance
     encoded = predictor.tokenizer.encode(golden.texts)
     flips, largest, manifest = [], [], predictor.bundle.manifest
-    margins = comparable(manifest, golden.margins) - comparable(manifest, golden.thresholds)
+    margins = apart(manifest, golden.margins, golden.thresholds)
     for batch_size in ways_to_run(predictor.engine_info).values():
         logits, routes = predictor.run_as_built(encoded, batch_size, golden.thresholds.tolist())
         flips.append(count_flips(margins, golden.routes, routes, np.array(tolerance.margins)))

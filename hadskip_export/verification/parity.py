@@ -4,6 +4,7 @@ A route may flip only in a near tie: where the reference's margin is farther tha
 plain share of equal routes would reward gates that never vary.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hadskip_export.data.problems import Problem, same_answers
+from hadskip_export.routing.routes import FIXED_MARGIN
 from hadskip_export.runtime.bundle import (
     ALL_GATES,
     FULL,
@@ -126,12 +128,12 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
         comparison.add(encoded, trace)
         seen.append((trace.margins, trace.route, trace.logits[0]))
     margins, routes, logits = (np.stack(column) for column in zip(*seen, strict=True))
-    margins, thresholds = (comparable(predictor.bundle.manifest, values) for values in (margins, thresholds))
+    margins = apart(predictor.bundle.manifest, margins, thresholds)
     pieces = comparison.reports()
     near = np.full(margins.shape[1], ROUTE_EPSILON)
     if info.precision != "fp32":
         near = near_ties(margins, np.stack(comparison.margin_errors))
-    answers = _Answers(margins - thresholds, routes, logits)
+    answers = _Answers(margins, routes, logits)
     ways = {way: _end_to_end(predictor, inputs, size, answers, near) for way, size in ways_to_run(info).items()}
     problem, full_agreement = predictor.bundle.manifest.model.problem, None
     if comparison.full_logits:
@@ -155,11 +157,15 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
     )
 
 
-def comparable(manifest: Manifest, margins: np.ndarray) -> np.ndarray:
-    """Margins, or thresholds, as what is near is told by. What exits say is a share, or has one for a factor, and a
-    model that is sure of nearly all has nearly all of them near 0: so of exits their logarithms, in which an engine's
-    errors are as large everywhere; what is no more than `NOTHING`, as a threshold below all of them, counts as that."""
-    return np.log(np.maximum(margins, NOTHING)) if manifest.router.has_exits else margins
+def apart(manifest: Manifest, margins: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """How far margins are above thresholds, as what is near is told by. What exits say is a share, or has one for a
+    factor, and a model that is sure of nearly all has nearly all of them near 0: so of exits it is their logarithms,
+    in which an engine's errors are as large everywhere; what is no more than `NOTHING`, as a threshold below all of
+    them, counts as that. A gate that is shut is farther down."""
+    if not manifest.router.has_exits:
+        return margins - thresholds
+    least = NOTHING * math.exp(-FIXED_MARGIN) if manifest.router.jumps_to_exits else NOTHING
+    return np.log(np.maximum(margins, least)) - np.log(np.maximum(thresholds, NOTHING))
 
 
 def ways_to_run(info: EngineInfo) -> dict[str, int]:
@@ -330,7 +336,7 @@ class _Comparison:
             gates = None if trace.gates is None else trace.gates + errors.astype(np.float32)
             thresholds = thresholds_of(self._manifest)
             found = margins_before_layers(self._manifest.router.leaves_by, answers, thresholds, gates)
-            ours, theirs = (comparable(self._manifest, margins[1:]) for margins in (found, trace.margins))
+            ours, theirs = (apart(self._manifest, one, thresholds)[1:] for one in (found, trace.margins))
             errors[1:] = ours - theirs  # nobody decides on the first layer
         last, right = trace.states[-1], trace.logits
         if answers or self._rounded:

@@ -26,7 +26,7 @@ class Trace:
     """One input's way through the model; every array has the batch axis, of size 1.
 
     Args:
-        states: L + 1 of float32 [1, s, H], h_0 to h_L, on the route taken; with exits those of all layers.
+        states: L + 1 of float32 [1, s, H], h_0 to h_L, on the route taken; with exits of who never leaves.
         layer_outputs: L of float32 [1, s, H]: f_i(h_{i-1}), also of layers that were skipped; h_{i-1} of those that a
             bundle of a static route leaves out. After the last layer that may run both may have the first token alone.
         margins: float32 [L]; of a static route `FIXED_MARGIN` where a layer runs, less than 0 by as much where not;
@@ -108,12 +108,13 @@ def margins_before_layers(
     criterion: Criterion, answers: list[np.ndarray], thresholds: np.ndarray, gates: np.ndarray | None
 ) -> np.ndarray:
     """What `Criterion.margins` gives for one input, float32 [L]. A gate counts as an exit whose margin's logarithm is
-    as far from the threshold's as the gate's margin from 0, and before each layer the lesser of the two decides."""
+    as far from the threshold's as the gate's margin from 0, up to `FIXED_MARGIN`, and before each layer the lesser of
+    the two decides."""
     if gates is None:
         return criterion.margins(answers)[0]
-    margins = criterion.margins(answers, gates[None] > 0)[0]
-    allowed = np.maximum(thresholds, NOTHING) * np.exp(gates.astype(np.float64))
-    margins[1:] = np.minimum(margins, allowed.astype(np.float32))[1:]
+    margins = np.maximum(criterion.margins(answers, gates[None] > 0)[0], NOTHING)
+    allowed = np.maximum(thresholds, NOTHING) * np.exp(np.clip(gates, -FIXED_MARGIN, FIXED_MARGIN).astype(np.float64))
+    margins[1:] = np.minimum(margins, allowed)[1:]
     return margins
 
 

@@ -12,11 +12,12 @@ from hadskip_export.modeling.encoder import attention_bias
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.families import nested
 from hadskip_export.routing.routes import as_route
-from hadskip_export.routing.thresholds import find_threshold
+from hadskip_export.routing.thresholds import crossing, find_threshold
 from hadskip_export.support.errors import RecipeError
 from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.outcomes import find_outcomes
 from tests.modeling.random_models import random_fixed, random_gated
+from tests.modeling.test_exits import random_exits
 from tests.trainers.datasets import alone, random_dataset
 from tests.trainers.oracle import above, always, hard_routes, predict_routed
 
@@ -267,3 +268,34 @@ def test_one_input_is_enough(fit):
     model, data, _ = case(0)
     one = data.subset(np.array([3]))
     assert hard_routes(model, one).mean_layers(fit(model, one, 4)) == 4
+
+
+@pytest.mark.parametrize(
+    "model",
+    [random_gated(3), random_exits(seed=2), random_exits("linear", 3, "patience")],
+    ids=lambda model: type(model).__name__,
+)
+def test_steps_are_where_mean_layers_change(model):
+    curve = find_outcomes(model, random_dataset(25, 6)).by_threshold
+    steps, means = curve.steps()
+    assert steps[0] == -np.inf and (np.diff(steps) > 0).all()
+    for low, high, mean in zip(steps, [*steps[1:], np.float32(1e30)], means, strict=True):
+        for threshold in (low, np.nextafter(np.float32(high), np.float32(-np.inf))):
+            assert curve.mean_layers(float(threshold)) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("means", "budget", "near", "sides"),
+    [
+        ([4, 3, 2, 1], 2.0, 0, (2, 2)),
+        ([4, 3, 2, 1], 2.5, 3, (1, 2)),
+        ([3, 1, 3, 1], 2.0, 0, (0, 1)),
+        ([3, 1, 3, 1], 2.0, 3, (2, 3)),
+        ([3, 2, 1], 3.5, 0, None),
+        ([3, 2, 1], 0.5, 0, None),
+        ([2], 2.0, 0, (0, 0)),
+        ([2], 3.0, 0, None),
+    ],
+)
+def test_a_budget_is_crossed_between_two_neighbours(means, budget, near, sides):
+    assert crossing(np.array(means, float), budget, near) == sides

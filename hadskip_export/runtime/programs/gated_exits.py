@@ -7,7 +7,6 @@ from typing import Self
 
 import numpy as np
 
-from hadskip_export.routing.routes import FIXED_MARGIN
 from hadskip_export.runtime.bundle import gate_name
 from hadskip_export.runtime.engines.base import Piece
 from hadskip_export.runtime.policies import Policy
@@ -20,8 +19,8 @@ from hadskip_export.runtime.tokenization import Batch
 class GatedExits(Exits):
     """See `Exits`. An input is answered by the exit of the last layer that it ran.
 
-    The policy decides by the margin of the exit before a layer, whichever that was, and by `-FIXED_MARGIN` where the
-    gate is shut.
+    The policy decides by the margin of the exit before a layer, whichever that was, and by minus infinity where the
+    gate is shut, which no threshold opens.
 
     Args:
         gates: before each layer but the first, margin [b]: open where it is above 0.
@@ -33,7 +32,7 @@ class GatedExits(Exits):
         mask, last = batch.attention_mask, len(self.layers) - 1
         logits = np.zeros((len(batch), self.num_labels), np.float32)
         routes = np.zeros((len(batch), len(self.layers)), bool)
-        thresholds, _ = policy.terms(len(batch), len(self.layers))
+        thresholds, most = policy.terms(len(batch), len(self.layers))
         least = np.minimum.accumulate(thresholds[:, ::-1], axis=1)[:, ::-1]  # of this layer and those after it
         decisions, memory = policy.start(len(batch)), self.criterion.start(len(batch))
         decisions.rows(0, [math.inf] * len(batch))  # so that it knows of the layer
@@ -43,14 +42,16 @@ class GatedExits(Exits):
         for index, layer in self.layers.items():
             if index:
                 margins = np.full(len(batch), -np.inf, np.float32)
-                margins[rows], stays = seen, seen > least[rows, index]
+                margins[rows] = seen
+                stays = (seen > least[rows, index]) & (routes[rows].sum(axis=1) < most)
                 if not stays.any():
                     decisions.rows(index, margins.tolist())  # so that it knows why
                     break
                 if not stays.all():
                     rows, seen, memory = rows[stays], seen[stays], memory[stays]
                     hidden, mask = some_of(hidden, mask, stays)
-                margins[rows] = np.where(self.gates[index - 1](hidden, mask) > 0, seen, -FIXED_MARGIN)
+                gate = self.gates[index - 1](hidden, mask)
+                margins[rows] = np.where(gate <= 0, -np.inf, np.where(np.isnan(gate), np.nan, seen))
                 runs = np.array(decisions.rows(index, margins.tolist()))[rows]
             if runs.all():
                 hidden, answers = self._answered(index, layer(hidden, mask), mask)
