@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,23 +22,28 @@ from hadskip_export.trainers.word_dropout import drop_words
 Weigh = Callable[[int, float, int], Tensor]
 
 
+@dataclass(frozen=True)
+class Passed:
+    """A batch after all layers.
+
+    Args:
+        states: what each layer gave, float [b, s, H].
+        answers: of each exit, float [b, answers].
+    """
+
+    batch: TrainingBatch
+    states: list[Tensor]
+    answers: list[Tensor]
+
+
 class Among(nn.Module, ABC):
     """What exits learn from each other, with weights that learn, too: their losses become its own."""
 
     @abstractmethod
-    def forward(
-        self,
-        model: ExitClassifier,
-        losses: Tensor,
-        answers: list[Tensor],
-        states: list[Tensor],
-        batch: TrainingBatch,
-    ) -> Tensor:
+    def forward(self, model: ExitClassifier, losses: Tensor, passed: Passed) -> Tensor:
         """
         Args:
             losses: what each exit learns of labels and teacher, float [L].
-            answers: of each exit, float [b, labels].
-            states: what each layer gave, float [b, s, H].
 
         Returns:
             What each exit learns, float [L].
@@ -73,7 +79,7 @@ def train_exits(
         taught = teacher(batch, keep_states=False).logits if recipe.alpha1 else None
         losses = torch.stack([exit_loss(answer[:, :classes], taught, batch, session, labels) for answer in answers])
         if among is not None:
-            losses = among(model, losses, answers, states, batch)
+            losses = among(model, losses, Passed(batch, states, answers))
         weights = weigh(num_exits, number / steps, number).to(losses.device)
         loss = (weights * losses).sum()
         figures = {"exits": losses.detach().mean()}

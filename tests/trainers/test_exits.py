@@ -17,7 +17,7 @@ from hadskip_export.support.errors import BudgetError, RecipeError
 from hadskip_export.trainers import exits
 from hadskip_export.trainers.batches import ordered_batches
 from hadskip_export.trainers.evaluation import exit_answers
-from hadskip_export.trainers.exits import train_exits
+from hadskip_export.trainers.exits import Passed, train_exits
 from hadskip_export.trainers.methods import METHODS, create_method
 from hadskip_export.trainers.methods.early_exit import EarlyExit
 from hadskip_export.trainers.methods.leebert import LearnedWeights, LeeBert
@@ -181,7 +181,7 @@ def test_what_an_exit_learns_is_a_mean_of_labels_and_the_other_exits():
     assert among.scores.softmax(1).diagonal().tolist() == pytest.approx([0.5] * LAYERS)
     torch.nn.init.normal_(among.scores)
     answers, own = model(*batch.inputs), torch.tensor([4.0, 3.0, 2.0, 1.0])
-    got = among(model, own, answers, [], batch)
+    got = among(model, own, Passed(batch, [], answers))
     for exit_number, learned in enumerate(got.tolist()):
         shares = among.scores[exit_number].softmax(0).tolist()
         expected = 0.0
@@ -194,7 +194,7 @@ def test_what_an_exit_learns_is_a_mean_of_labels_and_the_other_exits():
 
 def test_an_exit_teaches_another_without_learning_from_it():
     model, batch, among = random_exits("linear", criterion="patience"), batch_of(), LearnedWeights(LAYERS, OBJECTIVE)
-    learned = among(model, torch.zeros(LAYERS), model(*batch.inputs), [], batch)
+    learned = among(model, torch.zeros(LAYERS), Passed(batch, [], model(*batch.inputs)))
     grads = torch.autograd.grad(learned[0], [model.exits[number].classifier.weight for number in (0, 2)])
     assert grads[0].abs().max() > 0 and (grads[1] == 0).all()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hadskip_export.modeling.exits import ExitClassifier, ExitKind
 from hadskip_export.trainers.batches import TrainingBatch
-from hadskip_export.trainers.exits import Among
+from hadskip_export.trainers.exits import Among, Passed
 from hadskip_export.trainers.methods.early_exit import EarlyExit
 from hadskip_export.trainers.objective import Objective
 from hadskip_export.trainers.session import Session
@@ -44,17 +44,10 @@ class LearnedWeights(Among):
         self._objective = objective
         self.register_buffer("_batches", torch.zeros((), dtype=torch.int64))
 
-    def forward(
-        self,
-        model: ExitClassifier,
-        losses: Tensor,
-        answers: list[Tensor],
-        states: list[Tensor],
-        batch: TrainingBatch,
-    ) -> Tensor:
+    def forward(self, model: ExitClassifier, losses: Tensor, passed: Passed) -> Tensor:
         """See `Among`. The scores' gradient is not that of these losses, which would only make them small."""
-        shares = self.scores.softmax(dim=1)
-        terms = self._terms(losses, answers, answers)
+        shares, batch = self.scores.softmax(dim=1), passed.batch
+        terms = self._terms(losses, passed.answers, passed.answers)
         learned = (shares.detach() * terms).sum(dim=1)
         if self._batches % EVERY == 0 and len(batch.rows) > 1 and batch.targets is not None:
             worth = self.worth(model, batch)

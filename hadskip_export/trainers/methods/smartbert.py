@@ -20,7 +20,7 @@ from hadskip_export.modeling.reinmax import straight_through
 from hadskip_export.routing.routes import Route
 from hadskip_export.trainers.batches import TrainingBatch, count_batches
 from hadskip_export.trainers.evaluation import gated_logits
-from hadskip_export.trainers.exits import Among, exit_loss, train_exits
+from hadskip_export.trainers.exits import Among, Passed, exit_loss, train_exits
 from hadskip_export.trainers.loop import train_epochs
 from hadskip_export.trainers.methods.early_exit import EarlyExit, all_but_the_last
 from hadskip_export.trainers.recipe import Recipe
@@ -98,17 +98,10 @@ class AmongExits(Among):
         super().__init__()
         self.contrast = Contrast(num_exits, ATTENTION_WIDTH, TEMPERATURE[1])
 
-    def forward(
-        self,
-        model: ExitClassifier,
-        losses: Tensor,
-        answers: list[Tensor],
-        states: list[Tensor],
-        batch: TrainingBatch,
-    ) -> Tensor:
+    def forward(self, model: ExitClassifier, losses: Tensor, passed: Passed) -> Tensor:
         """See `Among`."""
-        narrowed = [leave.narrowed(state) for leave, state in zip(model.exits, states, strict=False)]
-        contrast = self.contrast(narrowed, batch.attention_mask)
+        narrowed = [leave.narrowed(state) for leave, state in zip(model.exits, passed.states, strict=False)]
+        contrast = self.contrast(narrowed, passed.batch.attention_mask)
         among = contrast.sum() / max(1, len(contrast))
         return (1 - CONTRAST[1]) * losses + CONTRAST[1] * among / len(narrowed)
 
