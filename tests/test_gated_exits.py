@@ -1,6 +1,7 @@
 """Exits with gates on the way all the way: built by every engine that can, served, beside PyTorch."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,22 +151,26 @@ def test_routes_from_outside_are_run_whatever_gates_say(source, bundle):
             predictor.run(encoded, routes=~routes)
 
 
-def with_shut_gates(bundle: Path, folder: Path, gate: int) -> Path:
-    """A copy whose gate says the opposite."""
+def changed(bundle: Path, folder: Path, change: Callable[[np.ndarray], np.ndarray], *names: str) -> Path:
+    """A copy of a bundle with other tensors."""
     mine = copy_of(bundle, folder)
-    stored, names = load_file(mine / WEIGHTS), (f"gates.{gate}.weight", f"gates.{gate}.bias")
+    stored = load_file(mine / WEIGHTS)
     with safe_open(mine / WEIGHTS, "numpy") as file:
         about = file.metadata()
-    save_file(stored | {name: -stored[name] for name in names}, mine / WEIGHTS, about)
+    save_file(stored | {name: change(stored[name]) for name in names}, mine / WEIGHTS, about)
     reseal(mine)
     return mine
+
+
+def with_gate_turned(bundle: Path, folder: Path) -> Path:
+    return changed(bundle, folder, np.negative, "gates.2.weight", "gates.2.bias")
 
 
 def test_the_check_of_a_build_sees_a_gate_that_decides_otherwise(source, bundle, tmp_path):
     """And so does that of the golden inputs, on the machine that serves."""
     with Predictor.load(bundle) as predictor:
         assert check_golden(predictor, read_golden(predictor.bundle)).passed
-    with Predictor.load(with_shut_gates(bundle, tmp_path, 2), engine="ort-fp32-gates", warm_up=False) as predictor:
+    with Predictor.load(with_gate_turned(bundle, tmp_path), engine="ort-fp32-gates", warm_up=False) as predictor:
         found = check_golden(predictor, read_golden(predictor.bundle))
     assert found.flips > 0 and not found.passed
 
@@ -221,7 +226,7 @@ def test_wherever_the_threshold_is_a_gate_that_decides_otherwise_is_no_near_tie(
     with Predictor.load(bundle) as predictor:
         encoded = predictor.tokenizer.encode(TEXTS)
         _, expected = predictor.run(encoded, gate_threshold=threshold)
-    with Predictor.load(with_shut_gates(bundle, tmp_path, 2), warm_up=False) as predictor:
+    with Predictor.load(with_gate_turned(bundle, tmp_path), warm_up=False) as predictor:
         _, got = predictor.run(encoded, gate_threshold=threshold)
     traces = [reference.trace(pad([one]), thresholds) for one in encoded]
     routes, margins = (np.stack([getattr(trace, name) for trace in traces]) for name in ("route", "margins"))
@@ -244,12 +249,7 @@ def test_no_threshold_opens_a_gate(source, bundle, tmp_path):
 
 
 def test_gates_that_are_no_numbers_are_said_to_be(source, bundle, tmp_path):
-    mine = copy_of(bundle, tmp_path)
-    stored = load_file(mine / WEIGHTS)
-    with safe_open(mine / WEIGHTS, "numpy") as file:
-        about = file.metadata()
-    save_file(stored | {"gates.1.bias": np.full_like(stored["gates.1.bias"], np.nan)}, mine / WEIGHTS, about)
-    reseal(mine)
+    mine = changed(bundle, tmp_path, lambda bias: np.full_like(bias, np.nan), "gates.1.bias")
     with pytest.raises(EngineError, match="no numbers"):
         calibrate(mine, write_csv(tmp_path / "texts.csv", [(one,) for one in TEXTS], ("text",)), [2])
     model = copy.deepcopy(source.model)

@@ -21,7 +21,7 @@ class TeacherFigures(TypedDict):
 
 
 class BudgetFigures(TypedDict):
-    """A budget's row of summary.json, see `trainers.summary.budget_row`. Routes are layers numbered from 1."""
+    """A budget's row of summary.json, see `trainers.summary.Figures.row`. Routes are layers numbered from 1."""
 
     budget: float
     mean_layers: float

@@ -98,12 +98,13 @@ class Figures:
         both sides have, in the shares that make up for it (of accuracy and divergence a mixture has just that); None
         where they never come to it."""
         outcomes = self._outcomes
-        curve, steps, means = outcomes.by_threshold, np.zeros(1), np.zeros(1)
+        curve, near = outcomes.by_threshold, 0
         if outcomes.model.fixed_route is None:
             steps, means = curve.steps()
+            near = int(np.searchsorted(steps, outcomes.threshold(budget), "right")) - 1
         else:
-            means[0] = curve.mean_layers(0.0)
-        sides = crossing(means, budget, int(np.searchsorted(steps, outcomes.threshold(budget), "right")) - 1)
+            steps, means = np.zeros(1), np.array([curve.mean_layers(0.0)])
+        sides = crossing(means, budget, near)
         if sides is None:
             return None, None
         values = []

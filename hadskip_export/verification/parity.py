@@ -335,7 +335,8 @@ class _Comparison:
         if answers:
             gates = None if trace.gates is None else trace.gates + errors.astype(np.float32)
             thresholds = thresholds_of(self._manifest)
-            found = margins_before_layers(self._manifest.router.leaves_by, answers, thresholds, gates)
+            said = self._manifest.router.leaves_by.margins(answers, None if gates is None else gates[None] > 0)[0]
+            found = margins_before_layers(said, thresholds, gates)
             ours, theirs = (apart(self._manifest, one, thresholds)[1:] for one in (found, trace.margins))
             errors[1:] = ours - theirs  # nobody decides on the first layer
         last, right = trace.states[-1], trace.logits

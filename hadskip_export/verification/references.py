@@ -96,23 +96,26 @@ def trace_of_exits(
         logits: the head's, float32 [1, classes].
     """
     runs = np.ones(len(thresholds), bool) if gates is None else gates > 0
-    route = runs & np.logical_and.accumulate(criterion.margins(answers, runs[None])[0] > thresholds)
+    said = criterion.margins(answers, runs[None])[0]
+    route = runs & np.logical_and.accumulate(said > thresholds)
     route[0] = True
     last = int(route.nonzero()[0][-1])
     taken = logits if last == len(answers) else answers[last][:, : logits.shape[1]]
-    margins = margins_before_layers(criterion, answers, thresholds, gates)
+    margins = margins_before_layers(said, thresholds, gates)
     return Trace(states, outputs, margins, route, taken, None, answers, gates)
 
 
-def margins_before_layers(
-    criterion: Criterion, answers: list[np.ndarray], thresholds: np.ndarray, gates: np.ndarray | None
-) -> np.ndarray:
-    """What `Criterion.margins` gives for one input, float32 [L]. A gate counts as an exit whose margin's logarithm is
-    as far from the threshold's as the gate's margin from 0, up to `FIXED_MARGIN`, and before each layer the lesser of
-    the two decides."""
+def margins_before_layers(said: np.ndarray, thresholds: np.ndarray, gates: np.ndarray | None) -> np.ndarray:
+    """What decides on each layer of one input, float32 [L]. A gate counts as an exit whose margin's logarithm is as far
+    from the threshold's as the gate's margin from 0, up to `FIXED_MARGIN`, and the lesser of the two decides.
+
+    Args:
+        said: what `Criterion.margins` gives.
+        gates: their margins; None without any.
+    """
     if gates is None:
-        return criterion.margins(answers)[0]
-    margins = np.maximum(criterion.margins(answers, gates[None] > 0)[0], NOTHING)
+        return said
+    margins = np.maximum(said, NOTHING)
     allowed = np.maximum(thresholds, NOTHING) * np.exp(np.clip(gates, -FIXED_MARGIN, FIXED_MARGIN).astype(np.float64))
     margins[1:] = np.minimum(margins, allowed)[1:]
     return margins
