@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from hadskip_export.runtime.bundle import read_bundle
+from hadskip_export.runtime.choices import RouterName
 from hadskip_export.runtime.engines import Cut
-from hadskip_export.runtime.predictor import RouterName
 from hadskip_export.serving.triton.repository import Settings, write_model
 
 

@@ -3,11 +3,11 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NoReturn, TypedDict, Unpack, get_args, overload
+from typing import NoReturn, Unpack, overload
 
 import numpy as np
 
@@ -15,19 +15,17 @@ from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime.answers import Prediction, Ranked, answers_of, ranked
 from hadskip_export.runtime.bundle import FULL, Bundle, read_bundle
+from hadskip_export.runtime.choices import CallOptions, Choice, Choices, RouterName
 from hadskip_export.runtime.deadlines import Deadlines, Pace
 from hadskip_export.runtime.engines import Cut, Engine, EngineOptions, built_elsewhere, engine_class
 from hadskip_export.runtime.forks import never_destroy, watch
-from hadskip_export.runtime.loading import CHAINS, GATED, Pieces, load_full, policy_of
-from hadskip_export.runtime.policies import CappedPolicy, ForcedPolicy, Policy
+from hadskip_export.runtime.loading import CHAINS, GATED, Pieces, load_full
 from hadskip_export.runtime.programs.base import Program
 from hadskip_export.runtime.signatures import check_signature
 from hadskip_export.runtime.tokenization import Encoded, Ids, Input, Tokenizer, pad, share_batches
 from hadskip_export.runtime.values import check_flag, real_number, whole_number
 from hadskip_export.support.errors import BudgetError, BundleError, EngineError, first_line
 
-RouterName = Literal["gates", "full"]
-ROUTERS = get_args(RouterName)
 CLOSED = "this predictor is closed; load the bundle again"
 ELSEWHERE = (
     "a predictor stays in the process that loaded it; call Predictor.load after the fork, in each process (gunicorn:"
@@ -62,30 +60,6 @@ class LoadOptions:
         check_flag("warm_up", self.warm_up)
 
 
-class CallOptions(TypedDict, total=False):
-    """What one call may ask for.
-
-    Args:
-        batch_size: the most inputs computed together (32); inputs of similar length share a batch, and where lengths
-            differ much a batch is parted.
-        router, budget, gate_threshold, max_layers: for this call only, see `Predictor.load`.
-        deadline_ms: milliseconds in which to answer, instead of a budget: the largest of the bundle's operating points
-            that is fast enough on this machine, by what calls of such lengths take here and what texts run there; the
-            smallest where none is. Several inputs count as one after the other, and a static route has nothing to
-            choose. What is measured for that is measured in the first such call, which so is late.
-        routes: bool [n, L], run just these layers whatever the gates say, which are asked all the same. For
-            measurements: what would other routes cost, and answer? Not for a static route, as `gate_threshold` is not.
-    """
-
-    batch_size: int
-    router: RouterName | None
-    budget: float | None
-    gate_threshold: float | None
-    max_layers: int | None
-    deadline_ms: float | None
-    routes: np.ndarray | None
-
-
 class Predictor:
     """A bundle ready to answer. Made by `Predictor.load`; safe to call from many threads at once."""
 
@@ -99,9 +73,14 @@ class Predictor:
         self.tokenizer = Tokenizer(
             bundle.file(manifest.tokenizer), model.max_length, model.vocab_size, model.type_vocab_size
         )
-        self._thresholds: Sequence[float] = manifest.default_point.thresholds
-        self._thresholds = self._thresholds_for(options.budget, options.gate_threshold)
-        self._check(options.router, options.max_layers)
+        self._choices = Choices(
+            bundle,
+            has_full=self.has_full,
+            router=options.router,
+            budget=options.budget,
+            gate_threshold=options.gate_threshold,
+            max_layers=options.max_layers,
+        )
         if info.parity == "failed" and not options.allow_failed:
             raise BundleError(
                 f"{bundle.path}: {info.name} failed its parity check at {info.first_bad_piece}; build it again, "
@@ -293,20 +272,14 @@ class Predictor:
             BudgetError: see `load`; no number of inputs as `batch_size`.
             EngineError: logits that are no finite numbers, unless loaded with `allow_failed`; or the engine failed.
         """
-        router = self._options.router if router is None else router
-        thresholds = self._thresholds_for(budget, gate_threshold)
-        if deadline_ms is not None and router != "full":
-            thresholds = self._thresholds_in_time(
-                encoded, real_number("deadline_ms", deadline_ms), budget, gate_threshold
-            )
-        max_layers = self._check(router, self._options.max_layers if max_layers is None else max_layers)
-        batch_size = whole_number("batch_size", batch_size)
-        shape = (len(encoded), self.bundle.manifest.model.layers)
-        self._check_routes(routes, shape)
-        program = self._load_full() if router == "full" else self._load_gated()
-        logits, ran = self._answers(
-            encoded, batch_size, program, lambda rows: self._policy(thresholds, max_layers, routes, rows)
-        )
+        choice = self._choices.choose(router, budget, gate_threshold, max_layers)
+        if deadline_ms is not None and choice.router != "full":
+            if budget is not None or gate_threshold is not None:
+                raise BudgetError("deadline_ms: chooses the budget; leave budget and gate_threshold out")
+            choice = self._in_time(choice, encoded, real_number("deadline_ms", deadline_ms))
+        if routes is not None:
+            choice = replace(choice, routes=self._choices.check_routes(routes, len(encoded)))
+        logits, ran = self._answers(encoded, whole_number("batch_size", batch_size), choice)
         if not (np.isfinite(logits).all() or self._options.allow_failed):
             raise EngineError(
                 f"{self.bundle.path}: {self.engine_info.name} gives logits that are no finite numbers; run"
@@ -322,18 +295,17 @@ class Predictor:
         Args:
             thresholds: of each gate, [L]; those of the default point if left out.
         """
-        used = self.bundle.manifest.default_point.thresholds if thresholds is None else thresholds
-        return self._answers(encoded, batch_size, self._load_gated(), lambda rows: self._policy(used, None, None, rows))
+        choice = self._choices.built if thresholds is None else Choice("gates", thresholds)
+        return self._answers(encoded, batch_size, choice)
 
-    def _answers(
-        self, encoded: Sequence[Encoded], batch_size: int, program: Program, policy: Callable[[Sequence[int]], Policy]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Shares the inputs out to batches, and runs each with the policy of its rows."""
+    def _answers(self, encoded: Sequence[Encoded], batch_size: int, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
+        """Shares the inputs out to batches and runs each."""
+        program = self._load_full() if choice.router == "full" else self._load_gated()
 
         def answer(rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-            batch, decided_by = pad([encoded[row] for row in rows]), policy(rows)
+            batch, policy = pad([encoded[row] for row in rows]), choice.policy(self.bundle.manifest, rows)
             try:
-                logits, ran = program.run(batch, decided_by)
+                logits, ran = program.run(batch, policy)
             except (ValueError, IndexError, TypeError) as error:  # a graph may give other than it says
                 raise EngineError(
                     f"{self.bundle.path}: {self.engine_info.name} has a piece that gives what no other takes"
@@ -422,80 +394,25 @@ class Predictor:
         told = " ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
         return f"<Predictor {str(bundle.path)!r} {told} {'closed' if self._engine is None else 'open'}>"
 
-    def _policy(
-        self, thresholds: Sequence[float], max_layers: int | None, routes: np.ndarray | None, rows: Sequence[int]
-    ) -> Policy:
-        forced = None if routes is None else ForcedPolicy(routes[list(rows)])
-        policy = forced or policy_of(self.bundle.manifest, thresholds)
-        return policy if max_layers is None else CappedPolicy(policy, max_layers)
-
-    def _thresholds_for(self, budget: float | None, gate_threshold: float | None) -> Sequence[float]:
-        """Of every gate, [L], as one of the two has it; as loaded if both are left out."""
-        manifest = self.bundle.manifest
-        given = {name for name, value in (("budget", budget), ("gate_threshold", gate_threshold)) if value is not None}
-        if not given:
-            return self._thresholds
-        if len(given) > 1:
-            raise BudgetError(
-                f"budget={budget}, gate_threshold={gate_threshold}: each sets the thresholds; leave one out"
-            )
-        if not manifest.router.decides:
-            raise _static(self.bundle, *given)
-        if gate_threshold is None:
-            return manifest.thresholds_at(real_number("budget", budget))
-        threshold = real_number("gate_threshold", gate_threshold)
-        if math.isnan(threshold):
-            raise BudgetError("gate_threshold=nan: expected a number; every layer would be skipped")
-        return [threshold] * manifest.model.layers
-
-    def _thresholds_in_time(
-        self, encoded: Sequence[Encoded], deadline_ms: float, budget: float | None, gate_threshold: float | None
-    ) -> Sequence[float]:
-        """Of the operating point that `Deadlines` chooses, [L]."""
-        if budget is not None or gate_threshold is not None:
-            raise BudgetError("deadline_ms: chooses the budget; leave budget and gate_threshold out")
+    def _in_time(self, choice: Choice, encoded: Sequence[Encoded], deadline_ms: float) -> Choice:
+        """At the operating point that `Deadlines` chooses."""
         if math.isnan(deadline_ms):
             raise BudgetError("deadline_ms=nan: expected milliseconds")
         if not self.bundle.manifest.router.decides:
-            return self._thresholds
-        return self._deadlines.thresholds([len(one) for one in encoded], deadline_ms, self._measure_pace)
+            return choice
+        lengths = [len(one) for one in encoded]
+        return replace(choice, thresholds=self._deadlines.thresholds(lengths, deadline_ms, self._measure_pace))
 
     def _measure_pace(self) -> Pace:
-        gated, model = self._load_gated(), self.bundle.manifest.model
+        model = self.bundle.manifest.model
+        fewest = Choice("gates", [math.inf] * model.layers)
+        every = replace(fewest, routes=np.ones((1, model.layers), bool))
 
         def run(tokens: int, every_layer: bool) -> None:
-            ids, none = np.zeros(tokens, np.int64), [math.inf] * model.layers
-            forced = np.ones((1, model.layers), bool) if every_layer else None
-            self._answers([Encoded(ids, ids, False)], 1, gated, lambda rows: self._policy(none, None, forced, rows))
+            ids = np.zeros(tokens, np.int64)
+            self._answers([Encoded(ids, ids, False)], 1, every if every_layer else fewest)
 
         return Pace(run, model.layers, model.max_length, fewest=int(self.bundle.manifest.router.has_exits))
-
-    def _check(self, router: RouterName, max_layers: int | None) -> int | None:
-        """
-        Returns:
-            `max_layers`, as Python's own number.
-
-        Raises:
-            BudgetError, BundleError: see `load`.
-        """
-        if not isinstance(router, str) or router not in ROUTERS:
-            raise BudgetError(f"router={router!r}: expected {' or '.join(map(repr, ROUTERS))}")
-        if router == "full" and not self.has_full:
-            raise BundleError(f"{self.bundle.path}: carries no full model (built with --no-full); build it again")
-        return None if max_layers is None else whole_number("max_layers", max_layers, self.bundle.manifest.model.layers)
-
-    def _check_routes(self, routes: np.ndarray | None, shape: tuple[int, int]) -> None:
-        if routes is None:
-            return
-        if not self.bundle.manifest.router.decides:
-            raise _static(self.bundle, "routes")
-        if not (isinstance(routes, np.ndarray) and routes.dtype == bool and routes.shape == shape):
-            raise BudgetError(f"routes: expected a bool array {shape}, inputs by layers")
-        router = self.bundle.manifest.router
-        if router.has_exits and not routes[:, 0].all():
-            raise BudgetError("routes: with exits, every input runs the first layer")
-        if router.has_exits and not router.jumps_to_exits and (routes[:, :-1] < routes[:, 1:]).any():
-            raise BudgetError("routes: with exits, an input runs the first layers, and no others")
 
     def load_chain(self) -> Pieces:
         """The model piece by piece, loaded when it is first asked for: where one engine takes all calls nobody needs it
@@ -534,10 +451,6 @@ class Predictor:
                 if full is None:
                     self._full = full = load_full(engine, self.engine_info, self.bundle.manifest)
         return full
-
-
-def _static(bundle: Bundle, option: str) -> BudgetError:
-    return BudgetError(f"{option}: {bundle.path} has a static route and no gates; leave it out, or use max_layers")
 
 
 def _logger():

@@ -8,8 +8,9 @@ import numpy as np
 
 from hadskip_export.data.text import Text
 from hadskip_export.routing.thresholds import HardRoutes, find_threshold
+from hadskip_export.runtime.choices import CallOptions
 from hadskip_export.runtime.policies import Decisions, GatePolicy
-from hadskip_export.runtime.predictor import CallOptions, Predictor
+from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import pad, share_batches
 from hadskip_export.support.errors import EngineError
 from hadskip_export.support.progress import track

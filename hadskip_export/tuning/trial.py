@@ -12,7 +12,8 @@ from hadskip_export.benchmark.statistics import percentiles
 from hadskip_export.benchmark.systems import System, take_turns
 from hadskip_export.data.examples import Examples
 from hadskip_export.data.text import Text
-from hadskip_export.runtime.predictor import Predictor, RouterName
+from hadskip_export.runtime.choices import RouterName
+from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.progress import say
 from hadskip_export.tuning.loss import Judge, Loss
 from hadskip_export.tuning.search import Calibrated, Search
