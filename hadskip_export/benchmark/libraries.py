@@ -12,7 +12,7 @@ from typing import Any
 
 from hadskip_export.benchmark.race import Entered
 from hadskip_export.benchmark.systems import Process
-from hadskip_export.runtime.bundle import ModelInfo
+from hadskip_export.runtime.manifest import ModelInfo
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.cpus import usable_cpus
 from hadskip_export.support.errors import DataError, EngineError, HadskipError

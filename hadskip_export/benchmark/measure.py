@@ -9,7 +9,8 @@ import numpy as np
 
 from hadskip_export.benchmark.statistics import PieceTimes, Ratio, ideal_speedup, percentiles, speedup
 from hadskip_export.benchmark.systems import System, take_turns
-from hadskip_export.runtime.bundle import Bundle, EngineInfo
+from hadskip_export.runtime.bundle import Bundle
+from hadskip_export.runtime.manifest import EngineInfo
 from hadskip_export.runtime.tokenization import Text
 
 TURNS = 5

@@ -12,7 +12,7 @@ from hadskip_export.exporters.write import Source, write_bundle
 from hadskip_export.modeling.checkpoint import load_classifier, save_tokenizer
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.points import Point
-from hadskip_export.runtime.bundle import Manifest
+from hadskip_export.runtime.manifest import Manifest
 from hadskip_export.runtime.tokenization import Tokenizer
 from hadskip_export.support.errors import DataError, EngineError
 from hadskip_export.verification.original import check_same_as_original

@@ -21,8 +21,9 @@ from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.targets import target_of
 from hadskip_export.report.plain import need_pages
 from hadskip_export.routing.routes import Route, as_route, statistics
-from hadskip_export.runtime.bundle import Bundle, EngineInfo, read_bundle
+from hadskip_export.runtime.bundle import Bundle, read_bundle
 from hadskip_export.runtime.engines import Cut
+from hadskip_export.runtime.manifest import EngineInfo
 from hadskip_export.runtime.predictor import LoadOptions, Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.environment import busy_share, environment

@@ -13,8 +13,8 @@ from hadskip_export.data.examples import Examples, check_labels, names_in, read_
 from hadskip_export.exporters.amend import add_points
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.points import Point
-from hadskip_export.runtime.bundle import Manifest
 from hadskip_export.runtime.engines import Cut
+from hadskip_export.runtime.manifest import Manifest
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.errors import BudgetError, DataError
 from hadskip_export.support.progress import say, track

@@ -9,7 +9,8 @@ from hadskip_export.data.runs import Run, Summary, read_json, read_run
 from hadskip_export.report.plain import need_pages
 from hadskip_export.routing.budgets import budget_name, resolve_budget
 from hadskip_export.routing.drift import FEWEST, Drift, drift_from
-from hadskip_export.runtime.bundle import MANIFEST, Manifest, read_bundle
+from hadskip_export.runtime.bundle import MANIFEST, read_bundle
+from hadskip_export.runtime.manifest import Manifest
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, optional_import
 from hadskip_export.support.words import as_command
 

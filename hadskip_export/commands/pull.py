@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hadskip_export.runtime.bundle import DIGEST, MANIFEST, Manifest, read_bundle, read_manifest
+from hadskip_export.runtime.bundle import DIGEST, MANIFEST, read_bundle, read_manifest
+from hadskip_export.runtime.manifest import Manifest
 from hadskip_export.runtime.signatures import SIGNATURE
 from hadskip_export.support.errors import BundleError, HadskipError, first_line, optional_import
 from hadskip_export.support.files import new_folder

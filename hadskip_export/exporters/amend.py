@@ -16,8 +16,9 @@ from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.seal import amend, clear, undo, undone_if_failed
 from hadskip_export.exporters.sign import LOCK, Signer
 from hadskip_export.routing.points import Point, with_point
-from hadskip_export.runtime.bundle import Bundle, EngineInfo, Manifest, read_bundle
+from hadskip_export.runtime.bundle import Bundle, read_bundle
 from hadskip_export.runtime.engines import engine_class
+from hadskip_export.runtime.manifest import EngineInfo, Manifest
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.errors import BundleError
 from hadskip_export.support.files import named

@@ -27,7 +27,7 @@ import numpy as np
 
 from hadskip_export.exporters.weights import content_of, rows_of
 from hadskip_export.routing.routes import Route
-from hadskip_export.runtime.bundle import MODEL, ModelInfo, gate_name, layer_name
+from hadskip_export.runtime.manifest import MODEL, ModelInfo, gate_name, layer_name
 from hadskip_export.support.errors import EngineError, first_line, optional_import
 
 HIDDEN_STATES, MASK = "hidden_states", "attention_mask"

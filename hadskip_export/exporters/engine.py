@@ -8,8 +8,9 @@ from pathlib import Path
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.targets.base import Material
 from hadskip_export.exporters.weights import free_name
-from hadskip_export.runtime.bundle import ENGINES_FOLDER, Bundle, EngineInfo, Tolerance
+from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.engines import engine_class
+from hadskip_export.runtime.manifest import ENGINES_FOLDER, EngineInfo, Tolerance
 from hadskip_export.runtime.predictor import LoadOptions, Predictor
 from hadskip_export.support.progress import say
 from hadskip_export.verification.parity import LOGITS_TOLERANCE, ROUTE_EPSILON, ParityReport

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hadskip_export.modeling.encoder import Classifier, Layer, attention_bias
 from hadskip_export.modeling.exits import ExitClassifier, Student
 from hadskip_export.modeling.gated import Gate, GatedClassifier, pooled
-from hadskip_export.runtime.bundle import SEGMENTS, STATES, exit_name, gate_name, layer_name
+from hadskip_export.runtime.manifest import SEGMENTS, STATES, exit_name, gate_name, layer_name
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Self, get_args
 
 from hadskip_export.exporters.targets import target_of
 from hadskip_export.exporters.targets.base import Target
-from hadskip_export.runtime.bundle import EXIT_CUTS, EXITED
 from hadskip_export.runtime.engines import ENGINES, Cut, engine_class
+from hadskip_export.runtime.manifest import EXIT_CUTS, EXITED
 from hadskip_export.support.errors import EngineError
 
 

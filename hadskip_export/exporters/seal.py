@@ -11,18 +11,10 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from hadskip_export.exporters.sign import JOURNAL, Signer
-from hadskip_export.runtime.bundle import (
-    DIGEST,
-    ENGINES_FOLDER,
-    MANIFEST,
-    MODEL,
-    Bundle,
-    Manifest,
-    check_model,
-    graphs_of,
-)
+from hadskip_export.runtime.bundle import DIGEST, MANIFEST, Bundle, check_model, graphs_of
 from hadskip_export.runtime.graphs import read_graph
 from hadskip_export.runtime.integrity import FileInfo
+from hadskip_export.runtime.manifest import ENGINES_FOLDER, MODEL, Manifest
 from hadskip_export.runtime.signatures import SIGNATURE
 from hadskip_export.support.digests import sha256
 from hadskip_export.support.errors import BundleError

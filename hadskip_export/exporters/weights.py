@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hadskip_export.runtime.bundle import ABOUT, MODEL, WEIGHTS
+from hadskip_export.runtime.manifest import ABOUT, MODEL, WEIGHTS
 from hadskip_export.support.errors import EngineError, optional_import
 
 SMALL = 1024  # bytes; a tensor below that which is no parameter stays inside its graph

@@ -21,17 +21,8 @@ from hadskip_export.modeling.checkpoint import hugging_face_config, load_classif
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.exits import ExitClassifier, Student
 from hadskip_export.routing.points import Point
-from hadskip_export.runtime.bundle import (
-    FORMAT,
-    FULL,
-    MODEL,
-    MODEL_INPUTS,
-    SEGMENTS,
-    Bundle,
-    Manifest,
-    ModelInfo,
-    RouterInfo,
-)
+from hadskip_export.runtime.bundle import Bundle
+from hadskip_export.runtime.manifest import FORMAT, FULL, MODEL, MODEL_INPUTS, SEGMENTS, Manifest, ModelInfo, RouterInfo
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Encoded, Tokenizer
 from hadskip_export.support.digests import check_digests

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hadskip_export.data.problems import RANKING
 from hadskip_export.routing.points import Point
-from hadskip_export.runtime.bundle import Manifest
+from hadskip_export.runtime.manifest import Manifest
 from hadskip_export.support.words import counted
 
 TAGS = ("hadskip-export", "onnx", "layer-skipping", "early-exit")

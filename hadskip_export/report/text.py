@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # estimate's module brings torch, which a machine that serves
     from hadskip_export.data.runs import BudgetFigures, Summary
     from hadskip_export.routing.drift import Drift
     from hadskip_export.routing.points import Point
-    from hadskip_export.runtime.bundle import EngineInfo, Manifest, RouterInfo
+    from hadskip_export.runtime.manifest import EngineInfo, Manifest, RouterInfo
     from hadskip_export.tuning.search import Calibrated
     from hadskip_export.tuning.trial import Candidate
     from hadskip_export.verification.golden import GoldenCheck

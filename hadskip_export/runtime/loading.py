@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from hadskip_export.routing.routes import as_row
-from hadskip_export.runtime.bundle import (
+from hadskip_export.runtime.engines import Engine, Piece
+from hadskip_export.runtime.manifest import (
     ALL_GATES,
     FULL,
     STATES,
@@ -15,7 +16,6 @@ from hadskip_export.runtime.bundle import (
     gate_name,
     layer_name,
 )
-from hadskip_export.runtime.engines import Engine, Piece
 from hadskip_export.runtime.policies import POLICIES, Policy
 from hadskip_export.runtime.programs.base import Program
 from hadskip_export.runtime.programs.chain import Chain

@@ -14,12 +14,13 @@ import numpy as np
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime.answers import Prediction, Ranked, answers_of, ranked
-from hadskip_export.runtime.bundle import FULL, Bundle, read_bundle
+from hadskip_export.runtime.bundle import Bundle, read_bundle
 from hadskip_export.runtime.choices import CallOptions, Choice, Choices, RouterName
 from hadskip_export.runtime.deadlines import Deadlines, Pace
 from hadskip_export.runtime.engines import Cut, Engine, EngineOptions, built_elsewhere, engine_class
 from hadskip_export.runtime.forks import never_destroy, watch
 from hadskip_export.runtime.loading import CHAINS, GATED, Pieces, load_full
+from hadskip_export.runtime.manifest import FULL
 from hadskip_export.runtime.programs.base import Program
 from hadskip_export.runtime.signatures import check_signature
 from hadskip_export.runtime.tokenization import Encoded, Ids, Input, Tokenizer, pad, share_batches

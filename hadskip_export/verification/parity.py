@@ -13,7 +13,10 @@ import numpy as np
 
 from hadskip_export.data.problems import Problem, same_answers
 from hadskip_export.routing.routes import FIXED_MARGIN
-from hadskip_export.runtime.bundle import (
+from hadskip_export.runtime.engines import Piece, is_reduced
+from hadskip_export.runtime.engines.bfloat16 import STEP, Bfloat16States
+from hadskip_export.runtime.loading import policy_of
+from hadskip_export.runtime.manifest import (
     ALL_GATES,
     FULL,
     WHOLE,
@@ -25,9 +28,6 @@ from hadskip_export.runtime.bundle import (
     gate_name,
     layer_name,
 )
-from hadskip_export.runtime.engines import Piece, is_reduced
-from hadskip_export.runtime.engines.bfloat16 import STEP, Bfloat16States
-from hadskip_export.runtime.loading import policy_of
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Batch, Encoded, pad
 from hadskip_export.support.errors import HadskipError

@@ -13,8 +13,9 @@ import numpy as np
 
 from hadskip_export.routing.criteria import Criterion
 from hadskip_export.routing.routes import FIXED_MARGIN, as_row
-from hadskip_export.runtime.bundle import FULL, Bundle, Manifest, exit_name, gate_name, layer_name
+from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.engines.ort import import_onnxruntime, open_session
+from hadskip_export.runtime.manifest import FULL, Manifest, exit_name, gate_name, layer_name
 from hadskip_export.runtime.tokenization import Batch, Encoded, pad
 from hadskip_export.support.errors import BundleError
 

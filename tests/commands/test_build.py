@@ -23,7 +23,7 @@ from hadskip_export.modeling.encoder import Classifier
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.report import text
 from hadskip_export.runtime import Predictor, read_bundle
-from hadskip_export.runtime.bundle import RouterInfo
+from hadskip_export.runtime.manifest import RouterInfo
 from hadskip_export.runtime.tokenization import pad
 from hadskip_export.support.digests import DIGESTS, write_digests
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError

@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from hadskip_export.exporters.seal import seal
-from hadskip_export.runtime.bundle import MANIFEST, Manifest
+from hadskip_export.runtime.bundle import MANIFEST
 from hadskip_export.runtime.engines import Cut
+from hadskip_export.runtime.manifest import Manifest
 
 CUTS: tuple[Cut, ...] = ("gates", "layers", "whole")
 WEIGHTS = "model/weights/fp32.safetensors"

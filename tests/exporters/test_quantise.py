@@ -26,8 +26,8 @@ from hadskip_export.exporters.quantise import quantise, quantise_weights
 from hadskip_export.exporters.write import write_bundle
 from hadskip_export.report import text
 from hadskip_export.runtime import Predictor, read_bundle
-from hadskip_export.runtime.bundle import Tolerance
 from hadskip_export.runtime.engines import is_reduced
+from hadskip_export.runtime.manifest import Tolerance
 from hadskip_export.runtime.tokenization import Batch, Encoded
 from hadskip_export.support.errors import EngineError
 from hadskip_export.verification import parity

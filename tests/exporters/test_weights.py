@@ -31,7 +31,7 @@ from hadskip_export.exporters.weights import (
 from hadskip_export.exporters.write import write_bundle
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.runtime import read_bundle
-from hadskip_export.runtime.bundle import ABOUT
+from hadskip_export.runtime.manifest import ABOUT
 from hadskip_export.support.errors import EngineError
 from tests.conftest import STATIC_ROUTE, make_source
 from tests.exporters.changing import CUTS, WEIGHTS, copy_of, initializers

@@ -13,7 +13,7 @@ from hadskip_export.commands.validate import Validation
 from hadskip_export.report import text
 from hadskip_export.routing.routes import statistics
 from hadskip_export.runtime.answers import Prediction
-from hadskip_export.runtime.bundle import Tolerance
+from hadskip_export.runtime.manifest import Tolerance
 from hadskip_export.tuning.loss import Loss
 from hadskip_export.tuning.search import Calibrated
 from hadskip_export.verification.golden import GoldenCheck

@@ -13,8 +13,9 @@ import pytest
 from onnx import numpy_helper
 
 from hadskip_export.exporters.seal import seal
-from hadskip_export.runtime.bundle import DIGEST, MANIFEST, Manifest, read_bundle
+from hadskip_export.runtime.bundle import DIGEST, MANIFEST, read_bundle
 from hadskip_export.runtime.integrity import sha256
+from hadskip_export.runtime.manifest import Manifest
 from hadskip_export.support.errors import BundleError, HadskipError
 
 

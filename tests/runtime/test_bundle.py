@@ -17,7 +17,8 @@ from hadskip_export.exporters.seal import new_bundle, seal
 from hadskip_export.routing.points import Point
 from hadskip_export.runtime import Predictor
 from hadskip_export.runtime import bundle as bundle_module
-from hadskip_export.runtime.bundle import DIGEST, MANIFEST, WHOLE, Bundle, pieces_of, read_bundle
+from hadskip_export.runtime.bundle import DIGEST, MANIFEST, Bundle, read_bundle
+from hadskip_export.runtime.manifest import WHOLE, pieces_of
 from hadskip_export.support.errors import BundleError, HadskipError
 from tests.runtime.editing import (
     Refusal,

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from hadskip_export.exporters.assemble import Decided, Form, Pieces, fuse, fuse_exit, whole
 from hadskip_export.exporters.weights import OwnTensors, place_graph
-from hadskip_export.runtime.bundle import ALL_GATES, FULL, WHOLE, Manifest, exit_name, layer_name, pieces_of
 from hadskip_export.runtime.engines import Cut, is_reduced
+from hadskip_export.runtime.manifest import ALL_GATES, FULL, WHOLE, Manifest, exit_name, layer_name, pieces_of
 from hadskip_export.support.progress import track
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from hadskip_export.exporters.assemble import HIDDEN_STATES, MASK, Form, Pieces
 from hadskip_export.exporters.quantise import quantise_weights
 from hadskip_export.exporters.targets.base import OnnxTarget
-from hadskip_export.runtime.bundle import WHOLE, WHOLE_ALONE
+from hadskip_export.runtime.manifest import WHOLE, WHOLE_ALONE
 from hadskip_export.support.errors import optional_import
 
 # Families whose layers do: in a branch of a bf16 graph OpenVINO 2026.4 gives something else for one, NaN even.

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from hadskip_export.exporters.targets.base import Material
 from hadskip_export.exporters.weights import read_about
-from hadskip_export.runtime.bundle import WHOLE
 from hadskip_export.runtime.engines import Cut
 from hadskip_export.runtime.engines.torch_cuda.takes import why_not
+from hadskip_export.runtime.manifest import WHOLE
 from hadskip_export.support.errors import EngineError
 
 

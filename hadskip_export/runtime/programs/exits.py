@@ -9,8 +9,8 @@ from typing import Any, Self
 import numpy as np
 
 from hadskip_export.routing.criteria import Criterion
-from hadskip_export.runtime.bundle import exit_name, layer_name
 from hadskip_export.runtime.engines.base import Piece
+from hadskip_export.runtime.manifest import exit_name, layer_name
 from hadskip_export.runtime.policies import Policy
 from hadskip_export.runtime.programs.base import Wrap, some_of
 from hadskip_export.runtime.tokenization import Batch

@@ -7,8 +7,8 @@ from typing import Self
 
 import numpy as np
 
-from hadskip_export.runtime.bundle import gate_name
 from hadskip_export.runtime.engines.base import Piece
+from hadskip_export.runtime.manifest import gate_name
 from hadskip_export.runtime.policies import Policy
 from hadskip_export.runtime.programs.base import Wrap, some_of
 from hadskip_export.runtime.programs.exits import Exits

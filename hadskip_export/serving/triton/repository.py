@@ -12,8 +12,9 @@ from pathlib import Path
 
 from hadskip_export.data.problems import MULTI, SINGLE, Problem
 from hadskip_export.routing.budgets import resolve_budget
-from hadskip_export.runtime.bundle import DIGEST, FULL, MANIFEST, Bundle
+from hadskip_export.runtime.bundle import DIGEST, MANIFEST, Bundle
 from hadskip_export.runtime.choices import ROUTERS, RouterName
+from hadskip_export.runtime.manifest import FULL
 from hadskip_export.runtime.signatures import SIGNATURE
 from hadskip_export.runtime.values import real_number, whole_number
 from hadskip_export.support.errors import BudgetError, BundleError

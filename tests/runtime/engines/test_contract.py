@@ -13,8 +13,8 @@ from hadskip_export import build
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.targets import target_of
 from hadskip_export.runtime import Predictor, read_bundle
-from hadskip_export.runtime.bundle import pieces_of
 from hadskip_export.runtime.engines import ENGINES, Cut, Engine, EngineOptions, engine_class
+from hadskip_export.runtime.manifest import pieces_of
 from hadskip_export.support.errors import EngineError
 from tests.conftest import sentences
 from tests.runtime.editing import change_manifest, copy_of, piece_file, piece_files

@@ -12,10 +12,10 @@ import pytest
 from hadskip_export.exporters.assemble import Decided, Form, Pieces, whole
 from hadskip_export.exporters.targets.openvino import TARGET
 from hadskip_export.runtime import read_bundle
-from hadskip_export.runtime.bundle import WHOLE, WHOLE_ALONE
 from hadskip_export.runtime.engines import EngineOptions
 from hadskip_export.runtime.engines.bfloat16 import Bfloat16States
 from hadskip_export.runtime.engines.openvino import OpenVinoEngine
+from hadskip_export.runtime.manifest import WHOLE, WHOLE_ALONE
 from hadskip_export.support.errors import EngineError
 from tests.conftest import needs_bf16
 from tests.runtime.editing import copy_of, piece_files

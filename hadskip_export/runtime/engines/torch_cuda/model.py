@@ -15,12 +15,12 @@ import safetensors
 import torch
 from torch import Tensor
 
-from hadskip_export.runtime.bundle import ABOUT, layer_name
 from hadskip_export.runtime.engines.torch_cuda.kernels import MOST_COLUMNS, Kernels
 from hadskip_export.runtime.engines.torch_cuda.lane import Lane, Sizes
 from hadskip_export.runtime.engines.torch_cuda.layers import Part, attention_bias, embeddings, layer, logits, margins
 from hadskip_export.runtime.engines.torch_cuda.recorder import Program, Recorder
 from hadskip_export.runtime.engines.torch_cuda.takes import why_not
+from hadskip_export.runtime.manifest import ABOUT, layer_name
 from hadskip_export.support.errors import EngineError, first_line
 
 Size = tuple[int, int]  # rows, tokens
