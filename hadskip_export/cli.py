@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -77,7 +77,8 @@ class _Commands(click.Group):
                         raise reason from None
                     raise
                 finally:
-                    sys.stdout.flush()  # here, where a full disk under it is still an error like others
+                    if sys.stdout is not None:  # as it is where it was closed
+                        sys.stdout.flush()  # here, where a full disk under it is still an error like others
         except HadskipError as error:
             _fail(str(error))
         except OSError as error:
@@ -150,6 +151,12 @@ def _place(_context: click.Context, _option: click.Parameter, file: Path | None)
     if not os.access(file if file.exists() and not file.is_file() else file.absolute().parent, os.W_OK):
         raise click.UsageError(f"--json {file}: cannot be written there; name a file in another folder")
     return file
+
+
+def _check_router(options: Mapping[str, Any]) -> None:
+    for name in ("max_layers", "gate_threshold", "budget"):
+        if options["router"] == "full" and options.get(name) is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')}: --router full runs every layer; leave one of them out")
 
 
 _json = click.option(
@@ -317,7 +324,7 @@ def main() -> None:
 @click.option("--force", is_flag=True, help="Remove the run that --out is, and begin anew.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="Where torch computes.")
-@click.option("--max-length", type=int, help="Tokens per input; 128 (or the model's maximum) if left out.")
+@click.option("--max-length", type=int, help="Tokens per input; 128 (or what the model reads, if less) if left out.")
 @_columns(*COLUMNS)
 @_json
 def train(
@@ -377,7 +384,7 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="Where torch trains.")
-@click.option("--max-length", type=int, help="Tokens per input; 128 (or the model's maximum) if left out.")
+@click.option("--max-length", type=int, help="Tokens per input; what the model reads if left out.")
 @_columns(*COLUMNS)
 @_json
 def optimize(json_file: Path | None, **options: Any) -> None:
@@ -446,9 +453,7 @@ def predict(
         raise click.UsageError(f"--input {options['input']}: leave it or the TEXTS out")
     if pair is not None and len(texts) != 1:
         raise click.UsageError("--pair goes with exactly one TEXT")
-    for name in ("max_layers", "gate_threshold", "budget"):
-        if options["router"] == "full" and options[name] is not None:
-            raise click.UsageError(f"--{name.replace('_', '-')}: --router full runs every layer; leave one of them out")
+    _check_router(options)
     inputs = [(texts[0], pair)] if pair is not None else list(texts)
     for line in hadskip_export.predict(bundle, inputs, label_thresholds=_thresholds(label_thresholds), **options):
         click.echo(line)
@@ -480,6 +485,7 @@ def predict(
 @_json
 def score(label_thresholds: Sequence[str], json_file: Path | None, **options: Any) -> None:
     """Answer files of any size (INPUTS, or folders of them); called again, it goes on where it was stopped."""
+    _check_router(options)
     done = hadskip_export.score(label_thresholds=_thresholds(label_thresholds), **options)
     _show(text.scored(done, options["out"]), done, json_file)
 
@@ -538,7 +544,7 @@ def calibrate(json_file: Path | None, **options: Any) -> None:
 @click.option("--recipe", help="Of the rivals: paper, adaptive or a TOML file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one recipe setting; repeatable.")
 @click.option("--device", default="cpu", show_default=True, help="Where torch computes.")
-@click.option("--max-length", type=int, help="Tokens per input; 128 (or the model's maximum) if left out.")
+@click.option("--max-length", type=int, help="Tokens per input; 128 (or what the model reads, if less) if left out.")
 @click.option("--engine", type=click.Choice(list(ENGINES)), default="ort", show_default=True, help="To time calls on.")
 @_precision
 @click.option("--no-timing", is_flag=True, help="Only train: time no calls.")

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from click.testing import CliRunner, Result
 import hadskip_export
 from hadskip_export.cli import main
 from hadskip_export.data.glue import GLUE_TASKS
+from hadskip_export.report.plain import to_json
 from hadskip_export.runtime import BundleError, EngineError, Prediction, Predictor, read_bundle
 from hadskip_export.runtime.engines import ENGINES, PRECISIONS, Cut
 from hadskip_export.support.signals import Ended
@@ -325,6 +327,43 @@ def test_every_command_with_a_result_has_json():
     having = {name for name, command in main.commands.items() if any(p.name == "json_file" for p in command.params)}
     others = {"predict", "serve", "triton", "push", "pull"}  # which answer in JSON anyway, or a line
     assert having == set(main.commands) - others
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "code", "said"),
+    [
+        (["predict", "BUNDLE", "good"], ">&-", 0, ""),
+        (["predict", "nowhere", "good"], ">&-", 2, "Error: nowhere: not a bundle"),
+        (["predict", "BUNDLE", "-"], "<&-", 2, "Error: standard input is closed"),
+    ],
+)
+def test_a_closed_stream_is_no_crash(made: Made, arguments: list[str], closed: str, code: int, said: str):
+    words = shlex.join(str(made.bundle) if word == "BUNDLE" else word for word in arguments)
+    program = f"{shlex.quote(str(Path(sys.executable).with_name('hadskip-export')))} {words} {closed}"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.startswith(said)) == (code, True) and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("place", "said"), [("none/page.html", "make it first"), (".", "name one in another folder")])
+def test_a_page_that_cannot_be_is_refused_before_the_work(made: Made, tmp_path: Path, place: str, said: str):
+    for command in (["bench", made.bundle], ["inspect", made.run]):
+        refused(run(*command, "--report", tmp_path / place), f"--report {tmp_path / place}", said)
+
+
+def test_a_column_of_no_file_is_refused(made: Made):
+    for command in ("bench", "validate"):
+        for column in ("--text-column", "--label-column"):
+            refused(run(command, made.bundle, column, "x"), f"{column}: names a column of --data")
+
+
+def test_a_file_whose_name_is_no_text_is_told_with_escapes(made: Made, tmp_path: Path):
+    name = os.fsdecode(b"f\xff.csv")
+    (tmp_path / name).write_bytes(made.eval.read_bytes())
+    printed = succeeded(run("validate", made.bundle, "--data", tmp_path / name, "--json", "-")).stdout
+    assert json.loads(printed)["passed"]
+    assert json.loads(to_json({"data": tmp_path / name}))["data"] == f"{tmp_path}/f\\udcff.csv"
+    shutil.copytree(made.bundle, tmp_path / os.fsdecode(b"b\xff"))
+    refused(run("predict", tmp_path / os.fsdecode(b"b\xff"), "good"), "name is not UTF-8")
 
 
 def test_results_go_to_stdout_and_errors_to_stderr(made: Made):
@@ -669,6 +708,8 @@ def test_predict_refuses(made: Made, tmp_path: Path):
     refused(run("predict", made.bundle, "good", "--budget", 4), "--budget 4", "3 layers")
     for option in ("--max-layers", "--gate-threshold", "--budget"):
         refused(run("predict", made.bundle, "good", "--router", "full", option, 2), option, "--router full runs every")
+    options = ("--out", "nowhere", "--router", "full", "--budget", 2)
+    refused(run("score", made.bundle, made.eval, *options), "--budget", "--router full runs every")
 
 
 def test_predict_refuses_bytes_that_are_no_text(made: Made):

@@ -1,5 +1,6 @@
 """Answers as rows of a file: what of a prediction is told, beside the row's other columns."""
 
+import base64
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
@@ -10,6 +11,7 @@ from hadskip_export.data.rows import Refuse, RowError
 from hadskip_export.runtime.answers import Prediction
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.errors import DataError
+from hadskip_export.support.words import printable
 
 Record = dict[str, Any]
 OnError = Literal["stop", "skip"]
@@ -84,6 +86,11 @@ def _those_taken(predictor: Predictor, rows: Sequence[TextRow], name: str, refus
         yield row
 
 
-def as_json(record: Record) -> str:
+def as_json(value: object) -> str:
     """A line of JSON; half of a character, which JSON can hold and UTF-8 cannot, stays an escape."""
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    return printable(json.dumps(value, ensure_ascii=False, default=_of_parquet))
+
+
+def _of_parquet(value: object) -> str:
+    """What JSON does not have: bytes in base64, and times and the like as they are written."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

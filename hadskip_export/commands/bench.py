@@ -1,5 +1,6 @@
 """`bench`: a bundle against full BERT on the same inputs, in interleaved turns, each system in its own process."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,13 +14,13 @@ from hadskip_export.benchmark.libraries import LIBRARIES, loaded_library
 from hadskip_export.benchmark.measure import Contest, Figures, Workload
 from hadskip_export.benchmark.race import PeerFigures, fastest_as_good, loaded_bundle, race
 from hadskip_export.benchmark.systems import choose_calls
-from hadskip_export.data.columns import Columns
+from hadskip_export.data.columns import Columns, check_used
 from hadskip_export.data.examples import Examples, read_examples
 from hadskip_export.data.metrics import METRICS
 from hadskip_export.data.problems import groups_of
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.targets import target_of
-from hadskip_export.report.plain import need_pages
+from hadskip_export.report.plain import check_page
 from hadskip_export.routing.routes import Route, as_route, statistics
 from hadskip_export.runtime.bundle import Bundle, read_bundle
 from hadskip_export.runtime.engines import Cut
@@ -27,12 +28,13 @@ from hadskip_export.runtime.manifest import EngineInfo
 from hadskip_export.runtime.predictor import LoadOptions, Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.environment import busy_share, environment
-from hadskip_export.support.errors import BundleError, DataError, optional_import
+from hadskip_export.support.errors import BundleError, DataError, first_line, optional_import
 from hadskip_export.support.files import scratch
 from hadskip_export.support.words import as_command, counted
 from hadskip_export.verification.golden import check_golden, read_golden
 
 EXAMPLES = 4
+CLASSIFIER = "ForSequenceClassification"  # what the name of one ends with
 EFFICIENT = 0.9  # from here on the calls between the pieces are not worth another build
 
 
@@ -138,16 +140,18 @@ def bench(
     if any(size < 1 for size in batch):
         raise DataError("--batch: expected at least 1")
     if report is not None:
-        need_pages()
+        check_page(Path(report))
     if against and data is None:
         raise DataError("--against: give labelled --data, for the fastest of several is of no use where it is wrong")
+    columns, others = Columns(text_column, pair_column, label_column), _others(against)
+    check_used(columns, data)
     before, busy = environment(), busy_share()
     opened = read_bundle(bundle)
     info = opened.engine(engine, precision, cut)
     _check_comparable(opened, info)
     examples = None
     if data is not None:
-        examples = read_examples(data, Columns(text_column, pair_column, label_column), opened.manifest.model.problem)
+        examples = read_examples(data, columns, opened.manifest.model.problem)
     inputs = _checked_inputs(opened, info, examples, None if data is None else Path(data).name)
     for size in batch:
         if size > len(inputs.texts):
@@ -156,7 +160,7 @@ def bench(
             )
     with Contest(opened, info, inputs.texts, options={"max_layers": max_layers}, busy=busy) as contest:
         rows = tuple(_row(contest, opened, info, inputs, size=size, profile=profile) for size in batch)
-    peers = _peers(opened, info, inputs, against, max_layers) if against else ()
+    peers = _peers(opened, info, inputs, others, max_layers) if others else ()
     found = Benchmark(before | {"load_after": environment()["load"]}, rows, peers)
     if report is not None:
         command = as_command(
@@ -191,7 +195,7 @@ def _write_report(found: Benchmark, bundle: Bundle, info: EngineInfo, file: Path
 
 
 def _peers(
-    bundle: Bundle, info: EngineInfo, inputs: _Inputs, against: Sequence[str | Path], max_layers: int | None
+    bundle: Bundle, info: EngineInfo, inputs: _Inputs, others: Sequence[tuple[str | None, Path]], max_layers: int | None
 ) -> tuple[PeerFigures, ...]:
     """The bundle, its full BERT and other classifiers with all of their layers, in the bundle's engine or as another
     library serves them."""
@@ -202,10 +206,6 @@ def _peers(
         assert inputs.targets is not None
         return METRICS[manifest.metric](problem, logits, inputs.targets, groups)
 
-    asked = [_library_and_folder(given) for given in against]
-    called = [(None, "hadskip"), (None, "full BERT"), *((library, folder.name) for library, folder in asked)]
-    if twice := next((name for name in called if called.count(name) > 1), None):
-        raise DataError(f"--against: several are called {twice[1]}; rename a folder")
     with scratch() as place, ExitStack() as stack:
         every, texts = tuple(range(len(labels))), inputs.texts
         skip: dict[str, Any] = {"engine": info.name, "max_layers": max_layers}
@@ -214,7 +214,7 @@ def _peers(
             loaded_bundle("hadskip", bundle.path, skip, every, texts),
             loaded_bundle("full BERT", bundle.path, full, every, texts),
         ]
-        for number, (library, folder) in enumerate(asked):
+        for number, (library, folder) in enumerate(others):
             out = place / f"peer-{number}"
             if library is not None:
                 starting.append(loaded_library(library, folder, manifest.model, texts, out))
@@ -226,10 +226,40 @@ def _peers(
         return race([stack.enter_context(one) for one in starting], texts, score)
 
 
-def _library_and_folder(given: str | Path) -> tuple[str | None, Path]:
-    """Of `optimum:folder`; no library of `folder`."""
-    library, _, folder = str(given).partition(":")
-    return (library, Path(folder)) if library in LIBRARIES else (None, Path(given))
+def _others(against: Sequence[str | Path]) -> list[tuple[str | None, Path]]:
+    """The library and the folder of each `optimum:folder`; no library of `folder`.
+
+    Raises:
+        DataError, BundleError: two of one name, or a folder without a classifier; before anything is timed, for its
+            library may be long in the making.
+    """
+    others: list[tuple[str | None, Path]] = []
+    called: list[tuple[str | None, str]] = [(None, "hadskip"), (None, "full BERT")]
+    for given in against:
+        name, _, rest = str(given).partition(":")
+        library, folder = (name, Path(rest).resolve()) if name in LIBRARIES else (None, Path(given).resolve())
+        others.append((library, folder))
+        called.append((library, folder.name))
+    if twice := next((name for name in called if called.count(name) > 1), None):
+        raise DataError(f"--against: several are called {twice[1]}; rename a folder")
+    for given, (_, folder) in zip(against, others, strict=True):
+        _check_classifier(given, folder)
+    return others
+
+
+def _check_classifier(given: str | Path, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        what = "no config.json there" if folder.is_dir() else "no such folder"
+        raise DataError(f"--against {given}: {what}; name the folder of a fine-tuned classifier")
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        architecture = str((config.get("architectures") or ["a model of no named architecture"])[0])
+    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+        raise BundleError(f"--against {given}: its config.json cannot be read ({first_line(error)})") from error
+    if not architecture.endswith(CLASSIFIER):
+        raise BundleError(
+            f"--against {given}: {architecture} has no classifier of its own; name the folder of a fine-tuned one"
+        )
 
 
 def _check_comparable(bundle: Bundle, info: EngineInfo) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hadskip_export.data.rows import Row, read_rows
 from hadskip_export.data.runs import Run, Summary, read_json, read_run
-from hadskip_export.report.plain import need_pages
+from hadskip_export.report.plain import check_page
 from hadskip_export.routing.budgets import budget_name, resolve_budget
 from hadskip_export.routing.drift import FEWEST, Drift, drift_from
 from hadskip_export.runtime.bundle import MANIFEST, read_bundle
@@ -99,7 +99,7 @@ def _count(row: Row) -> int:
 
 
 def _write_report(run: Run, file: Path) -> Path:
-    need_pages()
+    check_page(file)
     from hadskip_export.report.page import write_run
 
     settings = read_json(run.paths.recipe)

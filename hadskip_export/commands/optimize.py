@@ -27,7 +27,7 @@ from hadskip_export.data.problems import RANKING, Problem, groups_of
 from hadskip_export.data.tasks import label_names
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.write import load_source, write_bundle
-from hadskip_export.modeling.checkpoint import read_config, resolve_model
+from hadskip_export.modeling.checkpoint import digest_of_model, longest_input, read_config, resolve_model
 from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.points import Point, with_point
@@ -138,7 +138,7 @@ def optimize(
     config = read_config(source)
     if max_length is not None and not 8 <= max_length <= config.most_tokens:
         raise DataError(f"--max-length {max_length}: expected 8 to {config.most_tokens}")
-    length = max_length or config.most_tokens  # what the model itself reads: it is held against that
+    length = max_length or longest_input(source, config)  # what the model itself reads: it is held against that
     examples, problem = _read(Path(data), Columns(text_column, pair_column, label_column), config)
     units = len(np.unique(units_of(examples)))
     what = "queries" if config.problem_type == RANKING else "different texts"
@@ -146,8 +146,9 @@ def optimize(
     if goal.max_loss is not None:
         _check_enough(chosen_on, problem, goal.max_loss)
     asked = {
-        "model": str(source.resolve()), "data": digest_of(examples), "minutes": minutes, "engines": list(engines),
-        "epochs": epochs, "settings": list(settings), "max_length": length, "seed": seed, "device": device,
+        "model": str(source.resolve()), "content of --model": digest_of_model(source), "data": digest_of(examples),
+        "minutes": minutes, "engines": list(engines), "epochs": epochs, "settings": list(settings),
+        "max_length": length, "seed": seed, "device": device,
         "number of texts held back": len(chosen_on),
     }  # fmt: skip
     watch = _Watch()

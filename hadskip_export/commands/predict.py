@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +22,7 @@ from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.errors import DataError
 from hadskip_export.support.files import replaced
 from hadskip_export.support.progress import say
+from hadskip_export.support.words import printable
 
 STANDARD_INPUT = "-"
 
@@ -60,6 +60,15 @@ def predict(
     check_on_error(on_error)
     if bool(texts) == (input is not None):
         raise DataError("give texts to classify, or --input, and not both")
+    of_a_file = input not in (None, STANDARD_INPUT)
+    for option, idle, other in (
+        ("--text-column", text_column is not None and not of_a_file, "a file as --input"),
+        ("--pair-column", pair_column is not None and not of_a_file, "a file as --input"),
+        ("--on-error skip", on_error == "skip" and input is None, "--input"),
+        ("--force", force and output is None, "--output"),
+    ):
+        if idle:
+            raise DataError(f"{option}: goes with {other}, and changes nothing here; leave it out")
     if empty := next((number for number, text in enumerate(texts, start=1) if "" in _parts(text)), None):
         raise DataError(f"text {empty} is empty; leave it out")
     write = None if output is None else _writer(Path(output), input, force)
@@ -128,8 +137,7 @@ def _write_table(records: Iterable[Record], file: TextIO) -> None:
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return shown.encode("utf-8", "backslashreplace").decode()
+    return printable(value) if isinstance(value, str) else as_json(value)
 
 
 WRITERS: dict[str, Callable[[Iterable[Record], TextIO], None]] = {".jsonl": _write_lines, ".csv": _write_table}

@@ -41,7 +41,7 @@ def serve(
     Raises:
         DataError: limits that are no numbers above 0; a port that is taken; an empty token, or one that no header can
             hold.
-        BudgetError: `least_budget` that cannot be.
+        BudgetError: `least_budget` that cannot be; a budget where full BERT answers.
         EngineError: the libraries of the server, or of `traces`, are missing.
         HadskipError: see `Predictor.load`.
     """
@@ -55,8 +55,9 @@ def serve(
     limits = Limits(inputs, queue, batch_tokens, body, timeout)
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise DataError("--token (or HADSKIP_TOKEN): empty, or more than printable ASCII; leave it out to serve all")
-    if least_budget is not None and options.get("router") == "full":
-        raise BudgetError(f"--least-budget {least_budget:g}: --router full runs every layer, whatever the budget")
+    for option, value in (("--least-budget", least_budget), ("--budget", options.get("budget"))):
+        if value is not None and options.get("router") == "full":
+            raise BudgetError(f"{option} {value:g}: --router full runs every layer, whatever the budget")
     with ExitStack() as open_until_the_end:
         place = open_until_the_end.enter_context(listen(host, port))
         told = open_until_the_end.enter_context(exported()) if traces else Traces()

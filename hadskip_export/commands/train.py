@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from hadskip_export.data.columns import Columns
-from hadskip_export.data.problems import Problem, ProblemType
+from hadskip_export.data.problems import RANKING, Problem, ProblemType
 from hadskip_export.data.runs import Summary
 from hadskip_export.data.tasks import TaskData, load_task
-from hadskip_export.modeling.checkpoint import own_labels, read_config, resolve_model
+from hadskip_export.modeling.checkpoint import digest_of_model, longest_input, own_labels, read_config, resolve_model
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.routes import Route
 from hadskip_export.support.errors import BundleError, DataError, RecipeError, first_line
@@ -78,7 +78,7 @@ def train(
         recipe, settings: a shipped recipe or a TOML file, and `key=value` overrides, see `load_recipe`.
         resume: go on where the same command was stopped, on one machine's CPU to the same weights, bit for bit; or
         force: remove the run that `out` is, and begin anew.
-        max_length: tokens per input; the model's maximum, but at most 128, if left out.
+        max_length: tokens per input; what the model and its tokenizer take, but at most 128, if left out.
 
     Returns:
         summary.json.
@@ -103,11 +103,16 @@ def train(
             f"{model} is a classifier of {', '.join(labels)} already, and its own classifier is replaced by a new"
             " one; give --fine-tuned to keep it"
         )
+    if data.problem.type == RANKING and isinstance(data.train.texts[0], str):
+        say("single texts, and no pairs: each is scored by itself; --pair-column names the documents of a query")
     config = read_config(folder, labels, data.problem.type)
     layers = resolve_budget(budget, config.num_layers)
     if layers == config.num_layers:
         say(f"--budget {budget:g} is all layers of the model: nothing will be skipped")
-    length = min(max_length or DEFAULT_MAX_LENGTH, config.most_tokens)
+    longest = longest_input(folder, config)
+    length = max_length or min(DEFAULT_MAX_LENGTH, longest)
+    if max_length is None and longest < min(DEFAULT_MAX_LENGTH, config.most_tokens):
+        say(f"{folder}: its tokenizer cuts texts at {longest} tokens (model_max_length), and so does the bundle")
     if max_length is not None and not 8 <= max_length <= config.most_tokens:
         raise DataError(f"--max-length {max_length}: expected 8 to {config.most_tokens}")
     check_teaching(data, chosen)
@@ -115,6 +120,7 @@ def train(
     learner.check(chosen, layers, config)
     identity: dict[str, Any] = {
         "model": str(model),
+        "model_digest": digest_of_model(folder),
         "budget": layers,
         "method": method,
         "route": route,

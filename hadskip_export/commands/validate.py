@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hadskip_export.data.columns import Columns
+from hadskip_export.data.columns import Columns, check_used
 from hadskip_export.data.examples import read_examples
 from hadskip_export.exporters.amend import settled
 from hadskip_export.runtime.bundle import read_bundle
@@ -59,6 +59,8 @@ def validate(
             all the same.
         DataError: see `read_examples`; a label the model does not know.
     """
+    columns = Columns(text_column, pair_column, label_column)
+    check_used(columns, data)
     opened = read_bundle(bundle)
     if verify is not None:
         check_signature(opened, verify)
@@ -67,7 +69,7 @@ def validate(
         golden = read_golden(predictor.bundle)
         examples = None
         if data is not None:
-            examples = read_examples(data, Columns(text_column, pair_column, label_column), predictor.problem)
+            examples = read_examples(data, columns, predictor.problem)
         check = check_golden(predictor, golden)
         texts = golden.texts if examples is None else examples.texts
         report = compare(OnnxReference(predictor.bundle), predictor, predictor.tokenizer.encode(texts))

@@ -11,7 +11,7 @@ from hadskip_export.support.errors import DataError, first_line, optional_import
 PARQUET = ".parquet"
 STATE, SPLITS = "state.json", "dataset_dict.json"  # what a folder of `datasets` has, or one of several splits
 ROWS = 256  # whose sizes are looked at together
-PLAIN = (str, int, float, bool, type(None), list, dict)  # what JSON has, too
+PLAIN = (str, int, float, bool, type(None), list, dict, bytes)  # bytes are no text, and whoever asks for one is told
 Values = dict[str, object]
 
 
@@ -66,7 +66,7 @@ def _rows(batches: Iterable[Any], names: dict[str, list[str]], most_characters: 
 
 
 def _plain(value: object, names: list[str] | None) -> object:
-    """What JSON would have. `names`: of classes, whose numbers stand in the file."""
+    """What JSON would have, and bytes. `names`: of classes, whose numbers stand in the file."""
     if names is not None and isinstance(value, list):
         return [_plain(item, names) for item in value]
     if names is not None and isinstance(value, int):

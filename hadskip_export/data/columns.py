@@ -26,7 +26,19 @@ from hadskip_export.data.text import Text
 from hadskip_export.support.errors import DataError
 
 # Names by which a column is recognised, the likeliest first.
-TEXT_COLUMNS = ("text", "sentence", "sentence1", "premise", "question1", "question", "review", "content", "#1 string")
+TEXT_COLUMNS = (
+    "text",
+    "sentence",
+    "sentence1",
+    "premise",
+    "question1",
+    "question",
+    "query",
+    "review",
+    "content",
+    "#1 string",
+)
+ASKING = ("question", "query")  # beside another text, which is what it is about
 PAIR_COLUMNS = ("text_pair", "text2", "sentence2", "hypothesis", "question2", "#2 string")
 SCORE_COLUMNS = ("score", "similarity", "relevance")  # beside those below, where a number is what is looked for
 LABEL_COLUMNS = ("label", "labels", "gold_label", "target", "class", "category", "sentiment", "quality")
@@ -43,6 +55,16 @@ class Columns:
 
 
 ANY_COLUMNS = Columns()
+
+
+def check_used(columns: Columns, data: object) -> None:
+    """
+    Raises:
+        DataError: columns are named, and no file that has any.
+    """
+    named = {"--text-column": columns.text, "--pair-column": columns.pair, "--label-column": columns.label}
+    if data is None and (option := next((option for option, name in named.items() if name is not None), None)):
+        raise DataError(f"{option}: names a column of --data, which is not given; leave it out")
 
 
 class TextRow(NamedTuple):
@@ -82,8 +104,10 @@ def read_standard_input(refuse: Refuse = stop) -> Iterator[TextRow]:
     """Streams the texts on standard input, one a line.
 
     Raises:
-        DataError: see `read_texts`.
+        DataError: see `read_texts`; it is closed.
     """
+    if sys.stdin is None:
+        raise DataError("standard input is closed; give it lines, or name a file with --input")
     opened = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape")
     try:
         for row in read_lines(Path("standard input"), opened, refuse):
@@ -130,9 +154,16 @@ def find_text(first: Row, columns: Columns) -> TextColumns:
     """How to get the text, or the pair of texts, from the rows of a file, of which `first` is the first.
 
     Raises:
-        DataError: a named column is not there, or none has a known name.
+        DataError: a named column is not there, none has a known name, or a question stands beside a text.
     """
     text = find(first, columns.text, TEXT_COLUMNS, "--text-column")
+    if columns.text is None and columns.pair is None and (asks := like(first, ASKING)):
+        about = text if asks != text else like(first, tuple(name for name in TEXT_COLUMNS if name != text.lower()))
+        if about is not None:
+            raise DataError(
+                f"{first.file}: {asks!r} and {about!r} may be a pair; say so with --text-column {asks} --pair-column"
+                f" {about}, or name the one text with --text-column"
+            )
     names = tuple(name for name in PAIR_COLUMNS if name != text.lower())
     has_pairs = columns.pair is not None or like(first, names) is not None
     return TextColumns(text, find(first, columns.pair, names, "--pair-column") if has_pairs else None, names)

@@ -1,5 +1,6 @@
 """Labelled texts, and what their labels must be."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,7 +47,8 @@ def read_examples(
         unlabelled: a file in which no column looks like labels, and none is named, is read all the same.
 
     Raises:
-        DataError: see `read_rows` and `check_labels`; also no such column, no column of a known name, no row.
+        DataError: see `read_rows`, `check_spelling` and `check_labels`; a 0 or 1 in place of each label; also no
+            such column, no column of a known name, no row.
     """
     path = Path(file)
     texts: list[Text] = []
@@ -70,6 +72,12 @@ def read_examples(
         raise NoRowsError(f"{path}: {NO_ROWS}")
     examples = Examples(texts, labels, lines, kind or SINGLE)
     check_spelling(examples, path)
+    if (
+        examples.problem_type == MULTI
+        and examples.labels
+        and all({*label} == {"0", "1"} for label in map(names_in, labels))
+    ):
+        raise DataError(f"{path}: every row has the labels 0 and 1; give the names of labels, not a 0 or 1 for each")
     if known is not None:
         check_labels(examples, known.labels, path)
     return examples
@@ -97,11 +105,12 @@ def check_spelling(examples: Examples, file: Path) -> None:
 
 
 def _plainly(label: str) -> str | float:
-    """The same for labels that mean the same; JSON's booleans are 0 and 1 elsewhere."""
+    """The same for labels that mean the same, or look it; JSON's booleans are 0 and 1 elsewhere."""
     try:
         return float({"false": "0", "true": "1"}.get(label, label))
     except ValueError:
-        return " ".join(label.casefold().split())
+        seen = "".join(sign for sign in unicodedata.normalize("NFKC", label) if unicodedata.category(sign) != "Cf")
+        return " ".join(seen.casefold().split())
 
 
 def check_labels(examples: Examples, known: tuple[str, ...], file: Path) -> None:

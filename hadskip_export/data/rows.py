@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import math
+import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,8 @@ MOST_CHARACTERS = 4_000_000  # in a row: else a quotation mark never closed take
 MOST_LINES_AGAIN = 16  # of a row among lines read before, which would else be read as often as there are rows
 BETWEEN = {".csv": "commas", ".tsv": "tabs"}  # the columns of a line
 LINE_COLUMN = "text"  # of a file that has nothing but lines
+OF_NUMPY_ITEM = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d*)?""")
+OF_NUMPY = re.compile(rf"\[\s*(?:{OF_NUMPY_ITEM.pattern})(?:\s+(?:{OF_NUMPY_ITEM.pattern}))+\s*\]")  # no commas
 QUOTED = "in quotation marks, which may be a text's own or a program's: nobody can tell in .tsv; save it as .csv"
 
 
@@ -64,7 +67,8 @@ class Row:
     def __getitem__(self, column: str) -> str:
         value = _as_text(self.values.get(column))
         if value is None:
-            raise self.error(f"no text or number in {column!r}")
+            bytes_there = isinstance(self.values.get(column), bytes)
+            raise self.error(f"{'bytes, and ' if bytes_there else ''}no text or number in {column!r}")
         try:
             value.encode()
         except UnicodeEncodeError as error:  # JSON can say "\ud800"
@@ -222,9 +226,12 @@ def _json_rows(file: Path, lines: Iterable[str], refuse: Refuse) -> Iterator[Row
 
 
 def several_in(value: object) -> object:
-    """The list that a field of CSV holds, written as JSON has it or, as pandas does, as Python; else the value."""
+    """The list that a field of CSV holds, written as JSON has it or, as pandas does, as Python or NumPy has it; else
+    the value."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
+    if OF_NUMPY.fullmatch(value.strip()):  # which Python would read as one text
+        return [ast.literal_eval(item) for item in OF_NUMPY_ITEM.findall(value)]
     for read in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             if isinstance(found := read(value.strip()), list):
@@ -302,12 +309,17 @@ def _table_rows(file: Path, lines: Iterable[str], kind: str, refuse: Refuse) -> 
             refuse(RowError.of(file, line, problem))
             source.go_back()
             continue
-        if kind == ".tsv" and any(map(_is_quoted, fields)):
+        if kind == ".tsv" and (any(map(_is_quoted, fields)) or (len(header) == 1 and any(map(_begins_quoted, fields)))):
             refuse(RowError.of(file, line, f"a field {QUOTED}"))
         elif len(fields) == len(header):
             yield Row(file, line, dict(zip(header, fields, strict=True)))
         elif fields:  # else an empty line
             refuse(RowError.of(file, line, f"expected {len(header)} columns, found {len(fields)}"))
+
+
+def _begins_quoted(field: str) -> bool:
+    """A line of a text that has several; where there are more columns than one their number tells."""
+    return field.startswith('"') and field.count('"') % 2 == 1
 
 
 def _is_quoted(field: str) -> bool:

@@ -15,6 +15,7 @@ from hadskip_export.data.metrics import AGREEMENT, metric_of
 from hadskip_export.data.problems import MULTI, SCORE_NAME, SCORES, SINGLE, Problem, ProblemType
 from hadskip_export.data.rows import PACKED
 from hadskip_export.support.errors import DataError
+from hadskip_export.support.words import printable
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 2000
 
@@ -91,7 +92,7 @@ def load_task(
         if evaluation is None:
             raise DataError("--train needs --eval, the file that the figures are measured on")
         files = Path(str(train)), Path(evaluation)
-        name = Path(files[0].name.removesuffix(PACKED)).stem
+        name = printable(Path(files[0].name.removesuffix(PACKED)).stem)
         parts = _read_pair(files, columns, known, problem_type)
     (train_file, training), *evaluated = parts
     named_in, naming = (train_file, training) if training.labels else evaluated[0]
@@ -104,7 +105,7 @@ def load_task(
         raise DataError(f"--task {task}: F1 is that of the second class, which must be '1'; the model has {have}")
     named = metric_of(problem, metric)  # checked, whether or not there are labels to measure it on
     metric = named if evaluated[0][1].labels else AGREEMENT
-    evaluated_on = f"{name}'s evaluation data" if evaluation is None else Path(evaluation).name
+    evaluated_on = f"{name}'s evaluation data" if evaluation is None else printable(Path(evaluation).name)
     return TaskData(name, metric, problem, training, evaluated_on, *(examples for _, examples in evaluated))
 
 
@@ -120,6 +121,12 @@ def _read_pair(
         examples = read_examples(file, columns, problem_type=kind, unlabelled=known is not None)
         kind = kind or examples.problem_type
         found.append((file, examples))
+    of_pairs = {isinstance(examples.texts[0], tuple): file for file, examples in found}
+    if len(of_pairs) > 1:
+        raise DataError(
+            f"{of_pairs[False]}: has single texts, and {of_pairs[True]} has pairs; name the second text with"
+            " --pair-column"
+        )
     return found
 
 

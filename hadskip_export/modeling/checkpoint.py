@@ -5,6 +5,7 @@ What is written stays a Hugging Face checkpoint: `transformers` loads `budgets/<
 ignores the gates and the exits.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from hadskip_export.modeling.families import FAMILIES, REFUSED, Family
 from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.criteria import CRITERIA, UNCERTAINTY
 from hadskip_export.routing.routes import is_route
+from hadskip_export.support.digests import sha256
 from hadskip_export.support.errors import BundleError, DataError, first_line
 
 HADSKIP_KEY = "hadskip"  # our section of config.json
@@ -31,6 +33,7 @@ GATES, EXITS = "gates", "exits"  # where a checkpoint of ours has theirs
 SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spm.model")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+ADAPTER_FILE = "adapter_config.json"  # with it `transformers` loads an adapter, too, where peft is installed
 
 WHAT_IS_TAKEN = f"this package takes text classifiers of {', '.join(FAMILIES)}"
 READABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # a number of anything else lacks its scale
@@ -68,6 +71,28 @@ def resolve_model(model: str | Path) -> Path:
         raise BundleError(f"{model}: no such folder, and the hub did not give such a model ({reason})") from error
 
 
+def digest_of_model(folder: Path) -> str:
+    """SHA-256 of all that is read of a model folder: names and contents."""
+    files = sorted({file for pattern in HUB_FILES for file in folder.glob(pattern) if file.is_file()})
+    return hashlib.sha256(json.dumps([(file.name, sha256(file)) for file in files]).encode()).hexdigest()
+
+
+def longest_input(folder: Path, config: EncoderConfig) -> int:
+    """Tokens that the model takes of an input: what it has positions for, or fewer where its tokenizer cuts before
+    (`model_max_length`).
+
+    Raises:
+        BundleError: tokenizer_config.json is no JSON object.
+    """
+    file = folder / TOKENIZER_CONFIG
+    try:
+        known = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise BundleError(f"{file}: cannot be read ({first_line(error)})") from error
+    cut = known if isinstance(known, int | float) and known >= 1 else config.most_tokens
+    return min(config.most_tokens, int(cut))
+
+
 def read_config(
     folder: Path, labels: tuple[str, ...] | None = None, problem_type: ProblemType = SINGLE
 ) -> EncoderConfig:
@@ -92,6 +117,11 @@ def read_config(
         raise BundleError(f"{file}: cannot be read ({first_line(error)})") from error
     if refused := _why_refused(config):
         raise BundleError(f"{folder}: {refused} is not supported; {WHAT_IS_TAKEN}")
+    if file.with_name(ADAPTER_FILE).is_file():
+        raise BundleError(
+            f"{file.with_name(ADAPTER_FILE)}: an adapter beside the model; merge it into the model before"
+            " (merge_and_unload), or remove its files"
+        )
     if labels is None:
         problem_type = _problem_type(config, folder)
         labels = label_names(config.id2label, file)
@@ -129,6 +159,8 @@ def _why_refused(config) -> str | None:
         return "a decoder"
     if getattr(config, "quantization_config", None):
         return "a quantised checkpoint (quantization_config)"
+    if getattr(config, "auto_map", None):
+        return "a model with code of its own (auto_map in config.json)"
     return None
 
 
@@ -271,6 +303,8 @@ def load_tokenizer(folder: Path) -> Any:
         raise BundleError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise BundleError(f"{folder}: only a slow (Python) tokenizer there; save its fast version, tokenizer.json")
+    if tokenizer.init_kwargs.get("auto_map"):
+        raise BundleError(f"{folder}: a tokenizer with code of its own (auto_map) is not supported; save it without")
     if getattr(tokenizer, "split_special_tokens", False):
         raise BundleError(f"{folder}: a tokenizer with split_special_tokens is not supported; save it without")
     return tokenizer

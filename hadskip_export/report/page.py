@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from hadskip_export.report.plots import METRIC_NAMES, PLOTS, STYLE, latencies, layers_run, layers_used, parts, systems
 from hadskip_export.support.files import replaced
+from hadskip_export.support.words import printable
 
 if TYPE_CHECKING:
     from hadskip_export.commands.bench import Benchmark, Row
@@ -91,7 +92,7 @@ def _pictures(row: Row) -> list[tuple[str, str]]:
 def _write(file: Path, template: str, **values: Any) -> None:
     page = PAGES.get_template(template).render(**values)
     with replaced(file) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(printable(page), encoding="utf-8")
 
 
 def _inline(figure: Figure, alternative: str) -> str:

@@ -41,7 +41,7 @@ from hadskip_export.runtime.manifest import (
 from hadskip_export.runtime.policies import POLICIES
 from hadskip_export.support.errors import BundleError, first_line
 from hadskip_export.support.reading import read_at_most
-from hadskip_export.support.words import counted
+from hadskip_export.support.words import counted, printable
 
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
 MOST_MANIFEST, MOST_DIGESTS = 4 << 20, 1024  # bytes; a manifest is some kilobytes, and there are two digests at most
@@ -97,6 +97,8 @@ def read_bundle(path: str | Path) -> Bundle:
     """
     if not isinstance(path, str | PathLike):
         raise BundleError(f"expected the folder of a bundle, got {path!r}")
+    if printable(str(path)) != str(path):
+        raise BundleError(f"{printable(str(path))}: a place whose name is not UTF-8, which no engine reads; rename it")
     folder = without_links(Path(path), MANIFEST)
     manifest, digest = _read_manifest(folder)
     check_model(folder, manifest)

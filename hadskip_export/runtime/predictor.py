@@ -349,8 +349,9 @@ class Predictor:
 
     @property
     def budget(self) -> float | None:
-        """Layers per input on average, of the operating point in use; None where `gate_threshold` is in its place."""
-        if self._options.gate_threshold is not None:
+        """Layers per input on average, of the operating point in use; None where `gate_threshold` is in its place, or
+        full BERT answers."""
+        if self._options.gate_threshold is not None or self._options.router == "full":
             return None
         manifest, asked = self.bundle.manifest, self._options.budget
         return manifest.default_budget if asked is None else resolve_budget(asked, manifest.model.layers)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer as BackendTokenizer
@@ -18,6 +18,7 @@ from hadskip_export.support.words import counted
 MOST_BYTES = 64 << 20  # of a tokenizer file; those of 250,000 tokens have 17 MB
 MOST_SETTINGS = 16 << 20  # of the file beside it
 PROBES = ("", "a \U00013000")  # no word, and one that hardly a vocabulary has: an Egyptian hieroglyph
+TOKENISED = ("input_ids", "token_type_ids", "attention_mask")
 Ids = Mapping[str, Sequence[int] | np.ndarray]  # what a tokenizer of `transformers` gives for one input
 Input = Text | Ids
 
@@ -79,6 +80,11 @@ class Tokenizer:
                 if (length := len(self._backend.encode(text))) > max_length:
                     raise ValueError(f"it gives {length} to {text!r}")
 
+    @property
+    def truncation_side(self) -> Literal["left", "right"]:
+        """Where a text that is too long is cut."""
+        return "left" if self._keeps_end else "right"
+
     def vocabulary(self) -> list[str]:
         """Every token, sorted."""
         return sorted(self._backend.get_vocab())
@@ -91,13 +97,18 @@ class Tokenizer:
             return False
         return True
 
+    def part_read(self, text: Text) -> tuple[str, ...]:
+        """A text, or the two of a pair, as far as they are read: five million characters would take half a minute."""
+        most = CHARACTERS_PER_TOKEN * self.max_length
+        return tuple(part[-most:] if self._keeps_end else part[:most] for part in _parts(text))
+
     def encode(self, inputs: Iterable[Input]) -> list[Encoded]:
         """One by one on the calling thread: the library's batch call would use a thread pool of its own.
 
         Args:
             inputs: whatever gives, one after the other, texts, pairs of texts, or inputs that are tokenised already:
                 mappings with `input_ids` and, where they matter, `token_type_ids` and `attention_mask`, special tokens
-                included.
+                included; padding at either end is left out.
 
         Raises:
             DataError: an input is none of these, is not valid Unicode, or has tokens or segments that the model has no
@@ -110,11 +121,9 @@ class Tokenizer:
         ]
 
     def _from_text(self, index: int, text: Text) -> Encoded:
-        pair = (text,) if isinstance(text, str) else text
-        if pair is text and not _is_pair(text):
+        if not isinstance(text, str) and not _is_pair(text):
             raise DataError(f"input {index + 1}: {_why_no_text(text)}")
-        most = CHARACTERS_PER_TOKEN * self.max_length  # else five million characters take half a minute
-        first, *second = (part[-most:] if self._keeps_end else part[:most] for part in pair)
+        first, *second = read = self.part_read(text)
         with _failures_named(f"{self._file}: this tokenizer fails on input {index + 1}"):
             try:
                 encoding = self._backend.encode(first, second[0] if second else None)
@@ -139,7 +148,7 @@ class Tokenizer:
         type_ids = encoding.type_ids if self._gives_segments else [0] * len(encoding)
         if not self._knows(max(type_ids)):
             raise DataError(f"input {index + 1}: segment {max(type_ids)}; {self._segments}")
-        truncated = bool(encoding.overflowing) or any(len(part) > most for part in pair)
+        truncated = bool(encoding.overflowing) or read != _parts(text)
         return Encoded(np.array(encoding.ids, np.int64), np.array(type_ids, np.int64), truncated)
 
     def _knows(self, segment: int) -> bool:
@@ -161,6 +170,11 @@ class Tokenizer:
             raise DataError(
                 f"input {index + 1}: tokenised, but without input_ids that are a list of numbers"
             ) from error
+        if unknown := next((name for name in given if name not in TOKENISED), None):
+            raise DataError(
+                f"input {index + 1}: tokenised, with {unknown!r}, which no model here takes; leave all out but"
+                f" {', '.join(TOKENISED)}"
+            )
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or not ids.shape == mask.shape == type_ids.shape:
             raise DataError(
                 f"input {index + 1}: expected input_ids, token_type_ids and attention_mask of one length, one list of"
@@ -168,7 +182,11 @@ class Tokenizer:
             )
         if not np.isin(mask, (0, 1)).all():
             raise DataError(f"input {index + 1}: attention_mask other than 0 and 1")
-        real = mask == 1  # padding is made anew, for the batch at hand
+        (real,) = np.nonzero(mask)  # padding is made anew, for the batch at hand
+        if len(real) and real[-1] - real[0] >= len(real):
+            raise DataError(
+                f"input {index + 1}: attention_mask with a 0 between ones; padding is at an end, and no token is hidden"
+            )
         ids, type_ids = ids[real], type_ids[real]
         if not 1 <= len(ids) <= self.max_length:
             raise DataError(f"input {index + 1}: {counted(len(ids), 'token')}; the model takes 1 to {self.max_length}")
@@ -197,6 +215,10 @@ def _one_by_one(inputs: Iterable[Input]) -> Iterable[Input]:
     except TypeError:
         pass
     raise DataError(f"expected a text, a pair of texts (a tuple) or a list of these, got {kind}")
+
+
+def _parts(text: Text) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else tuple(text)
 
 
 def _is_pair(text: object) -> bool:

@@ -29,6 +29,16 @@ def texts_of(inputs: str | list[str] | list[list[str]]) -> tuple[list[Text], boo
     return texts, bool(several)
 
 
+def check_side(service: Service, side: str | None) -> None:
+    """
+    Raises:
+        DataError: texts shall be cut where the model's tokenizer does not.
+    """
+    own = service.predictor.tokenizer.truncation_side
+    if side is not None and side.lower() != own:
+        raise DataError(f"truncation_direction: {side}; this model's tokenizer cuts on the {own}; leave it out")
+
+
 async def relevance_of(
     service: Service, query: str, documents: list[str], budget: float | None, truncate: bool
 ) -> list[Answered]:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 import hadskip_export
 from hadskip_export.data.problems import MULTI
 from hadskip_export.runtime.answers import ranked
-from hadskip_export.serving.answers import relevance_of, scores_of, tell_layers, texts_of
+from hadskip_export.serving.answers import check_side, relevance_of, scores_of, tell_layers, texts_of
 from hadskip_export.serving.compatible import compatible
 from hadskip_export.serving.limits import RequestError
 from hadskip_export.serving.middleware import Count, LimitBody, problem
@@ -54,6 +54,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     @app.post("/predict", dependencies=may)
     async def predict(question: Question, response: Response) -> list[Score] | list[list[Score]]:
         """Every label's probability, the likeliest first: of a text or pair a list, of many a list of lists."""
+        check_side(service, question.truncation_direction)
         texts, many = texts_of(question.inputs)
         answers = await service.answer(texts, budget=question.budget, truncate=question.truncate)
         tell_layers(response, answers)
@@ -75,6 +76,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     @app.post("/rerank", dependencies=may, response_model_exclude_none=True)
     async def rerank(question: RerankQuestion, response: Response) -> list[Rank]:
         """The texts' places by their relevance, from 0 to 1, the best first."""
+        check_side(service, question.truncation_direction)
         answers = await relevance_of(service, question.query, question.texts, question.budget, question.truncate)
         tell_layers(response, answers)
         order = ranked(question.texts, [a.prediction for a in answers], [a.logits[0] for a in answers])

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, FailFast, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 from typing_extensions import TypeAliasType
 
 # One error is enough of a list: a body may hold a million.
@@ -16,26 +16,37 @@ Inputs = Annotated[
 ]
 Budget = Annotated[float | None, Field(description="Layers per input on average; the operating point if left out")]
 Truncate = Annotated[bool, Field(description="Whether the end of a text that is too long may be left out")]
+Side = Annotated[
+    Literal["Left", "Right", "left", "right"] | None,
+    Field(description="Which end of a text that is too long is left out: that of the model's tokenizer, and no other"),
+]
 Raw = Annotated[bool, Field(description="Logits in place of probabilities")]
 
 
-class Question(BaseModel):
+class Asked(BaseModel):
+    """What a client sends. A field that is not known is refused: it would be one that changes nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Question(Asked):
     """What `/predict` takes."""
 
     inputs: Inputs
     raw_scores: Raw = False
     truncate: Truncate = True
+    truncation_direction: Side = None
     budget: Budget = None
 
 
-class Parameters(BaseModel):
+class Parameters(Asked):
     """Of Hugging Face's text classification."""
 
     top_k: int | None = Field(default=None, ge=1)
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
 
 
-class EndpointQuestion(BaseModel):
+class EndpointQuestion(Asked):
     """What `/` takes."""
 
     inputs: Inputs
@@ -49,7 +60,7 @@ class Score(BaseModel):
     label: str
 
 
-class RerankQuestion(BaseModel):
+class RerankQuestion(Asked):
     """What `/rerank` takes."""
 
     query: str
@@ -57,6 +68,7 @@ class RerankQuestion(BaseModel):
     raw_scores: Raw = False
     return_text: bool = False
     truncate: Truncate = True
+    truncation_direction: Side = None
     budget: Budget = None
 
 
@@ -68,7 +80,7 @@ class Rank(BaseModel):
     text: str | None = None
 
 
-class RankQuestion(BaseModel):
+class RankQuestion(Asked):
     """What `/rank` takes."""
 
     query: str
@@ -94,7 +106,7 @@ class Problemed(BaseModel):
     error_type: str
 
 
-class ScoresQuestion(BaseModel):
+class ScoresQuestion(Asked):
     """What `/classify` takes, as vLLM has it. `model` is whatever the client calls it: there is one."""
 
     input: str | Texts
@@ -120,7 +132,7 @@ class ManyScores(BaseModel):
     data: list[LabelScores]
 
 
-class RelevanceQuestion(BaseModel):
+class RelevanceQuestion(Asked):
     """What `/v1/rerank` and `/v2/rerank` take, as Jina and Cohere have them."""
 
     query: str

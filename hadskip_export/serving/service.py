@@ -89,7 +89,8 @@ class Service:
 
     @property
     def budget(self) -> float | None:
-        """Layers per input on average that are asked for just now; None where a threshold takes the place of one."""
+        """Layers per input on average that are asked for just now; None where a threshold takes the place of one, or
+        full BERT answers."""
         return self._served.control.budget or self.predictor.budget
 
     @property

@@ -1,4 +1,4 @@
-"""How things are said: counts in a sentence, and commands as somebody would type them."""
+"""How things are said: counts in a sentence, names that are no text, and commands as somebody would type them."""
 
 import shlex
 from collections.abc import Sequence
@@ -7,6 +7,11 @@ from collections.abc import Sequence
 def counted(number: int, thing: str) -> str:
     """`1 route`, `2 routes`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def printable(text: str) -> str:
+    """With escapes for what UTF-8 lacks: halves of characters, which JSON may have, and bytes of a file's name."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def as_command(name: str, *arguments: object, **options: object) -> str:

@@ -19,6 +19,7 @@ from hadskip_export.support.digests import check_digests, write_digests
 from hadskip_export.support.errors import BundleError
 from hadskip_export.support.files import named, new_folder, replaced
 
+CONTENTS = {"model_digest": "the files of --model have", "data": "the texts of --train or --eval have"}
 TAKEN_OVER = ("threads",)  # by a resumed run from the one it goes on with; all else it has to repeat
 
 
@@ -82,6 +83,11 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool, force: bool = F
                 before = read_json(run.recipe)
                 settings |= {key: before[key] for key in TAKEN_OVER if key in before}
                 different = [key for key in settings if key not in TAKEN_OVER and settings[key] != before.get(key)]
+                if different and different[0] in CONTENTS:
+                    raise BundleError(
+                        f"{path}: {CONTENTS[different[0]]} changed since that run began; put them back, or begin anew"
+                        " with --force"
+                    )
                 if different:
                     raise BundleError(f"{path}: --resume with another {different[0]}; repeat the first command line")
             write_json(run.recipe, settings)

@@ -62,8 +62,8 @@ def read_texts(file: Path) -> list[Text]:
         DataError: missing, unreadable or empty.
     """
     try:
-        content = read_at_most(file, MOST_OWN_BYTES).decode()
-        lines = [line for line in content.splitlines() if line.strip()]
+        content = read_at_most(file, MOST_OWN_BYTES).decode("utf-8-sig")
+        lines = [line.removesuffix("\n") for line in io.StringIO(content, newline=None) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--golden {file}: cannot be read ({error})") from error
     if not lines:

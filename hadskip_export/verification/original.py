@@ -54,7 +54,7 @@ def check_same_as_original(
         raise _difference(folder, f"the labels are {labels}, here they are {model.config.labels}")
     for text in filter(tokenizer.takes, (*PROBES, *texts[:COUNT], *sorted(texts, key=_length)[-COUNT:])):
         (encoded,) = tokenizer.encode([text])
-        pair = (text,) if isinstance(text, str) else text
+        pair = tokenizer.part_read(text)
         inputs = their_tokenizer(*pair, truncation=True, max_length=tokenizer.max_length, return_tensors="pt")
         given = {name: tensor[0].tolist() for name, tensor in inputs.items()}
         for name, ours in {"input_ids": encoded.ids, "token_type_ids": encoded.type_ids}.items():
@@ -65,7 +65,7 @@ def check_same_as_original(
         arrays = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
         with torch.no_grad():
             try:
-                found = theirs(**inputs)
+                found = theirs(**inputs, return_dict=True)
             except Exception as error:  # an input that it does not take, perhaps
                 raise BundleError(
                     f"{folder}: in transformers its model fails on what its tokenizer gives ({error})"

@@ -56,7 +56,7 @@ def logits_of(folder: Path) -> np.ndarray:
 
 def test_a_folder_that_is_none_is_refused_before_anything_is_installed(bundle, data, tmp_path, elsewhere):
     for name in LIBRARIES:
-        with pytest.raises(DataError, match=rf"^--against {name}:.*nowhere: no config.json there"):
+        with pytest.raises(DataError, match=rf"^--against {name}:.*nowhere: no such folder"):
             bench(bundle, data=data, against=[f"{name}:{tmp_path / 'nowhere'}"])
     assert not elsewhere.exists()
 

@@ -42,7 +42,8 @@ def built(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def golden_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("golden") / "golden.txt"
-    file.write_text("my own good sentence\n\nmy own bad sentence, with a comma\n")
+    text = "\ufeffmy own good sentence\r\n\nmy own bad sentence, with a comma\n\u2028a line\x0c in itself\n"
+    file.write_text(text, encoding="utf-8", newline="")
     return file
 
 
@@ -199,7 +200,9 @@ def test_other_options_are_followed(built_otherwise: Path, run_folder: Path, csv
 
 def test_golden_texts_of_the_user_s_own_are_kept(built_otherwise: Path):
     lines = (built_otherwise / "golden" / "inputs.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == ["my own good sentence", "my own bad sentence, with a comma"]
+    assert [json.loads(line) for line in lines] == [
+        "my own good sentence", "my own bad sentence, with a comma", "\u2028a line\x0c in itself",
+    ]  # fmt: skip
 
 
 def test_a_share_names_a_budget_too(run_folder: Path):

@@ -181,6 +181,15 @@ def test_what_cannot_be_done_is_refused_before_anything_is_trained(asked, change
     assert not asked["out"].exists()
 
 
+def test_results_on_other_texts_do_not_stand_in_one_table(asked, tmp_path):
+    texts = tmp_path / "train.csv"
+    texts.write_bytes(Path(asked["train"]).read_bytes())
+    compare(**asked | {"train": str(texts)}, methods=["budgeted"])
+    texts.write_text("".join(texts.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(BundleError, match="a comparison with another data"):
+        compare(**asked | {"train": str(texts)}, methods=["budgeted", "branchynet"])
+
+
 def test_a_folder_of_something_else_is_left_alone(asked, tmp_path):
     asked["methods"] = ["budgeted"]
     (tmp_path / "out").mkdir()

@@ -138,6 +138,17 @@ def test_another_goal_needs_no_new_training(made, model: Path, file: Path, capsy
     assert not (folder / "never").exists()
 
 
+def test_another_classifier_in_the_same_place_is_another_optimisation(made, model: Path, file: Path):
+    _, folder = made
+    before = (model / "config.json").read_text()
+    (model / "config.json").write_text(before + "\n")
+    try:
+        with pytest.raises(BundleError, match="an optimisation with another content of --model"):
+            optimize(model, file, folder / "other", p50=1e9, work=folder / "work", **FAST)
+    finally:
+        (model / "config.json").write_text(before)
+
+
 def test_one_that_was_stopped_goes_on_and_leaves_nothing(
     made, model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

@@ -210,6 +210,19 @@ def test_standard_input_goes_alone_and_so_do_texts(bundle: Path, tmp_path: Path)
     refused(run("predict", bundle, "good", " "), "text 2 is empty")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["good", "--text-column", "x"], "--text-column: goes with a file as --input"),
+        (["-", "--pair-column", "x"], "--pair-column: goes with a file as --input"),
+        (["good", "--on-error", "skip"], "--on-error skip: goes with --input"),
+        (["good", "--force"], "--force: goes with --output"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(bundle: Path, arguments: list[str], option: str):
+    refused(run("predict", bundle, *arguments), option)
+
+
 # What else is in the file
 
 

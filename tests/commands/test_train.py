@@ -321,10 +321,22 @@ def test_resuming_with_another_file_of_the_same_name_is_refused(run_folder, mode
     before = train_file.read_text()
     train_file.write_text("".join(before.splitlines(keepends=True)[:-1]))
     try:
-        with pytest.raises(BundleError, match="--resume with another data"):
+        with pytest.raises(BundleError, match="the texts of --train or --eval have changed since that run began"):
             repeat(model_folder, csv_files, run_folder, resume=True)
     finally:
         train_file.write_text(before)
+
+
+def test_resuming_when_the_models_files_have_changed_is_refused(run_folder, model_folder, csv_files):
+    """What is served would be of neither model."""
+    weights = model_folder / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        with pytest.raises(BundleError, match="the files of --model have changed since that run began"):
+            repeat(model_folder, csv_files, run_folder, resume=True)
+    finally:
+        weights.write_bytes(before)
 
 
 def test_the_folder_of_a_run_is_refused_without_resume(run_folder, model_folder, csv_files):

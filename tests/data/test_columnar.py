@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hadskip_export.bulk.rows import as_json
 from hadskip_export.data import columnar
 from hadskip_export.data import rows as reading
 from hadskip_export.data.columns import read_texts
@@ -147,15 +148,21 @@ def test_labels_may_be_numbers_or_booleans_and_a_missing_one_is_named(tmp_path: 
     refused(lambda: read_examples(save(".parquet", tmp_path, {"text": ["a", "b"], "label": [1, None]})), "line 2")
 
 
-def test_other_columns_become_what_json_has(tmp_path: Path):
+def test_other_columns_are_passed_on_as_json(tmp_path: Path):
     table = {
         "text": ["a"], "day": [datetime.date(2026, 11, 28)], "price": [Decimal("1.50")], "raw": [b"\xff"],
-        "tags": [["x", "y"]], "none": [None],
+        "tags": [["x", "y"]], "none": [None], "image": [{"bytes": b"\x01\x02", "when": datetime.date(2026, 11, 30)}],
     }  # fmt: skip
     (row,) = read_texts(save(".parquet", tmp_path, table))
-    expected = {"day": "2026-11-28", "price": "1.50", "raw": "b'\\xff'", "tags": ["x", "y"], "none": None}
-    assert row.others == expected
-    json.dumps(row.others)
+    expected = {"day": "2026-11-28", "price": "1.50", "raw": "/w==", "tags": ["x", "y"], "none": None}
+    expected["image"] = {"bytes": "AQI=", "when": "2026-11-30"}
+    assert json.loads(as_json(row.others)) == expected
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_bytes_are_neither_a_text_nor_a_label(column: str, tmp_path: Path):
+    file = save(".parquet", tmp_path, {"text": ["a"], "label": ["x"]} | {column: [b"soup"]})
+    refused(lambda: read_examples(file), "line 1", f"bytes, and no text or number in {column!r}")
 
 
 def test_a_row_that_is_too_large_costs_no_other_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -241,7 +241,6 @@ def test_a_second_text_or_a_label_that_comes_late_is_not_lost(tmp_path):
         ("id,question1,question2,target", 1, 2, 3),
         ("Quality,#1 ID,#2 ID,#1 String,#2 String", 3, 4, 0),
         ("sentence,text,label", 1, None, 2),  # the likelier name
-        ("index,question,sentence,label", 2, None, 3),
     ],
 )
 def test_columns_are_found_by_their_names(header, text, pair, label, tmp_path):
@@ -603,6 +602,52 @@ def test_a_list_is_the_labels_of_a_text(style: str, tmp_path):
     refused(lambda: read_examples(file, known=Problem(MULTI, ("a", "d"))), "'b c'", "a, d")
     if style == "jsonl":
         refused(lambda: read_examples(file, problem_type=SINGLE), "line 1", "'labels' is a list")
+
+
+@pytest.mark.parametrize(
+    ("shown", "labels"),
+    [
+        ("['a' 'b c']", ("a", "b c")),
+        ("['a'\n 'b']", ("a", "b")),
+        ("""["it's" 'x']""", ("it's", "x")),
+        ("[1 2]", ("1", "2")),
+    ],
+)
+def test_a_list_as_numpy_writes_it_has_no_commas(shown: str, labels: tuple[str, ...], tmp_path):
+    """Which pandas writes for a column that came out of Parquet; Python reads it as one text."""
+    file = tmp_path / "a.csv"
+    with file.open("w", newline="") as opened:
+        csv.writer(opened).writerows([("text", "labels"), ("first", shown), ("second", "[]")])
+    assert read_examples(file) == Examples(["first", "second"], [labels, ()], problem_type=MULTI)
+
+
+def test_a_0_or_1_for_each_label_is_refused(tmp_path):
+    rows = [{"text": "first", "labels": [1, 0]}, {"text": "second", "labels": [0, 1]}]
+    file = write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    refused(lambda: read_examples(file), "every row has the labels 0 and 1")
+
+
+@pytest.mark.parametrize("other", ["cafe\u0301", "caf\u00e9\u200b", "\ufeffcaf\u00e9"], ids=ascii)
+def test_labels_that_look_alike_are_refused(other: str, tmp_path):
+    file = write(tmp_path, "a.csv", f"text,label\na,caf\u00e9\nb,tea\nc,{other}\n")
+    refused(lambda: read_examples(file), "line 4", "differ only in spelling")
+
+
+def test_a_text_of_several_lines_in_a_column_alone_is_refused(tmp_path):
+    """As pandas writes one; where there are more columns their number tells."""
+    file = write(tmp_path, "a.tsv", 'text\none\n"two\nlines"\nthree "four\n')
+    bad = []
+    assert [row.text for row in read_texts(file, refuse=bad.append)] == ["one", 'lines"', 'three "four']
+    assert "line 3" in str(bad[0]) and "quotation marks" in str(bad[0])
+
+
+@pytest.mark.parametrize("header", ["question,sentence", "sentence,question", "query,text", "question,content"])
+def test_a_question_beside_a_text_is_not_left_out_unsaid(header: str, tmp_path):
+    file = write(tmp_path, "a.csv", f"{header},label\na,b,l\n")
+    refused(lambda: read_examples(file), "may be a pair", "--pair-column")
+    first, second = header.split(",")
+    assert read_examples(file, Columns(first, second)) == Examples([("a", "b")], ["l"])
+    assert read_examples(file, Columns(second)) == Examples(["b"], ["l"])
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,15 @@ def test_what_would_be_ignored_is_refused(option: str, given: dict[str, object])
         load_task(**given)
 
 
+@pytest.mark.parametrize("pairs", ["train", "eval"])
+def test_pairs_and_single_texts_do_not_go_together(pairs, tmp_path):
+    files = {name: write_csv(tmp_path / f"{name}.csv", [("a", "yes"), ("b", "no")]) for name in ("train", "eval")}
+    write_csv(files[pairs], [("a", "b", "yes"), ("c", "d", "no")], ("text", "text2", "label"))
+    single = "eval.csv" if pairs == "train" else "train.csv"
+    arguments = {"train": str(files["train"]), "evaluation": str(files["eval"])}
+    refused("--pair-column", f"{single}: has single texts", **arguments)
+
+
 def test_an_evaluation_label_that_training_does_not_know_is_refused(tmp_path):
     train = write_csv(tmp_path / "train.csv", [("a", "no"), ("b", "yes")])
     evaluation = write_csv(tmp_path / "eval.csv", [("a", "yes"), ("b", "maybe")])

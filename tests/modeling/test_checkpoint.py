@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from hadskip_export.modeling.checkpoint import (
     StudentSettings,
+    digest_of_model,
     load_classifier,
     load_student,
+    load_tokenizer,
+    longest_input,
     read_config,
     resolve_model,
     save_classifier,
@@ -205,6 +209,7 @@ UNSUPPORTED = [
     ({"hidden_act": "mish"}, "'mish'"),
     ({"position_embedding_type": "relative_key"}, "'relative_key'"),
     ({"is_decoder": True}, "decoder"),
+    ({"auto_map": {"AutoModel": "modeling_mine.MyModel"}}, "code of its own"),
     ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "quantised"),
 ]
 
@@ -214,7 +219,7 @@ def test_a_fine_tuned_model_out_of_scope_is_refused_by_name(changes, cause, dama
     refused(lambda: load_classifier(change_config(damaged, **changes)), str(damaged), cause, "not supported")
 
 
-@pytest.mark.parametrize(("changes", "cause"), [(UNSUPPORTED[i]) for i in (0, 4, 5, 6)])
+@pytest.mark.parametrize(("changes", "cause"), [(UNSUPPORTED[i]) for i in (0, 4, 5, 6, 7)])
 def test_an_encoder_out_of_scope_is_refused_by_name(changes, cause, damaged):
     refused(lambda: load_classifier(change_config(damaged, **changes), ("no", "yes")), str(damaged), cause)
 
@@ -232,6 +237,35 @@ def test_a_configuration_that_makes_no_sense_is_refused(changes, damaged):
 def test_an_unreadable_configuration_is_refused(content, damaged):
     (damaged / "config.json").write_text(content)
     refused(lambda: load_classifier(damaged), "config.json")
+
+
+@pytest.mark.parametrize("labels", [None, ("no", "yes")])
+def test_an_adapter_beside_the_weights_is_refused(labels, damaged):
+    """Where peft is installed `transformers` loads it with them, and gives other answers."""
+    (damaged / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    refused(lambda: load_classifier(damaged, labels), "adapter_config.json", "merge_and_unload")
+
+
+def test_a_models_digest_is_of_all_that_is_read_of_it(damaged):
+    def change(name: str, content: bytes) -> str:
+        (damaged / name).write_bytes(content)
+        return digest_of_model(damaged)
+
+    before = digest_of_model(damaged)
+    weights = (damaged / "model.safetensors").read_bytes()
+    assert change("README.md", b"anything") == before
+    assert change("model.safetensors", weights[:-1] + bytes([weights[-1] ^ 1])) != before
+    assert change("model.safetensors", weights) == before
+    assert change("vocab.txt", b"one") != before
+
+
+@pytest.mark.parametrize(
+    ("said", "longest"), [({}, 48), ({"model_max_length": 8}, 8), ({"model_max_length": 10**30}, 48), (None, 48)]
+)
+def test_a_tokenizer_may_cut_before_the_model_does(said, longest, damaged):
+    if said is not None:
+        (damaged / "tokenizer_config.json").write_text(json.dumps(said))
+    assert longest_input(damaged, replace(read_config(damaged), max_positions=48)) == longest
 
 
 def test_a_missing_configuration_is_refused(damaged):
@@ -427,6 +461,14 @@ def test_a_slow_tokenizer_is_refused(sound, tmp_path):
     (folder / "prophetnet.tokenizer").write_text("[PAD]\n[UNK]\n[SEP]\n[X_SEP]\n[MASK]\n[CLS]\na\n")
     shutil.copy(sound / "config.json", folder)
     refused(lambda: save_tokenizer(folder, tmp_path / "tokenizer.json"), str(folder), "slow", "tokenizer.json")
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(model_folder, tmp_path):
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    file = folder / "tokenizer_config.json"
+    mine = {"auto_map": {"AutoTokenizer": ["tokenization_mine.MyTokenizer", None]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | mine))
+    refused(lambda: load_tokenizer(folder), str(folder), "auto_map")
 
 
 def test_a_damaged_tokenizer_is_refused(sound, tmp_path):

@@ -206,6 +206,7 @@ def test_where_all_take_one_route_there_is_no_floor(static_bundle: Path):
         (["--token", ""], "--token (or HADSKIP_TOKEN): empty"),
         (["--token", "é"], "--token (or HADSKIP_TOKEN): empty, or more than printable ASCII"),
         (["--budget", "9"], "budget 9"),
+        (["--router", "full", "--budget", "2"], "--budget 2: --router full runs every layer"),
         (["--router", "full", "--least-budget", "1"], "--least-budget 1: --router full runs every layer"),
         (["--least-budget", "3"], "least budget 3"),
     ],

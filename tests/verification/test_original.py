@@ -64,6 +64,16 @@ def test_settings_outside_the_tokenizers_file_are_kept(settings, classifier_fold
     check(edited(classifier_folder, tmp_path / "model", "tokenizer_config.json", **settings), tmp_path)
 
 
+def test_a_model_that_answers_with_tuples_is_compared_like_others(classifier_folder, tmp_path):
+    check(edited(classifier_folder, tmp_path / "model", "config.json", return_dict=False), tmp_path)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_text_of_which_only_a_part_is_read_is_compared_by_that(side, classifier_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.verification.test_original.TEXTS", [f"good {' ' * 5000} bad"])
+    check(edited(classifier_folder, tmp_path / "model", "tokenizer_config.json", truncation_side=side), tmp_path)
+
+
 def test_an_encoder_is_compared_by_its_outputs(model_folder, tmp_path):
     check(model_folder, tmp_path, labels=("a", "b", "c"))
 
