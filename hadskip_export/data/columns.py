@@ -26,19 +26,8 @@ from hadskip_export.data.text import Text
 from hadskip_export.support.errors import DataError
 
 # Names by which a column is recognised, the likeliest first.
-TEXT_COLUMNS = (
-    "text",
-    "sentence",
-    "sentence1",
-    "premise",
-    "question1",
-    "question",
-    "query",
-    "review",
-    "content",
-    "#1 string",
-)
 ASKING = ("question", "query")  # beside another text, which is what it is about
+TEXT_COLUMNS = ("text", "sentence", "sentence1", "premise", "question1", *ASKING, "review", "content", "#1 string")
 PAIR_COLUMNS = ("text_pair", "text2", "sentence2", "hypothesis", "question2", "#2 string")
 SCORE_COLUMNS = ("score", "similarity", "relevance")  # beside those below, where a number is what is looked for
 LABEL_COLUMNS = ("label", "labels", "gold_label", "target", "class", "category", "sentiment", "quality")

@@ -89,8 +89,7 @@ def longest_input(folder: Path, config: EncoderConfig) -> int:
         known = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
     except (OSError, ValueError, AttributeError) as error:
         raise BundleError(f"{file}: cannot be read ({first_line(error)})") from error
-    cut = known if isinstance(known, int | float) and known >= 1 else config.most_tokens
-    return min(config.most_tokens, int(cut))
+    return int(known) if isinstance(known, int | float) and 1 <= known < config.most_tokens else config.most_tokens
 
 
 def read_config(
