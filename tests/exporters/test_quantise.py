@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import msgspec
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from onnx import numpy_helper
 from hadskip_export import build, validate
 from hadskip_export.exporters.assemble import Pieces
 from hadskip_export.exporters.plan import EnginePlan
-from hadskip_export.exporters.quantise import quantise, quantise_weights
+from hadskip_export.exporters.quantise import evened_out, quantise, quantise_weights
 from hadskip_export.exporters.write import write_bundle
 from hadskip_export.report import text
 from hadskip_export.runtime import Predictor, read_bundle
@@ -399,6 +400,53 @@ def test_the_host_s_logging_is_left_as_it_was(
             quantise(onnx.ModelProto())
     assert logging_state() == before
     assert min(during) >= max(disabled, logging.WARNING)  # what the host silenced stays silent
+
+
+def product(rows: int, columns: int, seed: int = 0) -> onnx.ModelProto:
+    """A layer's product with weights, and nothing else."""
+    weight = np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
+    tensor = onnx.helper.make_tensor_value_info
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["states", "weight"], ["product"], "product")], "layer_01",
+        [tensor("states", onnx.TensorProto.FLOAT, ["b", "s", rows])],
+        [tensor("product", onnx.TensorProto.FLOAT, ["b", "s", columns])],
+        [numpy_helper.from_array(weight, "weight")],
+    )  # fmt: skip
+    return onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+
+
+def given_by(model: onnx.ModelProto, states: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"states": states})[0]
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 99), large=st.sampled_from([1.0, 30.0, 1e4]), where=st.integers(0, 4))
+def test_a_token_of_large_activations_costs_the_others_nothing(seed: int, large: float, where: int):
+    """As the first token often has. Without it one scale serves all, and the others lose what they have."""
+    model = product(64, 16, seed)
+    states = np.random.default_rng(seed).normal(size=(1, 5, 64)).astype(np.float32)
+    states[0, where] *= large
+    others = [token for token in range(5) if token != where]
+    exact, ours = given_by(model, states), given_by(quantise(model), states)
+    assert np.abs(given_by(evened_out(model), states) - exact).max() < 1e-5 * (1 + np.abs(exact).max())
+    assert np.abs(ours - exact)[0, others].max() < 0.3 and np.abs(ours - exact)[0, where].max() < 0.3 * large
+    if large > 1e3:  # one scale for all
+        plain = given_by(quantise(product(64, 65, seed)), states)  # it is no feed-forward network's second
+        exact = given_by(product(64, 65, seed), states)
+        assert np.abs(plain - exact)[0, others].max() > 1
+
+
+def test_a_token_of_zeros_gives_zeros():
+    states = np.zeros((2, 3, 64), np.float32)
+    states[0, 1] = 1.0
+    found = given_by(quantise(product(64, 16)), states)
+    assert np.isfinite(found).all() and not found[1].any() and not found[0, [0, 2]].any()
+
+
+def test_only_what_narrows_is_evened_out():
+    for rows, columns, narrows in ((64, 16, True), (64, 64, False), (16, 64, False)):
+        assert (evened_out(product(rows, columns)) != product(rows, columns)) is narrows
 
 
 def test_it_says_nothing_and_leaves_what_it_is_given(bundle: Path, capfd: pytest.CaptureFixture[str]):
