@@ -29,7 +29,7 @@ from hadskip_export.runtime.bundle import MANIFEST
 from hadskip_export.runtime.engines import ENGINES, PRECISIONS, Cut
 from hadskip_export.serving.limits import Limits
 from hadskip_export.support.errors import HadskipError
-from hadskip_export.support.files import NO_ROOM, replaced
+from hadskip_export.support.files import NO_ROOM, check_place, replaced
 from hadskip_export.support.progress import speaks
 from hadskip_export.support.signals import Ended, interruption, unwinding
 from hadskip_export.trainers.methods import HADSKIP, METHODS, REFUSED
@@ -141,15 +141,9 @@ def _columns(*kinds: str) -> Any:
 
 
 def _place(_context: click.Context, _option: click.Parameter, file: Path | None) -> Path | None:
-    """Refuses a place that cannot be written to before the work is done, not after."""
-    if file is None or file == STDOUT:
-        return file
-    if not file.absolute().parent.is_dir():
-        raise click.UsageError(f"--json {file}: no folder {file.parent}; make it first")
-    if file.is_dir():
-        raise click.UsageError(f"--json {file}: is a folder; name a file")
-    if not os.access(file if file.exists() and not file.is_file() else file.absolute().parent, os.W_OK):
-        raise click.UsageError(f"--json {file}: cannot be written there; name a file in another folder")
+    """Of `--json`."""
+    if file is not None and file != STDOUT:
+        check_place(file, "--json")
     return file
 
 

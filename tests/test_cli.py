@@ -344,7 +344,7 @@ def test_a_closed_stream_is_no_crash(made: Made, arguments: list[str], closed: s
     assert (done.returncode, done.stderr.startswith(said)) == (code, True) and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("place", "said"), [("none/page.html", "make it first"), (".", "name one in another folder")])
+@pytest.mark.parametrize(("place", "said"), [("none/page.html", "make it first"), (".", "is a folder; name a file")])
 def test_a_page_that_cannot_be_is_refused_before_the_work(made: Made, tmp_path: Path, place: str, said: str):
     for command in (["bench", made.bundle], ["inspect", made.run]):
         refused(run(*command, "--report", tmp_path / place), f"--report {tmp_path / place}", said)
@@ -353,7 +353,7 @@ def test_a_page_that_cannot_be_is_refused_before_the_work(made: Made, tmp_path: 
 def test_a_column_of_no_file_is_refused(made: Made):
     for command in ("bench", "validate"):
         for column in ("--text-column", "--label-column"):
-            refused(run(command, made.bundle, column, "x"), f"{column}: names a column of --data")
+            refused(run(command, made.bundle, column, "x"), f"{column}: names a column of the file that --data gives")
 
 
 def test_a_file_whose_name_is_no_text_is_told_with_escapes(made: Made, tmp_path: Path):

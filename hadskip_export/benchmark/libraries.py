@@ -39,12 +39,10 @@ def loaded_library(name: str, folder: Path, like: ModelInfo, texts: Sequence[Tex
         place: where the library may write.
 
     Raises:
-        DataError: no such folder, or a classifier of other labels.
+        DataError: a classifier of other labels.
         EngineError: the environment cannot be made, or the library cannot serve the classifier.
     """
     asked = f"--against {name}:{folder}"
-    if not (folder / "config.json").is_file():
-        raise DataError(f"{asked}: no config.json there; give a fine-tuned classifier's folder")
     python = _environment(OUTSIDE / LIBRARIES[name])
     export: dict[str, Any] = {"library": name, "folder": str(folder.resolve()), "place": str(place)}
     load = export | {"texts": list(texts), "max_length": like.max_length, "threads": usable_cpus()}

@@ -144,7 +144,7 @@ def bench(
     if against and data is None:
         raise DataError("--against: give labelled --data, for the fastest of several is of no use where it is wrong")
     columns, others = Columns(text_column, pair_column, label_column), _others(against)
-    check_used(columns, data)
+    check_used(columns, data is not None)
     before, busy = environment(), busy_share()
     opened = read_bundle(bundle)
     info = opened.engine(engine, precision, cut)

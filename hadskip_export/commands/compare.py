@@ -21,7 +21,7 @@ from hadskip_export.data.columns import Columns
 from hadskip_export.data.problems import ProblemType
 from hadskip_export.data.runs import BudgetFigures, read_json, read_run
 from hadskip_export.exporters.plan import EnginePlan
-from hadskip_export.modeling.checkpoint import digest_of_model, read_config, resolve_model
+from hadskip_export.modeling.checkpoint import digest_of_model, read_config
 from hadskip_export.report.plain import check_page
 from hadskip_export.routing.budgets import budget_name, resolve_budget
 from hadskip_export.runtime.bundle import read_manifest
@@ -126,10 +126,9 @@ def compare(
         "label_column": label_column,
     }  # fmt: skip
     folder = Path(out)
-    texts = _check(todo, shared, budgets)
+    contents = _check(todo, shared, budgets)
     tag, wanted = None if plan is None else plan.tag, sorted(budgets)
-    content = digest_of_model(resolve_model(model))
-    with _alone(folder, shared | {"content of --model": content, "data": texts, "budgets": wanted, "engine": tag}):
+    with _alone(folder, shared | contents | {"budgets": wanted, "engine": tag}):
         work, results = _Work(folder, shared, wanted, plan), []
         for number, entrant in enumerate(todo, 1):
             file, run = folder / RESULTS / f"{entrant.file}.json", folder / RUNS / entrant.file
@@ -233,8 +232,8 @@ def _leave_figures(run: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _check(todo: Sequence[Entrant], shared: Mapping[str, Any], budgets: Sequence[float]) -> str:
-    """What each training would refuse, before any of them; returns the digest of the data.
+def _check(todo: Sequence[Entrant], shared: Mapping[str, Any], budgets: Sequence[float]) -> dict[str, str]:
+    """What each training would refuse, before any of them; returns digests of what they all learn from.
 
     Raises:
         HadskipError: see `train`.
@@ -250,7 +249,7 @@ def _check(todo: Sequence[Entrant], shared: Mapping[str, Any], budgets: Sequence
         for budget in budgets if entrant.budget is None else [entrant.budget]:
             method.check(recipe, resolve_budget(budget, config.num_layers), config)
         training.check_teaching(data, recipe)
-    return data.digest()
+    return {"content of --model": digest_of_model(folder), "data": data.digest()}
 
 
 @contextmanager

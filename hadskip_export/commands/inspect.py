@@ -56,6 +56,8 @@ def inspect(
     if not (Path(path) / MANIFEST).is_file() and (Path(path) / "recipe.json").is_file():
         if drift is not None:
             raise BundleError(f"{path}: a run has not answered anything; give --drift with the bundle that did")
+        if report is not None:
+            check_page(Path(report))
         run = read_run(Path(path))
         written = () if plots is None else _draw(run.summary, Path(plots))
         return Inspection(run.summary, (*written, *([] if report is None else [_write_report(run, Path(report))])))
@@ -99,7 +101,6 @@ def _count(row: Row) -> int:
 
 
 def _write_report(run: Run, file: Path) -> Path:
-    check_page(file)
     from hadskip_export.report.page import write_run
 
     settings = read_json(run.paths.recipe)

@@ -16,7 +16,7 @@ from hadskip_export.bulk.rows import (
     check_on_error,
     record_of,
 )
-from hadskip_export.data.columns import Columns, read_standard_input, read_texts
+from hadskip_export.data.columns import Columns, check_used, read_standard_input, read_texts
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.errors import DataError
@@ -60,22 +60,19 @@ def predict(
     check_on_error(on_error)
     if bool(texts) == (input is not None):
         raise DataError("give texts to classify, or --input, and not both")
-    of_a_file = input not in (None, STANDARD_INPUT)
-    for option, idle, other in (
-        ("--text-column", text_column is not None and not of_a_file, "a file as --input"),
-        ("--pair-column", pair_column is not None and not of_a_file, "a file as --input"),
-        ("--on-error skip", on_error == "skip" and input is None, "--input"),
-        ("--force", force and output is None, "--output"),
-    ):
-        if idle:
-            raise DataError(f"{option}: goes with {other}, and changes nothing here; leave it out")
+    columns = Columns(text_column, pair_column)
+    check_used(columns, input is not None and str(input) != STANDARD_INPUT, "--input")
+    if on_error == "skip" and input is None:
+        raise DataError("--on-error skip: goes with --input; leave it out")
+    if force and output is None:
+        raise DataError("--force: goes with --output; leave it out")
     if empty := next((number for number, text in enumerate(texts, start=1) if "" in _parts(text)), None):
         raise DataError(f"text {empty} is empty; leave it out")
     write = None if output is None else _writer(Path(output), input, force)
     if input is None:
         records = _of_texts(bundle, texts, options)
     else:
-        records = _of_rows(bundle, input, Columns(text_column, pair_column), on_error, options)
+        records = _of_rows(bundle, input, columns, on_error, options)
     if write is None:
         return map(as_json, records)
     write(records)

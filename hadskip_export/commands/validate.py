@@ -60,7 +60,7 @@ def validate(
         DataError: see `read_examples`; a label the model does not know.
     """
     columns = Columns(text_column, pair_column, label_column)
-    check_used(columns, data)
+    check_used(columns, data is not None)
     opened = read_bundle(bundle)
     if verify is not None:
         check_signature(opened, verify)

@@ -42,18 +42,21 @@ class Columns:
     pair: str | None = None
     label: str | None = None
 
+    @property
+    def by_option(self) -> dict[str, str | None]:
+        return {"--text-column": self.text, "--pair-column": self.pair, "--label-column": self.label}
+
 
 ANY_COLUMNS = Columns()
 
 
-def check_used(columns: Columns, data: object) -> None:
+def check_used(columns: Columns, has_file: bool, option: str = "--data") -> None:
     """
     Raises:
         DataError: columns are named, and no file that has any.
     """
-    named = {"--text-column": columns.text, "--pair-column": columns.pair, "--label-column": columns.label}
-    if data is None and (option := next((option for option, name in named.items() if name is not None), None)):
-        raise DataError(f"{option}: names a column of --data, which is not given; leave it out")
+    if not has_file and (named := next((name for name, column in columns.by_option.items() if column), None)):
+        raise DataError(f"{named}: names a column of the file that {option} gives, and there is none; leave it out")
 
 
 class TextRow(NamedTuple):

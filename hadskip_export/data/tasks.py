@@ -76,7 +76,7 @@ def load_task(
     """
     if (task is None) == (train is None):
         raise DataError("give either --task, or --train with --eval")
-    alien = {"--data-dir": data_dir} if task is None else {"--eval": evaluation, **_named(columns)}
+    alien = {"--data-dir": data_dir} if task is None else {"--eval": evaluation, **columns.by_option}
     if option := next((option for option, given in alien.items() if given is not None), None):
         mine, other = ("--train", "--task") if task is None else ("--task", "--train")
         raise DataError(f"{option}: goes with {other}, not with {mine}; leave it out")
@@ -128,11 +128,6 @@ def _read_pair(
             " --pair-column"
         )
     return found
-
-
-def _named(columns: Columns) -> dict[str, str | None]:
-    """By option."""
-    return {"--text-column": columns.text, "--pair-column": columns.pair, "--label-column": columns.label}
 
 
 def label_names(examples: Examples, known: Problem | None, file: Path) -> tuple[str, ...]:

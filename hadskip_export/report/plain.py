@@ -1,12 +1,12 @@
 """Results as JSON, for programs: `--json`, and the files that `demo` writes; and what pages for people need."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from hadskip_export.support.errors import DataError, optional_import
+from hadskip_export.support.errors import optional_import
+from hadskip_export.support.files import check_place
 from hadskip_export.support.words import printable
 
 
@@ -29,14 +29,10 @@ def check_page(file: Path) -> None:
     """Before there is anything to write there.
 
     Raises:
-        DataError: nothing can be.
+        DataError: see `check_place`.
         EngineError: what `report.page` is made with is not installed.
     """
-    parent = file.absolute().parent
-    if not parent.is_dir():
-        raise DataError(f"--report {file}: no folder {file.parent}; make it first")
-    if file.is_dir() or not os.access(parent, os.W_OK):
-        raise DataError(f"--report {file}: no file can be written there; name one in another folder")
+    check_place(file, "--report")
     for library in ("jinja2", "matplotlib"):
         optional_import(library, "plots")
 

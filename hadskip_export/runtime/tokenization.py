@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer as BackendTokenizer
 
 from hadskip_export.data.text import TOKENIZER_CONFIG, Text
+from hadskip_export.runtime.manifest import MODEL_INPUTS
 from hadskip_export.support.errors import BundleError, DataError, first_line
 from hadskip_export.support.reading import read_at_most
 from hadskip_export.support.words import counted
@@ -18,7 +19,6 @@ from hadskip_export.support.words import counted
 MOST_BYTES = 64 << 20  # of a tokenizer file; those of 250,000 tokens have 17 MB
 MOST_SETTINGS = 16 << 20  # of the file beside it
 PROBES = ("", "a \U00013000")  # no word, and one that hardly a vocabulary has: an Egyptian hieroglyph
-TOKENISED = ("input_ids", "token_type_ids", "attention_mask")
 Ids = Mapping[str, Sequence[int] | np.ndarray]  # what a tokenizer of `transformers` gives for one input
 Input = Text | Ids
 
@@ -170,10 +170,10 @@ class Tokenizer:
             raise DataError(
                 f"input {index + 1}: tokenised, but without input_ids that are a list of numbers"
             ) from error
-        if unknown := next((name for name in given if name not in TOKENISED), None):
+        if unknown := next((name for name in given if name not in MODEL_INPUTS), None):
             raise DataError(
                 f"input {index + 1}: tokenised, with {unknown!r}, which no model here takes; leave all out but"
-                f" {', '.join(TOKENISED)}"
+                f" {', '.join(MODEL_INPUTS)}"
             )
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or not ids.shape == mask.shape == type_ids.shape:
             raise DataError(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hadskip_export.support.errors import BundleError
+from hadskip_export.support.errors import BundleError, DataError
 
 try:
     import fcntl
@@ -23,6 +23,20 @@ except ImportError:  # Windows: no such lock, and no fsync of what is open to re
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SCRATCH = "hadskip-export-"  # what temporary folders are called
+
+
+def check_place(file: Path, option: str) -> None:
+    """Before the work is done, not after.
+
+    Raises:
+        DataError: no file can be written there.
+    """
+    if not file.absolute().parent.is_dir():
+        raise DataError(f"{option} {file}: no folder {file.parent}; make it first")
+    if file.is_dir():
+        raise DataError(f"{option} {file}: is a folder; name a file")
+    if not os.access(file if file.exists() and not file.is_file() else file.absolute().parent, os.W_OK):
+        raise DataError(f"{option} {file}: cannot be written there; name a file in another folder")
 
 
 @contextmanager

@@ -213,8 +213,8 @@ def test_standard_input_goes_alone_and_so_do_texts(bundle: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        (["good", "--text-column", "x"], "--text-column: goes with a file as --input"),
-        (["-", "--pair-column", "x"], "--pair-column: goes with a file as --input"),
+        (["good", "--text-column", "x"], "--text-column: names a column of the file that --input gives"),
+        (["-", "--pair-column", "x"], "--pair-column: names a column of the file that --input gives"),
         (["good", "--on-error", "skip"], "--on-error skip: goes with --input"),
         (["good", "--force"], "--force: goes with --output"),
     ],
