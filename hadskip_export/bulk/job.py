@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from hadskip_export.bulk.rows import CHUNK, LINE, answered, as_json
 from hadskip_export.data.columnar import PARQUET, SPLITS, STATE
 from hadskip_export.data.columns import Columns, TextRow, read_texts
@@ -27,6 +25,7 @@ from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.digests import sha256
 from hadskip_export.support.errors import BundleError, DataError
 from hadskip_export.support.files import replaced
+from hadskip_export.support.locks import alone
 from hadskip_export.support.progress import say
 
 STATE_FILE = "score.json"
@@ -174,15 +173,13 @@ class Job:
         if self.out.exists() and not state.is_file() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise DataError(f"--out {self.out}: exists already, and is no folder of answers; choose another")
         self.out.mkdir(parents=True, exist_ok=True)
-        try:
-            with filelock.FileLock(self.out / ".lock", timeout=0):
-                inputs = self._compared(state) | self.states
-                with replaced(state) as part:
-                    text = json.dumps({"about": self._about(), "inputs": inputs}, indent=2)
-                    part.write_text(text + "\n", encoding="utf-8")
-                yield
-        except filelock.Timeout:
-            raise DataError(f"--out {self.out}: another process is working there; wait, or choose another") from None
+        taken = DataError(f"--out {self.out}: another process is working there; wait, or choose another")
+        with alone(self.out / ".lock", taken):
+            inputs = self._compared(state) | self.states
+            with replaced(state) as part:
+                text = json.dumps({"about": self._about(), "inputs": inputs}, indent=2)
+                part.write_text(text + "\n", encoding="utf-8")
+            yield
 
     def _compared(self, state: Path) -> dict[str, State]:
         """The inputs that had answers before, and their states."""

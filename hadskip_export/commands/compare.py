@@ -1,20 +1,17 @@
 """`compare`: HadSkip and its rivals on one's own task, from the same teacher, in one table."""
 
-import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import filelock
 
 from hadskip_export.commands import train as training
 from hadskip_export.commands.build import build
 from hadskip_export.comparison.entrants import NAMES, Entrant, entrants
 from hadskip_export.comparison.figures import Figures, Result, figures_of, read_result, write_result
+from hadskip_export.comparison.folder import ComparisonFolder
 from hadskip_export.comparison.table import Line, lines
 from hadskip_export.comparison.timing import Served, time_calls
 from hadskip_export.data.columns import Columns
@@ -26,17 +23,15 @@ from hadskip_export.report.plain import check_page
 from hadskip_export.routing.budgets import budget_name, resolve_budget
 from hadskip_export.runtime.bundle import read_manifest
 from hadskip_export.support.environment import environment
-from hadskip_export.support.errors import BundleError, EngineError
-from hadskip_export.support.files import named, new_folder, replaced, scratch
+from hadskip_export.support.errors import EngineError
+from hadskip_export.support.files import scratch
 from hadskip_export.support.progress import say
 from hadskip_export.support.words import as_command
 from hadskip_export.trainers.methods import create_method
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.session import check_device
 
-SETTINGS, RUNS, RESULTS, TEACHERS = "compare.json", "runs", "results", "teachers"
 ASKED = ("model", "fine_tuned", "task", "data_dir", "train", "eval", "problem_type", "metric")
-MADE_BY = "made-by"  # in a teacher's folder: the entrant whose stage I it is
 
 
 @dataclass(frozen=True)
@@ -125,20 +120,19 @@ def compare(
         "device": device, "max_length": max_length, "text_column": text_column, "pair_column": pair_column,
         "label_column": label_column,
     }  # fmt: skip
-    folder = Path(out)
+    folder = ComparisonFolder(Path(out))
     contents = _check(todo, shared, budgets)
     tag, wanted = None if plan is None else plan.tag, sorted(budgets)
-    with _alone(folder, shared | contents | {"budgets": wanted, "engine": tag}):
+    with folder.begun(shared | contents | {"budgets": wanted, "engine": tag}):
         work, results = _Work(folder, shared, wanted, plan), []
         for number, entrant in enumerate(todo, 1):
-            file, run = folder / RESULTS / f"{entrant.file}.json", folder / RUNS / entrant.file
-            if not file.is_file():
+            if not (file := folder.result(entrant)).is_file():
                 say(f"{number} of {len(todo)}: {entrant.system}, seed {entrant.seed}")
                 write_result(file, work.result(entrant))
             results.append(read_result(file))
             if not keep:
-                _leave_figures(run)
-        summary = read_run(folder / RUNS / todo[0].file).summary
+                folder.leave_figures(entrant)
+        summary = read_run(folder.run(todo[0])).summary
     found = Comparison(
         task=summary["task"],
         metric=summary["metric"],
@@ -171,7 +165,7 @@ def _write_report(found: Comparison, file: Path, command: str) -> None:
 class _Work:
     """What is the same for all entrants. `shared`: arguments of `train`; `plan`: None where nothing is timed."""
 
-    folder: Path
+    folder: ComparisonFolder
     shared: Mapping[str, Any]
     budgets: Sequence[float]
     plan: EnginePlan | None
@@ -179,9 +173,8 @@ class _Work:
     def result(self, entrant: Entrant) -> Result:
         """Trains an entrant, or does what is left of it, and times it. The first of a seed leaves its teacher to the
         others."""
-        given, run = dict(self.shared), self.folder / RUNS / entrant.file
-        teacher = self.folder / TEACHERS / f"s{entrant.seed}"
-        if teacher.is_dir() and (teacher / MADE_BY).read_text() != entrant.file:
+        given, run = dict(self.shared), self.folder.run(entrant)
+        if teacher := self.folder.teacher_for(entrant):
             given |= {"model": str(teacher), "fine_tuned": True}
             if (run / "recipe.json").is_file() and read_json(run / "recipe.json")["model"] != str(teacher):
                 say(f"{run}: had begun with a teacher of its own, and begins anew")
@@ -193,10 +186,8 @@ class _Work:
             **given, method=entrant.method, budget=min(wanted), seed=entrant.seed, out=run, resume=True
         )  # fmt: skip
         seconds = None if resumed else round(time.monotonic() - started, 1)
-        if not self.shared["fine_tuned"] and not teacher.is_dir():
-            with new_folder(teacher) as part:
-                shutil.copytree(run / "stage1", part, dirs_exist_ok=True)
-                (part / MADE_BY).write_text(entrant.file)
+        if not self.shared["fine_tuned"]:
+            self.folder.keep_teacher(entrant)
         found = figures_of(summary, wanted)
         figures = [one for _, one in found.values()] if self.plan is None else self._timed(run, found, self.plan)
         metric = summary["teacher"]["metric"]
@@ -226,12 +217,6 @@ class _Work:
         return [replace(figures, latency=latencies[budget]) for budget, (_, figures) in found.items()]
 
 
-def _leave_figures(run: Path) -> None:
-    """Removes the weights of a run that is done."""
-    for place in (run / "budgets", run / "stage1", run / "stage2"):
-        shutil.rmtree(place, ignore_errors=True)
-
-
 def _check(todo: Sequence[Entrant], shared: Mapping[str, Any], budgets: Sequence[float]) -> dict[str, str]:
     """What each training would refuse, before any of them; returns digests of what they all learn from.
 
@@ -250,35 +235,3 @@ def _check(todo: Sequence[Entrant], shared: Mapping[str, Any], budgets: Sequence
             method.check(recipe, resolve_budget(budget, config.num_layers), config)
         training.check_teaching(data, recipe)
     return {"content of --model": digest_of_model(folder), "data": data.digest()}
-
-
-@contextmanager
-def _alone(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """The folder, in which nobody else is at work, and which is new or of the same comparison.
-
-    Raises:
-        BundleError: it is not.
-    """
-    file, lock_file = folder / SETTINGS, folder / "lock"
-    others = folder.is_dir() and any(place != lock_file for place in folder.iterdir())
-    if folder.is_file() or (others and not file.is_file()):
-        raise BundleError(f"{folder}: is not empty and not a comparison; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(lock_file, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise BundleError(f"{folder}: another process is comparing there") from None
-    try:
-        with named(folder):
-            settings = json.loads(json.dumps(settings, default=str))
-            begun = (folder / RUNS).is_dir() and any((folder / RUNS).iterdir())
-            before = json.loads(file.read_text()) if begun else settings
-            if different := [name for name in settings if settings[name] != before.get(name)]:
-                raise BundleError(f"{folder}: is a comparison with another {different[0]}; choose another --out")
-            with replaced(file) as part:
-                part.write_text(json.dumps(settings, indent=2) + "\n")
-            (folder / RESULTS).mkdir(exist_ok=True)
-            yield
-    finally:
-        lock.release()

@@ -8,8 +8,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import filelock
-
 from hadskip_export.data.text import Text
 from hadskip_export.exporters import engine as engines
 from hadskip_export.exporters.plan import EnginePlan
@@ -22,6 +20,7 @@ from hadskip_export.runtime.manifest import EngineInfo, Manifest
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.errors import BundleError
 from hadskip_export.support.files import named
+from hadskip_export.support.locks import alone
 from hadskip_export.verification.golden import read_golden
 from hadskip_export.verification.parity import ParityReport, compare
 from hadskip_export.verification.references import OnnxReference, Reference
@@ -99,17 +98,10 @@ def _compare_golden(reference: Reference, texts: Sequence[Text], predictor: Pred
 @contextmanager
 def _alone(path: Path, patience: float = 0) -> Iterator[Bundle]:
     """The bundle, which nobody else adds to meanwhile. `patience`: seconds to wait for who does."""
-    lock = filelock.FileLock(path / LOCK, timeout=patience)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise BundleError(f"{path}: another process is adding to it; try again when it is done") from None
-    try:
-        with named(path):
-            undo(path)
-            yield read_bundle(path)
-    finally:
-        lock.release()
+    taken = BundleError(f"{path}: another process is adding to it; try again when it is done")
+    with alone(path / LOCK, taken, patience), named(path):
+        undo(path)
+        yield read_bundle(path)
 
 
 def _with(manifest: Manifest, added: EngineInfo) -> Manifest:

@@ -11,13 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from hadskip_export.data.runs import RunPaths, read_json
 from hadskip_export.data.text import Text
 from hadskip_export.support.digests import check_digests, write_digests
 from hadskip_export.support.errors import BundleError
 from hadskip_export.support.files import named, new_folder, replaced
+from hadskip_export.support.locks import alone
 
 CONTENTS = {"model_digest": "the files of --model have", "data": "the texts of --train or --eval have"}
 TAKEN_OVER = ("threads",)  # by a resumed run from the one it goes on with; all else it has to repeat
@@ -69,37 +68,41 @@ def open_run(path: Path, settings: dict[str, Any], resume: bool, force: bool = F
             raise BundleError(f"{path}: is not empty and not a run folder; choose another --out")
     settings = json.loads(json.dumps(settings))
     (path / "state").mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path / "state" / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise BundleError(f"{path}: another process is training into it") from None
-    try:
-        with named(path):
-            if begun and force:
-                _remove_all_but(path / "state" / "lock", path)
-                begun = False
-            if run.recipe.is_file():
-                before = read_json(run.recipe)
-                settings |= {key: before[key] for key in TAKEN_OVER if key in before}
-                different = [key for key in settings if key not in TAKEN_OVER and settings[key] != before.get(key)]
-                if different and different[0] in CONTENTS:
-                    raise BundleError(
-                        f"{path}: {CONTENTS[different[0]]} changed since that run began; put them back, or begin anew"
-                        " with --force"
-                    )
-                if different:
-                    raise BundleError(f"{path}: --resume with another {different[0]}; repeat the first command line")
-            write_json(run.recipe, settings)
-            yield run
-    except BaseException:
-        logged = run.metrics.is_file() and run.metrics.stat().st_size > 0
-        learned = logged or run.stage1.is_dir() or run.checkpoints.is_dir()
-        if not learned and not begun:  # stopped before anything was: leave nothing behind
-            shutil.rmtree(path, ignore_errors=True)
-        raise
-    finally:
-        lock.release()
+    taken = BundleError(f"{path}: another process is training into it")
+    with alone(path / "state" / "lock", taken):
+        try:
+            with named(path):
+                if begun and force:
+                    _remove_all_but(path / "state" / "lock", path)
+                    begun = False
+                write_json(run.recipe, _compared(run, settings))
+                yield run
+        except BaseException:
+            logged = run.metrics.is_file() and run.metrics.stat().st_size > 0
+            learned = logged or run.stage1.is_dir() or run.checkpoints.is_dir()
+            if not learned and not begun:  # stopped before anything was: leave nothing behind
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+
+
+def _compared(run: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings to go on with: those of a run that is there, where they may not change in its middle.
+
+    Raises:
+        BundleError: it is a run with others.
+    """
+    if not run.recipe.is_file():
+        return settings
+    before = read_json(run.recipe)
+    different = [key for key in settings if key not in TAKEN_OVER and settings[key] != before.get(key)]
+    if different and different[0] in CONTENTS:
+        raise BundleError(
+            f"{run.path}: {CONTENTS[different[0]]} changed since that run began; put them back, or begin anew with"
+            " --force"
+        )
+    if different:
+        raise BundleError(f"{run.path}: --resume with another {different[0]}; repeat the first command line")
+    return settings | {key: before[key] for key in TAKEN_OVER if key in before}
 
 
 def _remove_all_but(lock: Path, folder: Path) -> None:
