@@ -1,19 +1,11 @@
-"""The command line: parse, call one function, render what it returns.
+"""The command line: parse, call one function, render what it returns. How a command ends: report/console.py."""
 
-Exit codes: 0 done; 1 done, and the answer is no; 2 the request, the files or the machine are at fault.
-"""
-
-import codecs
-import contextlib
-import errno
-import io
 import json
-import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import click
 from click.shell_completion import CompletionItem
@@ -24,107 +16,19 @@ from hadskip_export.data.glue import GLUE_TASKS
 from hadskip_export.data.metrics import AGREEMENT, METRICS
 from hadskip_export.data.problems import PROBLEM_TYPES
 from hadskip_export.report import text
-from hadskip_export.report.plain import to_json
+from hadskip_export.report.console import Commands, json_option, show, verbose
 from hadskip_export.runtime.bundle import MANIFEST
 from hadskip_export.runtime.engines import ENGINES, PRECISIONS, Cut
 from hadskip_export.serving.limits import Limits
-from hadskip_export.support.errors import HadskipError
-from hadskip_export.support.files import NO_ROOM, check_place, replaced
 from hadskip_export.support.progress import speaks
-from hadskip_export.support.signals import Ended, interruption, unwinding
 from hadskip_export.trainers.methods import HADSKIP, METHODS, REFUSED
 
 COLUMNS = ("text", "pair", "label")
 FILES = "CSV, TSV or JSONL, also .gz, Parquet, or a folder saved by datasets"
-STDOUT = Path("-")
-ESCAPED = "json-escaped"  # the name of a way to write characters that an encoding lacks
 # Of PyTorch's threads, before they sleep: some 40 microseconds. By default it is milliseconds, and on a machine whose
 # cores are busy a thread that waits so for another keeps that one from its core.
 SPIN_COUNT = "1000"
 NEVER_RUN = "Plans of trt-rtx were built and never run; trt was never built by us."
-
-
-def _log(context: click.Context, _option: click.Parameter, count: int) -> None:
-    """Before and after the command's name it means the same, and counts together."""
-    if not count:
-        return
-    logger, before = logging.getLogger("hadskip_export"), context.meta.get(__name__, 0)
-    context.meta[__name__] = before + count
-    logger.setLevel(logging.INFO if before + count == 1 else logging.DEBUG)
-    if not before:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
-        logger.addHandler(handler)
-        context.find_root().call_on_close(lambda: logger.removeHandler(handler))
-
-
-_verbose = click.option(
-    "-v", "--verbose", count=True, expose_value=False, callback=_log, help="Log what is done; twice for more."
-)
-
-
-class _Commands(click.Group):
-    def add_command(self, command: click.Command, name: str | None = None) -> None:
-        super().add_command(_verbose(command), name)
-
-    def invoke(self, context: click.Context) -> Any:
-        try:
-            with unwinding():
-                try:
-                    return super().invoke(context)
-                except Exception as error:
-                    if reason := interruption(error):
-                        raise reason from None
-                    raise
-                finally:
-                    if sys.stdout is not None:  # as it is where it was closed
-                        sys.stdout.flush()  # here, where a full disk under it is still an error like others
-        except HadskipError as error:
-            _fail(str(error))
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # whoever reads has had enough: click ends quietly
-                raise
-            if error.filename is None and error.errno in NO_ROOM:
-                _discard_output()
-            _fail(_said(error))
-        except KeyboardInterrupt:
-            _fail("interrupted", 130)
-        except Ended as error:
-            _fail(str(error), error.exit_code)
-
-    def main(self, *arguments: Any, **options: Any) -> Any:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors=ESCAPED)
-        return super().main(*arguments, **options)
-
-
-def _fail(message: str, exit_code: int = 2) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(exit_code)
-
-
-def _said(error: OSError) -> str:
-    """What the system said, of which file, and what to do where that is known."""
-    name = error.filename or ("standard output" if error.errno in NO_ROOM else "the system")
-    remedies = dict.fromkeys(NO_ROOM, "make room there, then run the command again")
-    remedies |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give this user the right to, or name another")
-    remedy = remedies.get(error.errno or 0)
-    return f"{name}: {error.strerror or error}" + (f"; {remedy}" if remedy else "")
-
-
-def _discard_output() -> None:
-    """What standard output still holds, which Python would try to write once more at its end, and complain."""
-    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
-def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Characters that standard output does not have, as JSON writes them: what is JSON stays JSON."""
-    assert isinstance(error, UnicodeEncodeError)
-    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
-
-
-codecs.register_error(ESCAPED, _escape)
 
 
 def _columns(*kinds: str) -> Any:
@@ -140,27 +44,10 @@ def _columns(*kinds: str) -> Any:
     return decorate
 
 
-def _place(_context: click.Context, _option: click.Parameter, file: Path | None) -> Path | None:
-    """Of `--json`."""
-    if file is not None and file != STDOUT:
-        check_place(file, "--json")
-    return file
-
-
 def _check_router(options: Mapping[str, Any]) -> None:
     for name in ("max_layers", "gate_threshold", "budget"):
         if options["router"] == "full" and options.get(name) is not None:
             raise click.UsageError(f"--{name.replace('_', '-')}: --router full runs every layer; leave one of them out")
-
-
-_json = click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path),
-    callback=_place,
-    metavar="FILE",
-    help="Write the whole result there as JSON; - prints it instead of the text.",
-)
 
 
 class _BundleEngine(click.ParamType):
@@ -252,18 +139,6 @@ def _engine(command: Any) -> Any:
     return command
 
 
-def _show(lines: Iterable[str], result: Any, json_file: Path | None) -> None:
-    if json_file == STDOUT:
-        click.echo(to_json(result))
-        return
-    for line in lines:
-        click.echo(line)
-    if json_file is not None:
-        with replaced(json_file) as part:
-            part.write_text(to_json(result) + "\n", encoding="utf-8")
-        click.echo(f"written: {json_file}")
-
-
 def _layers(route: str) -> tuple[int, ...]:
     try:
         return tuple(map(int, route.split(",")))
@@ -282,9 +157,9 @@ def _thresholds(given: Sequence[str]) -> dict[str, float]:
     return found
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(hadskip_export.__version__, prog_name="hadskip-export")
-@_verbose
+@verbose
 def main() -> None:
     """Train a BERT classifier to skip the layers an input does not need, and serve it so that they are not computed."""
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
@@ -320,7 +195,7 @@ def main() -> None:
 @click.option("--device", default="cpu", show_default=True, help="Where torch computes.")
 @click.option("--max-length", type=int, help="Tokens per input; 128 (or what the model reads, if less) if left out.")
 @_columns(*COLUMNS)
-@_json
+@json_option
 def train(
     *,
     train_file: str | None,
@@ -336,7 +211,7 @@ def train(
         train=train_file, eval=eval_file, route=layers, label_thresholds=_thresholds(label_thresholds), **options
     )
     if speaks():
-        _show([*text.training(summary), f"written: {options['out']}"], summary, json_file)
+        show([*text.training(summary), f"written: {options['out']}"], summary, json_file)
 
 
 @main.command()
@@ -352,7 +227,7 @@ def train(
 @click.option("--no-full", is_flag=True, help="Leave the fine-tuned BERT out (no kill switch, no bench).")
 @click.option("--force", is_flag=True, help="Replace a bundle that --out is.")
 @click.option("--sign", metavar="KEY", help="Sign it with this private key (PEM); of a bundle, also without --engine.")
-@_json
+@json_option
 def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
     """Export the pieces of a run (SOURCE), check them against PyTorch, write a bundle.
 
@@ -360,7 +235,7 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
     """
     report = hadskip_export.build(full=not no_full, **options)
     checked = [] if report is None else text.parity(report)
-    _show([*checked, f"written: {options['out'] or options['source']}"], report, json_file)
+    show([*checked, f"written: {options['out'] or options['source']}"], report, json_file)
     sys.exit(0 if report is None or report.parity == "passed" else 1)
 
 
@@ -380,11 +255,11 @@ def build(no_full: bool, json_file: Path | None, **options: Any) -> None:
 @click.option("--device", default="cpu", show_default=True, help="Where torch trains.")
 @click.option("--max-length", type=int, help="Tokens per input; what the model reads if left out.")
 @_columns(*COLUMNS)
-@_json
+@json_option
 def optimize(json_file: Path | None, **options: Any) -> None:
     """From a classifier and texts to the fastest bundle that loses little enough here."""
     found = hadskip_export.optimize(**options)
-    _show(text.optimization(found), found, json_file)
+    show(text.optimization(found), found, json_file)
 
 
 @main.command()
@@ -476,12 +351,12 @@ def predict(
 @_verify
 @_engine
 @_columns("text", "pair")
-@_json
+@json_option
 def score(label_thresholds: Sequence[str], json_file: Path | None, **options: Any) -> None:
     """Answer files of any size (INPUTS, or folders of them); called again, it goes on where it was stopped."""
     _check_router(options)
     done = hadskip_export.score(label_thresholds=_thresholds(label_thresholds), **options)
-    _show(text.scored(done, options["out"]), done, json_file)
+    show(text.scored(done, options["out"]), done, json_file)
 
 
 @main.command()
@@ -490,12 +365,12 @@ def score(label_thresholds: Sequence[str], json_file: Path | None, **options: An
 @_verify
 @_engine
 @_columns(*COLUMNS)
-@_json
+@json_option
 def validate(json_file: Path | None, **options: Any) -> None:
     """Check a bundle on this machine: golden files, every piece, routes, labels. An engine that was never checked is
     marked in the bundle as what it is found to be."""
     validation = hadskip_export.validate(**options)
-    _show(text.validation(validation), validation, json_file)
+    show(text.validation(validation), validation, json_file)
     sys.exit(0 if validation.passed else 1)
 
 
@@ -510,11 +385,11 @@ def validate(json_file: Path | None, **options: Any) -> None:
 @click.option("--write", is_flag=True, help="Add what was found to the bundle as operating points.")
 @_engine
 @_columns(*COLUMNS)
-@_json
+@json_option
 def calibrate(json_file: Path | None, **options: Any) -> None:
     """Find the thresholds at which a bundle keeps a budget, a loss or a time on your own texts."""
     calibration = hadskip_export.calibrate(**options)
-    _show(text.calibration(calibration), calibration, json_file)
+    show(text.calibration(calibration), calibration, json_file)
 
 
 @main.command()
@@ -545,7 +420,7 @@ def calibrate(json_file: Path | None, **options: Any) -> None:
 @click.option("--keep", is_flag=True, help="Keep the weights of every run.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page with the table and a picture.")
 @_columns(*COLUMNS)
-@_json
+@json_option
 def compare(
     *,
     train_file: str | None,
@@ -556,7 +431,7 @@ def compare(
 ) -> None:
     """Train HadSkip and its rivals on a task, time them, and print one table; the same command goes on when stopped."""
     comparison = hadskip_export.compare(train=train_file, eval=eval_file, timing=not no_timing, **options)
-    _show(text.comparison(comparison), comparison, json_file)
+    show(text.comparison(comparison), comparison, json_file)
 
 
 @main.command()
@@ -602,12 +477,12 @@ def pull(repository: str, **options: Any) -> None:
 @click.option("--report", type=click.Path(path_type=Path), help="Write a run's figures and pictures as an HTML page.")
 @click.option("--drift", help="Answers that predict --output wrote: are the inputs still what they were?")
 @click.option("--budget", type=float, help="The operating point of these answers; the default one if left out.")
-@_json
+@json_option
 def inspect(json_file: Path | None, **options: Any) -> None:
     """Say what a bundle or a run folder is; as JSON the manifest or the summary, or with --drift the drift. Exit code 1
     means that much has changed."""
     inspection = hadskip_export.inspect(**options)
-    _show(text.inspection(inspection), inspection.drift or inspection.content, json_file)
+    show(text.inspection(inspection), inspection.drift or inspection.content, json_file)
     sys.exit(1 if inspection.drift is not None and inspection.drift.is_much else 0)
 
 
@@ -629,11 +504,11 @@ def inspect(json_file: Path | None, **options: Any) -> None:
 @click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page with tables and pictures.")
 @_engine
 @_columns(*COLUMNS)
-@_json
+@json_option
 def bench(json_file: Path | None, **options: Any) -> None:
     """Time a bundle against full BERT on the same inputs, in interleaved turns."""
     benchmark = hadskip_export.bench(**options)
-    _show(text.benchmark(benchmark), benchmark, json_file)
+    show(text.benchmark(benchmark), benchmark, json_file)
 
 
 @main.command()
@@ -661,20 +536,20 @@ def bench(json_file: Path | None, **options: Any) -> None:
 )
 @click.option("--against", help="Full BERT's engine, as ort-fp32, where it is to be another one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the routes.")
-@_json
+@json_option
 def estimate(json_file: Path | None, **options: Any) -> None:
     """The speedup this machine would give, before anyone trains: random weights, forced gates."""
     found = hadskip_export.estimate(**options)
-    _show(text.estimate(found), found, json_file)
+    show(text.estimate(found), found, json_file)
 
 
 @main.command()
 @click.option("--fresh", is_flag=True, help="Measure again, even if this machine was measured before.")
-@_json
+@json_option
 def doctor(fresh: bool, json_file: Path | None) -> None:
     """Say what this machine can run, what it lacks, and which engine is the fastest on it."""
     diagnosis = hadskip_export.doctor(fresh=fresh)
-    _show(text.diagnosis(diagnosis), diagnosis, json_file)
+    show(text.diagnosis(diagnosis), diagnosis, json_file)
     sys.exit(0 if diagnosis.healthy else 1)
 
 
@@ -682,8 +557,8 @@ def doctor(fresh: bool, json_file: Path | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where run, bundle and bench.json go.")
 @click.option("--sentences", type=int, default=4000, show_default=True, help="How many to train on.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one recipe setting; repeatable.")
-@_json
+@json_option
 def demo(json_file: Path | None, **options: Any) -> None:
     """Train, build, validate and benchmark on real sentences with a real pretrained BERT."""
     done = hadskip_export.demo(**options)
-    _show(text.demo(done), done, json_file)
+    show(text.demo(done), done, json_file)
