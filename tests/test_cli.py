@@ -350,6 +350,32 @@ def test_a_page_that_cannot_be_is_refused_before_the_work(made: Made, tmp_path: 
         refused(run(*command, "--report", tmp_path / place), f"--report {tmp_path / place}", said)
 
 
+def test_nothing_is_written_over_what_is_read(made: Made, tmp_path: Path):
+    data, page = tmp_path / "data.csv", tmp_path / "page.html"
+    data.write_text("text,label\ngood,positive\nbad,negative\n")
+    before, manifest = data.read_bytes(), made.bundle / "manifest.json"
+    for command in (
+        ["bench", made.bundle, "--data", data, "--json", data],
+        ["bench", made.bundle, "--data", data, "--report", data],
+        ["validate", made.bundle, "--data", data, "--json", data],
+        ["calibrate", made.bundle, "--data", data, "--json", tmp_path / "." / "data.csv"],
+        ["score", made.bundle, data, "--out", tmp_path / "answers", "--json", data],
+        ["inspect", made.bundle, "--json", manifest],
+        ["predict", made.bundle, "good", "--output", manifest, "--force"],
+    ):
+        refused(run(*command), "is the input", "name another")
+    refused(run("inspect", made.run, "--json", page, "--report", page), "too; name another")
+    assert data.read_bytes() == before and not page.exists()
+    succeeded(run("inspect", made.bundle, "--json", tmp_path / "new.json"))
+
+
+def test_a_pipe_is_written_to_as_it_is(made: Made):
+    words = [Path(sys.executable).with_name("hadskip-export"), "inspect", made.bundle, "--json", "/dev/stdout"]
+    command = f"{shlex.join(map(str, words))} | cat"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert '"default_budget"' in done.stdout and done.stderr == ""
+
+
 def test_a_column_of_no_file_is_refused(made: Made):
     for command in ("bench", "validate"):
         for column in ("--text-column", "--label-column"):

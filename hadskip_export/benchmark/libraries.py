@@ -12,6 +12,7 @@ from typing import Any
 
 from hadskip_export.benchmark.race import Entered
 from hadskip_export.benchmark.systems import Process
+from hadskip_export.data.problems import numbered
 from hadskip_export.runtime.manifest import ModelInfo
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.cpus import usable_cpus
@@ -56,13 +57,14 @@ def loaded_library(name: str, folder: Path, like: ModelInfo, texts: Sequence[Tex
         except HadskipError as error:
             raise EngineError(f"{asked}: {error}") from error
         found = process.loaded
-        theirs, kind = found["labels"], found["problem_type"] or like.problem_type
-        if kind != like.problem_type or sorted(theirs) != sorted(like.labels):
+        theirs, ours = numbered(found["labels"]), numbered(like.labels)
+        kind = found["problem_type"] or like.problem_type
+        if kind != like.problem_type or sorted(theirs) != sorted(ours):
             raise DataError(
                 f"{asked}: answers {', '.join(theirs)} ({kind}), and the bundle {', '.join(like.labels)}"
                 f" ({like.problem_type})"
             )
-        columns = tuple(theirs.index(label) for label in like.labels)
+        columns = tuple(map(theirs.index, ours))
         yield Entered(f"{name}:{folder.name}", found["about"], process, found["disk_mb"], columns)
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hadskip_export.benchmark.race import Entered, loaded_bundle
+from hadskip_export.data.problems import numbered
 from hadskip_export.data.text import Text
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.write import Source, write_bundle
@@ -38,8 +39,8 @@ def loaded_peer(folder: Path, like: Manifest, plan: EnginePlan, texts: Sequence[
     if not folder.is_dir():
         raise DataError(f"--against {folder}: no such folder; give a fine-tuned classifier's")
     model, wanted = load_classifier(folder), like.model
-    config = model.config
-    if config.problem_type != wanted.problem_type or sorted(config.labels) != sorted(wanted.labels):
+    config, theirs, ours = model.config, numbered(model.config.labels), numbered(wanted.labels)
+    if config.problem_type != wanted.problem_type or sorted(theirs) != sorted(ours):
         raise DataError(
             f"--against {folder}: answers {', '.join(config.labels)} ({config.problem_type}), and the bundle"
             f" {', '.join(wanted.labels)} ({wanted.problem_type})"
@@ -59,6 +60,6 @@ def loaded_peer(folder: Path, like: Manifest, plan: EnginePlan, texts: Sequence[
     report = write_bundle(source, out, plan)
     if report is None or report.parity != "passed":
         raise EngineError(f"--against {folder}: {plan.tag} does not give PyTorch's answers; its speed is worth nothing")
-    columns = tuple(config.labels.index(label) for label in wanted.labels)
+    columns = tuple(map(theirs.index, ours))
     with loaded_bundle(folder.name, out, {"engine": f"{plan.tag}-{plan.cut}"}, columns, texts) as entered:
         yield entered

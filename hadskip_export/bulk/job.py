@@ -203,7 +203,8 @@ class Job:
 
     def _about(self) -> dict[str, Any]:
         """What answers depend on, apart from the inputs; by names that say what differs."""
-        options = {name: value for name, value in self.options.items() if name not in CHANGES_NO_ANSWER and value}
+        told = {name: value for name, value in self.options.items() if name not in CHANGES_NO_ANSWER}
+        options = {name: value for name, value in told.items() if value or (value == 0 and value is not False)}
         options.setdefault("router", "gates")
         columns = {"text column": self.columns.text, "pair column": self.columns.pair}
         about = {"bundle": sha256(self.bundle / MANIFEST), "rows": self.rows, "on-error": self.skips}

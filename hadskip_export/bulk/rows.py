@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
@@ -88,7 +89,19 @@ def _those_taken(predictor: Predictor, rows: Sequence[TextRow], name: str, refus
 
 def as_json(value: object) -> str:
     """A line of JSON; half of a character, which JSON can hold and UTF-8 cannot, stays an escape."""
-    return printable(json.dumps(value, ensure_ascii=False, default=_of_parquet))
+    try:
+        return printable(json.dumps(value, ensure_ascii=False, default=_of_parquet, allow_nan=False))
+    except ValueError:  # a number that is none, or infinite, of which JSON has none
+        return printable(json.dumps(_finite(value), ensure_ascii=False, default=_of_parquet))
+
+
+def _finite(value: object) -> object:
+    """With null in place of what is no finite number."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _of_parquet(value: object) -> str:

@@ -16,7 +16,7 @@ from hadskip_export.benchmark.race import PeerFigures, fastest_as_good, loaded_b
 from hadskip_export.benchmark.systems import choose_calls
 from hadskip_export.data.columns import Columns, check_used
 from hadskip_export.data.examples import Examples, read_examples
-from hadskip_export.data.metrics import METRICS
+from hadskip_export.data.metrics import METRICS, check_tells
 from hadskip_export.data.problems import groups_of
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.targets import target_of
@@ -30,6 +30,7 @@ from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.environment import busy_share, environment
 from hadskip_export.support.errors import BundleError, DataError, first_line, optional_import
 from hadskip_export.support.files import scratch
+from hadskip_export.support.values import several
 from hadskip_export.support.words import as_command, counted
 from hadskip_export.verification.golden import check_golden, read_golden
 
@@ -137,6 +138,7 @@ def bench(
         DataError: see `read_examples`; a folder of other labels; a label the model does not
             know; a batch below 1, or of more than all texts.
     """
+    batch, against = several("batch", batch), several("against", against)
     if any(size < 1 for size in batch):
         raise DataError("--batch: expected at least 1")
     if report is not None:
@@ -282,6 +284,7 @@ def _checked_inputs(bundle: Bundle, info: EngineInfo, examples: Examples | None,
 
     Raises:
         BundleError: it gives others.
+        DataError: see `check_tells`.
     """
     recorded = read_golden(bundle)
     texts = recorded.texts if examples is None else examples.texts
@@ -296,7 +299,9 @@ def _checked_inputs(bundle: Bundle, info: EngineInfo, examples: Examples | None,
         )
     if examples is None:
         return _Inputs(texts, lengths, None, None)
-    return _Inputs(texts, lengths, data, bundle.manifest.model.problem.targets(examples.labels))
+    targets = bundle.manifest.model.problem.targets(examples.labels)
+    check_tells(bundle.manifest.metric, targets, groups_of(texts), str(data))
+    return _Inputs(texts, lengths, data, targets)
 
 
 def _row(contest: Contest, bundle: Bundle, info: EngineInfo, inputs: _Inputs, *, size: int, profile: bool) -> Row:

@@ -18,7 +18,8 @@ from hadskip_export.runtime.manifest import Manifest
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.support.errors import BudgetError, DataError
 from hadskip_export.support.progress import say, track
-from hadskip_export.support.words import counted
+from hadskip_export.support.values import several
+from hadskip_export.support.words import counted, printable
 from hadskip_export.tuning.search import Calibrated, Search
 
 
@@ -83,6 +84,7 @@ def calibrate(
         EngineError: margins that are no numbers.
         HadskipError: see `Predictor.load`.
     """
+    budgets = several("budgets", budgets)
     _check_one_goal(budgets, max_loss, p50)
     with Predictor.load(bundle, engine=engine, precision=precision, cut=cut) as predictor:
         manifest, name = predictor.bundle.manifest, predictor.engine_info.name
@@ -109,7 +111,8 @@ def calibrate(
         if write:
             kept = fit[-1:] if looked_for else tried
             _check_kept(bundle, kept)
-            texts, full_metric = f"{counted(len(examples), 'text')} of {Path(data).name}", search.full_metric()
+            texts = f"{counted(len(examples), 'text')} of {printable(Path(data).name)}"
+            full_metric = search.full_metric()
             if looked_for and (others := [info.name for info in manifest.engines if info.name != name]):
                 say(f"{bundle}: the default of {', '.join(others)} too, though it was looked for with {name}")
             points = [_point(one, manifest, texts, full_metric) for one in kept]

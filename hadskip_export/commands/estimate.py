@@ -25,6 +25,7 @@ from hadskip_export.support.errors import BudgetError, DataError, EngineError
 from hadskip_export.support.files import scratch
 from hadskip_export.support.progress import say
 from hadskip_export.support.seeds import check_seed
+from hadskip_export.support.values import several
 from hadskip_export.support.words import counted
 from hadskip_export.trainers.methods import HADSKIP, create_method
 from hadskip_export.trainers.methods.early_exit import EarlyExit
@@ -186,6 +187,7 @@ def _check_workloads(config: EncoderConfig, seq: Sequence[int], batch: Sequence[
     Raises:
         DataError: a length that the model does not take, a batch below 1, or no such routing.
     """
+    seq, batch, routing = several("seq", seq), several("batch", batch), several("routing", routing)
     for length in seq:
         if not 3 <= length <= config.most_tokens:
             raise DataError(f"--seq {length}: the model takes 3 to {config.most_tokens} tokens")

@@ -37,9 +37,11 @@ from hadskip_export.support.errors import BudgetError, BundleError, DataError, E
 from hadskip_export.support.files import new_folder
 from hadskip_export.support.progress import say
 from hadskip_export.support.seeds import check_seed
-from hadskip_export.support.words import counted
+from hadskip_export.support.values import several
+from hadskip_export.support.words import counted, printable
 from hadskip_export.trainers.probe import seconds_per_text, tokens_of
 from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.session import check_device
 from hadskip_export.tuning.engines import plans_of, worth_trying
 from hadskip_export.tuning.loss import Judge, Loss
 from hadskip_export.tuning.plan import Plan, held_back, read_plan, what_fits, write_plan
@@ -129,11 +131,14 @@ def optimize(
     check_seed(seed)
     goal = _goal(max_loss, p50)
     _check_length(minutes, epochs)
+    settings, engines = several("settings", settings), several("engines", engines)
+    if any(setting.partition("=")[0].strip() == "shared_epochs" for setting in settings):
+        raise DataError("--set shared_epochs: is what --epochs says; leave it out")
     load_recipe(RECIPE, _recipe_of(1, settings))
+    check_device(device)
     bundle = Path(out).resolve()
     folder = (bundle.with_name(f"{bundle.name}.work") if work is None else Path(work)).resolve()
-    if not dry_run:
-        _check_places(bundle, folder)
+    _check_places(bundle, folder)
     source = resolve_model(model)
     config = read_config(source)
     if max_length is not None and not 8 <= max_length <= config.most_tokens:
@@ -179,7 +184,7 @@ def optimize(
     fit = ranked(found, goal)
     if not fit:
         raise BudgetError(f"{_why_none(found, goal)}; what was trained is in {folder}, for another goal with --work")
-    texts = f"{counted(len(chosen_on), 'text')} of {Path(data).name}"
+    texts = f"{counted(len(chosen_on), 'text')} of {printable(Path(data).name)}"
     fit, served = _write_best(folder, bundle, fit, texts, lambda path: _check_served(path, chosen_on, judge, goal))
     watch.lap("bundle")
     if work is None:
@@ -355,7 +360,7 @@ def _write(run: Path, out: Path, chosen: Candidate, texts: str) -> ParityReport 
         assert source.full is not None
         layers = source.config.num_layers
         route = tuple(range(1, layers + 1))
-        point = Point(layers, (), texts, layers, ((route, 1.0),), **figures)
+        point = Point(layers, (), texts, layers, ((route, 1.0),), chosen.metric, chosen.full_metric)
         model = GatedClassifier(source.full, fixed_route=route)
         source = replace(source, model=model, points=(point,), budget=point.budget)
     engine, precision, _ = chosen.engine.rsplit("-", 2)

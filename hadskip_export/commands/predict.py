@@ -20,8 +20,9 @@ from hadskip_export.data.columns import Columns, check_used, read_standard_input
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.errors import DataError
-from hadskip_export.support.files import replaced
+from hadskip_export.support.files import replaced, resolved
 from hadskip_export.support.progress import say
+from hadskip_export.support.values import several
 from hadskip_export.support.words import printable
 
 STANDARD_INPUT = "-"
@@ -58,6 +59,9 @@ def predict(
         HadskipError: see `Predictor.load` and `Predictor.__call__`.
     """
     check_on_error(on_error)
+    if isinstance(texts, tuple) and texts and all(isinstance(text, str) for text in texts):
+        raise DataError("texts: a tuple of texts is one pair; give a list, of pairs as tuples")
+    texts = several("texts", texts)
     if bool(texts) == (input is not None):
         raise DataError("give texts to classify, or --input, and not both")
     columns = Columns(text_column, pair_column)
@@ -142,7 +146,7 @@ WRITERS: dict[str, Callable[[Iterable[Record], TextIO], None]] = {".jsonl": _wri
 
 def _writer(output: Path, input: str | Path | None, force: bool) -> Callable[[Iterable[Record]], None]:
     """What writes `output`; checks what can be checked before the work is done, for it may take hours."""
-    target = output.resolve()  # a link stays a link
+    target = resolved(output)  # a link stays a link
     write = WRITERS.get(output.suffix.lower())
     if target.exists() and not target.is_file():
         raise DataError(f"--output {output}: not a file; name a file, or leave --output out to print")

@@ -8,6 +8,7 @@ import msgspec
 
 from hadskip_export.report.card import Times, model_card
 from hadskip_export.runtime.bundle import DIGEST, MANIFEST, read_bundle
+from hadskip_export.runtime.manifest import Manifest
 from hadskip_export.runtime.signatures import SIGNATURE
 from hadskip_export.support.errors import BundleError, DataError, first_line, optional_import
 
@@ -53,7 +54,8 @@ def push(
     opened = read_bundle(bundle)
     signed = (opened.path / SIGNATURE).is_file()
     files = tuple(sorted({*opened.manifest.files, MANIFEST, DIGEST, *([SIGNATURE] if signed else [])}))
-    card = model_card(opened.manifest, repository, None if bench is None else _times(Path(bench)))
+    times = None if bench is None else _times(Path(bench), opened.manifest)
+    card = model_card(opened.manifest, repository, times)
     if dry_run:
         return Pushed(repository, None, files, card)
     hub: Any = optional_import("huggingface_hub", "hub")
@@ -71,8 +73,19 @@ def push(
     return Pushed(repository, str(commit.commit_url), files, card)
 
 
-def _times(file: Path) -> Times:
+def _times(file: Path, manifest: Manifest) -> Times:
+    """
+    Raises:
+        DataError: no such file, or figures of something else than this bundle does with somebody's texts.
+    """
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Times)
+        times = msgspec.json.decode(file.read_bytes(), type=Times)
     except (OSError, msgspec.MsgspecError) as error:
         raise DataError(f"--bench {file}: not what hadskip-export bench --json wrote ({first_line(error)})") from error
+    have = {engine.name for engine in manifest.engines}
+    for row in times.rows:
+        if (name := f"{row.engine}-{row.precision}-{row.cut}") not in have:
+            raise DataError(f"--bench {file}: times {name}, which this bundle has not; run bench on it anew")
+        if row.data is None:
+            raise DataError(f"--bench {file}: times made-up texts, which say nothing of others; run bench with --data")
+    return times

@@ -9,8 +9,8 @@ from hadskip_export.bulk.job import Job, Scored, inputs_of
 from hadskip_export.bulk.rows import OnError, check_on_error
 from hadskip_export.data.columns import Columns
 from hadskip_export.runtime.bundle import read_bundle
-from hadskip_export.runtime.values import whole_number
 from hadskip_export.support.errors import BudgetError
+from hadskip_export.support.values import several, whole_number
 
 ON_CPUS = ("ort", "openvino")
 
@@ -48,6 +48,7 @@ def score(
         HadskipError: see `Predictor.load`.
     """
     check_on_error(on_error)
+    inputs = several("inputs", inputs)
     if workers is not None and not ray:
         raise BudgetError(f"--workers {workers}: goes with --ray; --threads says how many threads compute here")
     for name, value in (("--rows", rows), ("--workers", workers), ("--threads", options.get("threads"))):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hadskip_export.data.columns import Columns
-from hadskip_export.data.problems import RANKING, Problem, ProblemType
+from hadskip_export.data.problems import RANKING, Problem, ProblemType, numbered
 from hadskip_export.data.runs import Summary
 from hadskip_export.data.tasks import TaskData, load_task
 from hadskip_export.modeling.checkpoint import digest_of_model, longest_input, own_labels, read_config, resolve_model
@@ -208,5 +208,5 @@ def _check_force(out: Path, resume: bool, inputs: dict[str, str | None]) -> None
 
 
 def _are_the_same(own: tuple[str, ...] | None, labels: tuple[str, ...]) -> bool:
-    """Whether a model's own classes are those of the task, in any order; numbers are called LABEL_0 in some."""
-    return own is not None and {name.removeprefix("LABEL_") for name in own} == set(labels)
+    """Whether a model's own classes are those of the task, in any order."""
+    return own is not None and set(numbered(own)) == set(numbered(labels))

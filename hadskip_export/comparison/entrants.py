@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from hadskip_export.comparison.figures import system_of
 from hadskip_export.routing.budgets import budget_name
 from hadskip_export.support.errors import BudgetError, RecipeError
+from hadskip_export.support.values import several
 from hadskip_export.trainers.methods import HADSKIP, METHODS, create_method
 from hadskip_export.trainers.recipe import DEFAULT, SHIPPED, Recipe, load_recipe
 
@@ -61,6 +62,7 @@ def entrants(
         RecipeError: a name that is not known, or is there twice; no seed.
         BudgetError: no budget, or one that is no whole number of layers, which some methods cannot have.
     """
+    names, budgets = several("methods", names), several("budgets", budgets)
     for name in names:
         if name not in NAMES:
             raise RecipeError(f"--method {name}: not known; there are {', '.join(NAMES)}")

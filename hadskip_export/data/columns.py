@@ -27,7 +27,9 @@ from hadskip_export.support.errors import DataError
 
 # Names by which a column is recognised, the likeliest first.
 ASKING = ("question", "query")  # beside another text, which is what it is about
+ASKED = ("answer", "passage", "document", "context", "response")  # which may be such a text
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "premise", "question1", *ASKING, "review", "content", "#1 string")
+FIRST = {"sentence2": "sentence1", "hypothesis": "premise", "question2": "question1", "#2 string": "#1 string"}
 PAIR_COLUMNS = ("text_pair", "text2", "sentence2", "hypothesis", "question2", "#2 string")
 SCORE_COLUMNS = ("score", "similarity", "relevance")  # beside those below, where a number is what is looked for
 LABEL_COLUMNS = ("label", "labels", "gold_label", "target", "class", "category", "sentiment", "quality")
@@ -149,8 +151,11 @@ def find_text(first: Row, columns: Columns) -> TextColumns:
         DataError: a named column is not there, none has a known name, or a question stands beside a text.
     """
     text = find(first, columns.text, TEXT_COLUMNS, "--text-column")
+    if columns.pair == text:
+        raise DataError(f"--pair-column {text}: is the column of the text, too; name that of the second text")
     if columns.text is None and columns.pair is None and (asks := like(first, ASKING)):
-        about = text if asks != text else like(first, tuple(name for name in TEXT_COLUMNS if name != text.lower()))
+        others = tuple(name for name in (*TEXT_COLUMNS, *ASKED) if name != text.lower())
+        about = text if asks != text else like(first, others)
         if about is not None:
             raise DataError(
                 f"{first.file}: {asks!r} and {about!r} may be a pair; say so with --text-column {asks} --pair-column"
@@ -158,7 +163,14 @@ def find_text(first: Row, columns: Columns) -> TextColumns:
             )
     names = tuple(name for name in PAIR_COLUMNS if name != text.lower())
     has_pairs = columns.pair is not None or like(first, names) is not None
-    return TextColumns(text, find(first, columns.pair, names, "--pair-column") if has_pairs else None, names)
+    pair = find(first, columns.pair, names, "--pair-column") if has_pairs else None
+    other = like(first, (FIRST.get(pair.lower(), ""),)) if pair else None
+    if columns.text is None and columns.pair is None and other not in (None, text):
+        raise DataError(
+            f"{first.file}: {text!r} beside the pair {other!r} and {pair!r}; say which with --text-column, and"
+            " --pair-column where it is the pair"
+        )
+    return TextColumns(text, pair, names)
 
 
 def like(row: Row, known: tuple[str, ...]) -> str | None:
@@ -172,10 +184,11 @@ def find(first: Row, named: str | None, known: tuple[str, ...], option: str) -> 
         if named in first.values:
             return named
         raise DataError(f"{first.file}: no column {named!r} ({option}); it has {have}")
-    by_lower = {name.lower(): name for name in first.values}
     for name in known:
-        if name in by_lower:
-            return by_lower[name]
+        if len(alike := [column for column in first.values if column.lower() == name]) > 1:
+            raise DataError(f"{first.file}: {' and '.join(map(repr, alike))} differ only in capitals; say {option}")
+        if alike:
+            return alike[0]
     between = BETWEEN.get(kind_of(first.file))
     header = f"; its first line must name the columns, with {between} between them" if between else ""
     raise DataError(f"{first.file}: cannot tell which of {have} to use{header}; name it with {option}")

@@ -1,8 +1,10 @@
 """Labelled texts, and what their labels must be."""
 
+import contextlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from hadskip_export.data.columns import ANY_COLUMNS, LABEL_COLUMNS, SCORE_COLUMNS, Columns, find, find_text, like
@@ -72,12 +74,8 @@ def read_examples(
         raise NoRowsError(f"{path}: {NO_ROWS}")
     examples = Examples(texts, labels, lines, kind or SINGLE)
     check_spelling(examples, path)
-    if (
-        examples.problem_type == MULTI
-        and examples.labels
-        and all({*label} == {"0", "1"} for label in map(names_in, labels))
-    ):
-        raise DataError(f"{path}: every row has the labels 0 and 1; give the names of labels, not a 0 or 1 for each")
+    if examples.problem_type == MULTI and not unlabelled and _are_marks([names_in(label) for label in labels]):
+        raise DataError(f"{path}: rows of the labels 0 and 1; give the names of labels, not a 0 or 1 for each")
     if known is not None:
         check_labels(examples, known.labels, path)
     return examples
@@ -88,12 +86,17 @@ def names_in(label: Label) -> tuple[str, ...]:
     return (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()
 
 
+def _are_marks(rows: Sequence[tuple[str, ...]]) -> bool:
+    """Whether rows have a 0 or 1 for each label, whose names they so do not say."""
+    return any(len(row) > 1 for row in rows) and {_plainly(name) for row in rows for name in row} <= {0, 1}
+
+
 def check_spelling(examples: Examples, file: Path) -> None:
     """
     Raises:
         DataError: two labels differ only in blanks, in capitals or in how a number is written.
     """
-    seen: dict[str | float, tuple[str, int]] = {}
+    seen: dict[str | Decimal, tuple[str, int]] = {}
     for labels, line in zip(examples.labels, examples.lines, strict=False):
         for label in names_in(labels):
             other, where = seen.setdefault(_plainly(label), (label, line))
@@ -104,13 +107,14 @@ def check_spelling(examples: Examples, file: Path) -> None:
                 )
 
 
-def _plainly(label: str) -> str | float:
+def _plainly(label: str) -> str | Decimal:
     """The same for labels that mean the same, or look it; JSON's booleans are 0 and 1 elsewhere."""
-    try:
-        return float({"false": "0", "true": "1"}.get(label, label))
-    except ValueError:
-        seen = "".join(sign for sign in unicodedata.normalize("NFKC", label) if unicodedata.category(sign) != "Cf")
-        return " ".join(seen.casefold().split())
+    with contextlib.suppress(InvalidOperation):
+        number = Decimal({"false": "0", "true": "1"}.get(label, "no number" if "_" in label else label))
+        if number.is_finite():
+            return number
+    seen = "".join(sign for sign in unicodedata.normalize("NFKC", label) if unicodedata.category(sign) != "Cf")
+    return " ".join(seen.casefold().split())
 
 
 def check_labels(examples: Examples, known: tuple[str, ...], file: Path) -> None:

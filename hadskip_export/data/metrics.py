@@ -15,6 +15,7 @@ EXTRA = "metrics"  # what installs the library of those that are not a line of N
 RELEVANT = 0.5  # above that a document, or a label, counts as one that should be there
 AGREEMENT = "agreement"
 LABELS: tuple[ProblemType, ...] = (SINGLE, MULTI)
+OF_QUERIES = ("mrr", "ndcg")
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,30 @@ def agreement(decided: np.ndarray, targets: np.ndarray, *others: np.ndarray) -> 
     """Accuracy or, of scores, Pearson's correlation, where the teacher's answers stand in for those the texts lack."""
     scores = decided.ndim == 1 and decided.dtype.kind == "f"
     return pearson(decided, targets) if scores else accuracy(decided, targets, *others)
+
+
+def telling_queries(targets: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    """Rows of each query that has documents of different relevance: of others every order is as good."""
+    return [rows for rows in _by_group(groups) if targets[rows].min() < targets[rows].max()]
+
+
+def check_tells(name: str, targets: np.ndarray | None, groups: np.ndarray, what: str) -> None:
+    """
+    Args:
+        targets: None without labels.
+        what: whose texts they are.
+
+    Raises:
+        DataError: a metric of queries, and none of them can be answered well or badly; or one of scores that differ,
+            and they do not.
+    """
+    if name in ("pearson", "spearman") and targets is not None and targets.min() == targets.max():
+        raise DataError(f"{what}: all have the label {targets[0]:g}, and {name} says nothing of such; give others, too")
+    if name in OF_QUERIES and targets is not None and not telling_queries(targets, groups):
+        raise DataError(
+            f"{what}: no query has documents of different relevance, and {name} says nothing of such; give each query"
+            " several, or leave out the labels, or train with another --metric, as pearson"
+        )
 
 
 def _by_group(groups: np.ndarray) -> list[np.ndarray]:

@@ -18,6 +18,8 @@ SCORES: tuple[ProblemType, ...] = (REGRESSION, RANKING)
 SCORE_NAME = "LABEL_0"  # what `transformers` calls the one output of a model without names
 THRESHOLD = 0.5  # probability above which a label is given, unless it has a threshold of its own
 
+UNNAMED = "LABEL_"  # before a number, what `transformers` calls a class without a name
+
 Label = str | tuple[str, ...] | float  # of a text: a class, any number of labels, or a score
 
 
@@ -95,6 +97,11 @@ class Problem:
         if self.type == MULTI:
             return ", ".join(label for label, given in zip(self.labels, decided, strict=True) if given) or "none"
         return f"{float(decided):.4g}"
+
+
+def numbered(labels: Sequence[str]) -> tuple[str, ...]:
+    """Classes as files name them: those that have no name by their number alone."""
+    return tuple(label.removeprefix(UNNAMED) for label in labels)
 
 
 def same_answers(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -135,6 +135,7 @@ class Checkpoint:
     mean_layers: float
     metric: float
     routes: tuple[tuple[Route, float], ...]
+    layers_run: tuple[float, ...] = ()
 
     @property
     def keeps_budget(self) -> bool:
@@ -233,6 +234,7 @@ def _checkpoint(paths: RunPaths, row: dict[str, Any], threshold_on: str) -> Chec
         mean_layers=float(row["mean_layers"]),
         metric=float(row["metric"]),
         routes=tuple((tuple(map(int, route)), float(share)) for route, share in routes),
+        layers_run=tuple(map(float, row.get("histogram", ()))),
     )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from hadskip_export.data.columns import ANY_COLUMNS, Columns
 from hadskip_export.data.examples import Examples, check_labels, names_in, read_examples
 from hadskip_export.data.glue import GLUE_TASKS, HUB_REPOSITORY, read_folder, read_hub
-from hadskip_export.data.metrics import AGREEMENT, metric_of
-from hadskip_export.data.problems import MULTI, SCORE_NAME, SCORES, SINGLE, Problem, ProblemType
+from hadskip_export.data.metrics import AGREEMENT, check_tells, metric_of
+from hadskip_export.data.problems import MULTI, SCORE_NAME, SCORES, SINGLE, Problem, ProblemType, groups_of, numbered
 from hadskip_export.data.rows import PACKED
 from hadskip_export.support.errors import DataError
 from hadskip_export.support.words import printable
@@ -71,8 +71,8 @@ def load_task(
 
     Raises:
         DataError: see `read_folder`, `read_hub`, `read_examples`; also an unknown task, what goes with the other of
-            `task` and `train`, a label that training (or the model) does not know, or classes in an order that the
-            metric cannot have.
+            `task` and `train`, a label that training (or the model) does not know, classes in an order that the
+            metric cannot have, or queries that it says nothing of.
     """
     if (task is None) == (train is None):
         raise DataError("give either --task, or --train with --eval")
@@ -104,7 +104,9 @@ def load_task(
         have = ", ".join(labels)
         raise DataError(f"--task {task}: F1 is that of the second class, which must be '1'; the model has {have}")
     named = metric_of(problem, metric)  # checked, whether or not there are labels to measure it on
-    metric = named if evaluated[0][1].labels else AGREEMENT
+    shown = evaluated[0][1]
+    check_tells(named, problem.targets(shown.labels), groups_of(shown.texts), str(evaluated[0][0]))
+    metric = named if shown.labels else AGREEMENT
     evaluated_on = f"{name}'s evaluation data" if evaluation is None else printable(Path(evaluation).name)
     return TaskData(name, metric, problem, training, evaluated_on, *(examples for _, examples in evaluated))
 
@@ -138,9 +140,9 @@ def label_names(examples: Examples, known: Problem | None, file: Path) -> tuple[
     """
     found = sorted({name for label in examples.labels for name in names_in(label)})
     if known is not None:
-        numbered = tuple(str(i) for i in range(len(known.labels)))
-        generic = tuple(f"LABEL_{i}" for i in range(len(known.labels)))
-        labels = numbered if known.labels == generic and found and set(found) <= set(numbered) else known.labels
+        numbers = tuple(str(i) for i in range(len(known.labels)))
+        unnamed = numbered(known.labels) == numbers and bool(found) and set(found) <= set(numbers)
+        labels = numbers if unnamed else known.labels
         check_labels(examples, labels, file)
         return labels
     if examples.problem_type in SCORES:

@@ -101,6 +101,7 @@ def load_source(path: Path, budget: float | None, full: bool) -> Source:
             data=point.threshold_on,
             mean_layers=point.mean_layers,
             routes=point.routes,
+            layers_run=point.layers_run,
             metric=point.metric if labelled else None,
             full_metric=run.teacher_metric if labelled else None,
         )

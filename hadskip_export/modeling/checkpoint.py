@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hadskip_export.data.problems import RANKING, REGRESSION, SINGLE, ProblemType
+from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE, ProblemType
 from hadskip_export.data.text import TOKENIZER_CONFIG
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
 from hadskip_export.modeling.exits import EXIT_KINDS, ExitClassifier, Student
@@ -79,16 +79,17 @@ def digest_of_model(folder: Path) -> str:
 
 def longest_input(folder: Path, config: EncoderConfig) -> int:
     """Tokens that the model takes of an input: what it has positions for, or fewer where its tokenizer cuts before
-    (`model_max_length`).
+    (`model_max_length`, which older versions of transformers call `max_len`).
 
     Raises:
         BundleError: tokenizer_config.json is no JSON object.
     """
     file = folder / TOKENIZER_CONFIG
     try:
-        known = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
+        settings = dict(json.loads(file.read_text(encoding="utf-8")).items()) if file.is_file() else {}
     except (OSError, ValueError, AttributeError) as error:
         raise BundleError(f"{file}: cannot be read ({first_line(error)})") from error
+    known = settings.get("model_max_length", settings.get("max_len"))
     return int(known) if isinstance(known, int | float) and 1 <= known < config.most_tokens else config.most_tokens
 
 
@@ -172,7 +173,9 @@ def _problem_type(config, folder: Path) -> ProblemType:
     """
     refused, architecture = None, (config.architectures or ["a model of no named architecture"])[0]
     found: ProblemType = config.problem_type or (RANKING if config.num_labels == 1 else SINGLE)
-    if found == REGRESSION and config.num_labels > 1:
+    if config.problem_type not in (None, SINGLE, MULTI, REGRESSION):
+        refused = f"problem_type {config.problem_type!r} in config.json, which transformers does not know,"
+    elif found == REGRESSION and config.num_labels > 1:
         refused = f"regression to {config.num_labels} numbers"
     elif architecture.endswith(("Model", "ForPreTraining", "ForMaskedLM")):
         raise BundleError(
@@ -336,7 +339,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of the folder's safetensors file or files."""
     index = folder / "model.safetensors.index.json"
     files = [folder / "model.safetensors"]
-    if index.is_file():
+    if index.is_file() and not files[0].is_file():  # `transformers` looks in this order, too
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
             files = [folder / Path(name).name for name in sorted(names)]

@@ -22,6 +22,7 @@ class Timed:
     p50: float
     full_p50_ms: float
     speedup: float
+    data: str | None
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ import click
 
 from hadskip_export.report.plain import to_json
 from hadskip_export.support.errors import HadskipError
-from hadskip_export.support.files import NO_ROOM, check_place, replaced
+from hadskip_export.support.files import NO_ROOM, check_place, replaced, resolved
 from hadskip_export.support.signals import Ended, interruption, unwinding
 
 STDOUT = Path("-")
+WRITE = {"--json", "--report", "--output"}  # options that name a file to write
 ESCAPED = "json-escaped"  # the name of a way to write characters that an encoding lacks
 
 
@@ -45,7 +46,25 @@ verbose = click.option(
 )
 
 
+class Command(click.Command):
+    """A command that writes over nothing that it reads."""
+
+    def invoke(self, context: click.Context) -> Any:
+        given = {_name_of(one): _places(context.params[one.name]) for one in self.params if one.name in context.params}
+        for name in WRITE & given.keys():
+            others = {other: places for other, places in given.items() if other not in (name, "--out")}
+            for other, place in ((other, place) for other, places in others.items() for place in places):
+                for file in given[name]:
+                    if _is_or_holds(place, file):
+                        raise click.UsageError(f"{name} {file}: is the input ({other}), or lies in it; name another")
+                    if other in WRITE and resolved(file) == resolved(place):
+                        raise click.UsageError(f"{name} {file}: is {other}, too; name another")
+        return super().invoke(context)
+
+
 class Commands(click.Group):
+    command_class = Command
+
     def add_command(self, command: click.Command, name: str | None = None) -> None:
         super().add_command(verbose(command), name)
 
@@ -78,6 +97,26 @@ class Commands(click.Group):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors=ESCAPED)
         return super().main(*arguments, **options)
+
+
+def _name_of(parameter: click.Parameter) -> str:
+    return parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+
+
+def _places(value: object) -> list[Path]:
+    """What may be files among the values of an option."""
+    several = value if isinstance(value, list | tuple) else [value]
+    return [Path(one) for one in several if isinstance(one, str | Path) and str(one) != str(STDOUT)]
+
+
+def _is_or_holds(place: Path, file: Path) -> bool:
+    """Whether a file that is there is `place`, or lies in it."""
+    try:
+        if not file.is_file() or not place.exists():
+            return False
+        return file.samefile(place) or (place.is_dir() and file.resolve().is_relative_to(place.resolve()))
+    except (OSError, ValueError):  # no path, but a text
+        return False
 
 
 def _fail(message: str, exit_code: int = 2) -> NoReturn:

@@ -1,6 +1,7 @@
 """Budgets: layers per input on average."""
 
 from hadskip_export.support.errors import BudgetError
+from hadskip_export.support.values import real_number
 from hadskip_export.support.words import counted
 
 OFF_BUDGET = 0.03  # share of a budget; thresholds that run more or fewer layers do not keep it
@@ -10,8 +11,9 @@ def resolve_budget(budget: float, num_layers: int) -> float:
     """A budget as a number of layers: below 1 it is a share of them, else a number, fractions allowed.
 
     Raises:
-        BudgetError: not above 0, or above the number of layers.
+        BudgetError: no number, not above 0, or above the number of layers.
     """
+    budget = real_number("budget", budget)
     layers = round(budget * num_layers, 9) if budget < 1 else budget  # 0.7 of 6 is 4.2, not 4.199999999999999
     if not 0 < layers <= num_layers:  # also refuses NaN
         raise BudgetError(

@@ -1,7 +1,7 @@
 """Whether inputs are still like those that an operating point was met on, by how many layers they run."""
 
 import math
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from hadskip_export.routing.points import Point
 # What is usually said of the index: below .1 nothing has changed, above .25 much has.
 SOME, MUCH = 0.1, 0.25
 FEWEST, RECENT = 200, 1000  # inputs that say anything, for of fewer the index is chance; and those looked back at
+KNOWN = 0.98  # of the texts
 RARE = 1e-3  # counts as the share of a number of layers that was never seen
 
 Shares = Mapping[int, float]  # by number of layers
@@ -54,12 +55,10 @@ def _drift(budget: float, expected: Shares, counts: Counter[int]) -> Drift | Non
 
 
 def expected_layers(point: Point) -> Shares:
-    """What the texts of an operating point ran, as far as its routes say."""
-    found: defaultdict[int, float] = defaultdict(float)
-    for route, share in point.routes:
-        found[len(route)] += share
-    total = sum(found.values())
-    return {number: share / total for number, share in found.items()}
+    """What the texts of an operating point ran. Of a bundle that has their commonest routes alone, and of these not
+    nearly all, nothing is known: the others would be taken for a change."""
+    total = sum(point.shares.values())
+    return {} if total < KNOWN else {number: share / total for number, share in point.shares.items()}
 
 
 def stability_index(expected: Shares, seen: Shares) -> float:

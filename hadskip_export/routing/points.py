@@ -17,6 +17,7 @@ class Point:
         thresholds: of every gate's margin, in logits, [L]; empty where every input takes one route.
         data: which texts it was met on.
         mean_layers, routes: what those texts ran; at most ten routes with their shares, the commonest first.
+        layers_run: the share of them that ran 0, 1, ..., L layers, [L + 1]; empty where an older version met it.
         metric, full_metric: of the task on those texts, there and with all layers; None without labels.
     """
 
@@ -27,12 +28,24 @@ class Point:
     routes: tuple[tuple[Route, float], ...] = ()
     metric: float | None = None
     full_metric: float | None = None
+    layers_run: tuple[float, ...] = ()
 
     @classmethod
     def met(cls, budget: float, thresholds: Sequence[float], data: str, seen: RouteStatistics, **figures) -> "Point":
         """The point at which texts took the routes of `seen`."""
         routes = tuple((tuple(route), share) for route, share in seen.commonest)
-        return cls(budget, tuple(thresholds), data, seen.mean_layers, routes=routes, **figures)
+        shares = tuple(seen.histogram)
+        return cls(budget, tuple(thresholds), data, seen.mean_layers, routes=routes, layers_run=shares, **figures)
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """The share of the texts by number of layers run; where only routes tell, as far as these do."""
+        if self.layers_run:
+            return {layers: share for layers, share in enumerate(self.layers_run) if share}
+        found: dict[int, float] = {}
+        for route, share in self.routes:
+            found[len(route)] = found.get(len(route), 0.0) + share
+        return found
 
 
 def thresholds_at(points: Sequence[Point], budget: float, num_layers: int, in_steps: bool = False) -> tuple[float, ...]:

@@ -157,7 +157,7 @@ def _check_graph(file: Path, piece: str, graph: Graph, manifest: Manifest) -> No
 
 def _check_problem(model: ModelInfo, metric: str, file: Path) -> None:
     labels, thresholds = model.labels, model.label_thresholds
-    counts = {SINGLE: len(labels) > 1, MULTI: len(labels) > 1}
+    counts = {SINGLE: len(labels) > 1, MULTI: len(labels) > 0}
     if len(set(labels)) < len(labels) or not counts.get(model.problem_type, len(labels) == 1):
         raise BundleError(
             f"{file}: {counted(len(labels), 'label')} that {model.problem_type} cannot have; build it again"
@@ -242,6 +242,9 @@ def _check_points(file: Path, manifest: Manifest) -> None:
     gates = manifest.model.layers if manifest.router.decides else 0
     if any(len(point.thresholds) != gates for point in manifest.points):
         raise BundleError(f"{file}: an operating point needs a threshold for each of {gates} layers; build it again")
+    numbers = manifest.model.layers + 1
+    if any(len(point.layers_run) not in (0, numbers) for point in manifest.points):
+        raise BundleError(f"{file}: an operating point needs a share for each of 0 to {numbers - 1} layers run")
     if manifest.router.has_exits and any(len(set(point.thresholds)) > 1 for point in manifest.points):
         raise BundleError(f"{file}: an operating point of exits with several thresholds, not one; build it again")
 

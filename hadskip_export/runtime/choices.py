@@ -11,8 +11,8 @@ from hadskip_export.runtime.bundle import Bundle
 from hadskip_export.runtime.loading import policy_of
 from hadskip_export.runtime.manifest import Manifest
 from hadskip_export.runtime.policies import CappedPolicy, ForcedPolicy, Policy
-from hadskip_export.runtime.values import real_number, whole_number
 from hadskip_export.support.errors import BudgetError, BundleError
+from hadskip_export.support.values import real_number, whole_number
 
 RouterName = Literal["gates", "full"]
 ROUTERS = get_args(RouterName)

@@ -19,13 +19,14 @@ from hadskip_export.runtime.choices import CallOptions, Choice, Choices, RouterN
 from hadskip_export.runtime.deadlines import Deadlines, Pace
 from hadskip_export.runtime.engines import Cut, Engine, EngineOptions, built_elsewhere, engine_class
 from hadskip_export.runtime.forks import never_destroy, watch
+from hadskip_export.runtime.integrity import check_files
 from hadskip_export.runtime.loading import CHAINS, GATED, Pieces, load_full
-from hadskip_export.runtime.manifest import FULL
+from hadskip_export.runtime.manifest import FULL, MODEL
 from hadskip_export.runtime.programs.base import Program
 from hadskip_export.runtime.signatures import check_signature
-from hadskip_export.runtime.tokenization import Encoded, Ids, Input, Tokenizer, pad, share_batches
-from hadskip_export.runtime.values import check_flag, real_number, whole_number
+from hadskip_export.runtime.tokenization import Encoded, Ids, Input, Tokenizer, one_by_one, pad, share_batches
 from hadskip_export.support.errors import BudgetError, BundleError, EngineError, first_line
+from hadskip_export.support.values import check_flag, real_number, whole_number
 
 CLOSED = "this predictor is closed; load the bundle again"
 ELSEWHERE = (
@@ -92,7 +93,10 @@ class Predictor:
                 f"{bundle.path}: {info.name} {reason}; make it anew with hadskip-export build {bundle.path} --engine"
                 f" {info.engine} --precision {info.precision} --cut {info.cut}"
             )
-        files = {piece: bundle.file(file) for piece, file in info.files.items()}
+        self._folder, self._loading = bundle.path.absolute(), True
+        read = {*info.files.values(), *(name for name in manifest.files if name.startswith(f"{MODEL}/"))}
+        self._read_later = {name: file for name, file in manifest.files.items() if name in read}
+        files = {piece: self._folder / file for piece, file in info.files.items()}
         engine_type, self._engine_options = engine_class(info.engine), EngineOptions(options.threads, options.spinning)
         self._engine: Engine | None = engine_type(files, info.precision, self._engine_options)
         self._most_padding = engine_type.most_padding
@@ -108,6 +112,7 @@ class Predictor:
             one, every_gate_open = Encoded(ids, ids, False), -math.inf if manifest.router.decides else None
             for rows in program.warm_up_rows:
                 self.run([one] * rows, gate_threshold=every_gate_open, max_layers=model.layers)
+        self._loading = False
 
     @classmethod
     def load(
@@ -228,7 +233,7 @@ class Predictor:
             options: see `CallOptions`.
 
         Raises:
-            DataError: a query or document that is no text.
+            DataError: a query or document that is no text; documents in no order or in a table.
             BundleError: the model gives labels, no score.
             BudgetError, EngineError: see `__call__`; `top` is no number of documents.
         """
@@ -236,7 +241,7 @@ class Predictor:
             raise BundleError(f"{self.bundle.path}: gives labels ({self.problem.type}), and documents need a score")
         started = time.perf_counter()
         top = None if top is None else whole_number("top", top)
-        documents = list(documents)
+        documents = list(one_by_one(documents))
         encoded = self.tokenizer.encode([(query, document) for document in documents])
         logits, predictions = self._predict(encoded, options, started)
         return ranked(documents, predictions, logits[:, 0].tolist())[:top]
@@ -416,6 +421,22 @@ class Predictor:
 
         return Pace(run, model.layers, model.max_length, fewest=int(self.bundle.manifest.router.has_exits))
 
+    def _check_unchanged(self) -> None:
+        """What is loaded after the rest is read from the folder as it is then, in whose place another may be.
+
+        Raises:
+            BundleError: it is.
+        """
+        if self._loading:
+            return
+        try:
+            check_files(self._folder, self._read_later)
+        except BundleError as error:
+            raise BundleError(
+                f"{self.bundle.path}: changed since it was loaded, and what is asked for was not read yet; load it"
+                f" again ({error})"
+            ) from error
+
     def load_chain(self) -> Pieces:
         """The model piece by piece, loaded when it is first asked for: where one engine takes all calls nobody needs it
         to answer one.
@@ -428,6 +449,7 @@ class Predictor:
             with self._lock:
                 chain = self._chain
                 if chain is None:
+                    self._check_unchanged()
                     manifest = self.bundle.manifest
                     self._chain = chain = CHAINS[self.engine_info.cut](self.engine, self.engine_info, manifest)
         return chain
@@ -440,6 +462,7 @@ class Predictor:
             with self._lock:
                 engine, gated = self.engine, self.gated
                 if gated is None:
+                    self._check_unchanged()
                     gated = GATED[self.engine_info.cut](engine, self.engine_info, self.bundle.manifest)
                     self.gated = gated
         return gated
@@ -451,6 +474,7 @@ class Predictor:
             with self._lock:
                 engine, full = self.engine, self._full
                 if full is None:
+                    self._check_unchanged()
                     self._full = full = load_full(engine, self.engine_info, self.bundle.manifest)
         return full
 

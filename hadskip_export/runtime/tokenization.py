@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer as BackendTokenizer
@@ -21,6 +21,7 @@ MOST_SETTINGS = 16 << 20  # of the file beside it
 PROBES = ("", "a \U00013000")  # no word, and one that hardly a vocabulary has: an Egyptian hieroglyph
 Ids = Mapping[str, Sequence[int] | np.ndarray]  # what a tokenizer of `transformers` gives for one input
 Input = Text | Ids
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +118,7 @@ class Tokenizer:
         """
         return [
             self._from_ids(index, item) if isinstance(item, Mapping) else self._from_text(index, item)
-            for index, item in enumerate(_one_by_one(inputs))
+            for index, item in enumerate(one_by_one(inputs))
         ]
 
     def _from_text(self, index: int, text: Text) -> Encoded:
@@ -197,7 +198,7 @@ class Tokenizer:
         return Encoded(ids.astype(np.int64), type_ids.astype(np.int64), truncated=False)
 
 
-def _one_by_one(inputs: Iterable[Input]) -> Iterable[Input]:
+def one_by_one(inputs: Iterable[T]) -> Iterable[T]:
     """
     Raises:
         DataError: nothing that has inputs in an order.

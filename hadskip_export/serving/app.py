@@ -15,7 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 import hadskip_export
-from hadskip_export.data.problems import MULTI
+from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE
 from hadskip_export.runtime.answers import ranked
 from hadskip_export.serving.answers import check_side, relevance_of, scores_of, tell_layers, texts_of
 from hadskip_export.serving.compatible import compatible
@@ -33,6 +33,9 @@ from hadskip_export.serving.schema import (
 )
 from hadskip_export.serving.service import Service
 from hadskip_export.support.errors import BudgetError, DataError, HadskipError
+
+# What makes a number of a logit, by the names of Hugging Face's endpoints.
+FUNCTIONS = {SINGLE: "softmax", MULTI: "sigmoid", RANKING: "sigmoid", REGRESSION: "none"}
 
 
 def create_app(service: Service, token: str | None = None) -> FastAPI:
@@ -65,9 +68,10 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     async def endpoint(question: EndpointQuestion, response: Response) -> list[list[Score]]:
         """The same, of a text too a list of lists."""
         wanted, texts = question.parameters, texts_of(question.inputs)[0]
-        own = "sigmoid" if service.predictor.problem.type == MULTI else "softmax"
+        own = FUNCTIONS[service.predictor.problem.type]
         if wanted.function_to_apply not in (None, "none", own):
-            raise DataError(f"function_to_apply: {wanted.function_to_apply}; this model's is {own}, or none")
+            none = "" if own == "none" else ", or none"
+            raise DataError(f"function_to_apply: {wanted.function_to_apply}; this model's is {own}{none}")
         answers = await service.answer(texts)
         tell_layers(response, answers)
         raw = wanted.function_to_apply == "none"
@@ -160,13 +164,16 @@ def _explain(app: FastAPI) -> None:
         return problem(422, "Validation", str(error)) if client else problem(500, "Backend", str(error))
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return problem(422, "Validation", f"{where}: {first['msg']}")
+        remedy = "" if "json" in request.headers.get("content-type", "") else "; say Content-Type: application/json"
+        return problem(422, "Validation", f"{where}: {first['msg']}{remedy}")
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # FastAPI's, of what no JSON can be read from
+            return problem(422, "Validation", "body: no JSON in UTF-8; send it as that, and not compressed")
         kind = "Overloaded" if error.status_code == 429 else "Validation"
         return problem(error.status_code, kind, str(error.detail), dict(error.headers or {}))
 

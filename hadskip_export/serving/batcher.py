@@ -164,7 +164,8 @@ class Batcher:
                 else:
                     request.answers.set_result(answers)
             self._pace = 0.9 * self._pace + 0.1 * (ended - started) / max(1, inputs)
-            self._metrics.batch.observe(inputs)
+            if computed := sum(len(answers) for answers in found if not isinstance(answers, Exception)):
+                self._metrics.batch.observe(computed)
             control.saw(started - min(request.came for request in batch), ended)
             self._metrics.set_budget(control.budget)
 

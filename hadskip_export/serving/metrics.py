@@ -23,9 +23,7 @@ class Metrics:
         )
         self.waiting = Gauge("hadskip_queue_inputs", "Inputs of requests that are not answered yet", registry=own)
         self.batch = Histogram("hadskip_batch_inputs", "Inputs computed together", buckets=INPUTS, registry=own)
-        self.layers = Histogram(
-            "hadskip_layers_run", "Layers that an input ran", buckets=range(layers + 1), registry=own
-        )
+        self._num_layers, self.layers = layers, _layers_run(layers, own)
         self.runs = Counter("hadskip_layer_runs", "Inputs that ran the layer", ("layer",), registry=own)
         self.truncated = Counter("hadskip_truncated", "Inputs whose end was not read", registry=own)
         self.budget = Gauge("hadskip_budget", "Mean layers asked for: the operating point", registry=own)
@@ -51,10 +49,17 @@ class Metrics:
             self.budget.set(budget)
 
     def serves(self, predictor: Predictor) -> None:
-        engine = predictor.engine_info
+        engine, layers = predictor.engine_info, predictor.bundle.manifest.model.layers
+        if layers != self._num_layers:  # its buckets are numbers of layers
+            self._registry.unregister(self.layers)
+            self._num_layers, self.layers = layers, _layers_run(layers, self._registry)
         self.drift.set(0)  # what was seen was of the bundle before
         self.bundle.info({"path": str(predictor.bundle.path), "engine": engine.name, "chip": engine.chip or ""})
 
     def text(self) -> tuple[bytes, str]:
         """What is scraped, and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+
+def _layers_run(layers: int, registry: CollectorRegistry) -> Histogram:
+    return Histogram("hadskip_layers_run", "Layers that an input ran", buckets=range(layers + 1), registry=registry)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, Strict
 from typing_extensions import TypeAliasType
 
 # One error is enough of a list: a body may hold a million.
@@ -14,7 +14,9 @@ Inputs = Annotated[
         description="A text; a pair [first, second]; or many [[text], [first, second], ...]", examples=["a fine film"]
     ),
 ]
-Budget = Annotated[float | None, Field(description="Layers per input on average; the operating point if left out")]
+Budget = Annotated[
+    float | None, Strict(), Field(description="Layers per input on average; the operating point if left out")
+]
 Truncate = Annotated[bool, Field(description="Whether the end of a text that is too long may be left out")]
 Side = Annotated[
     Literal["Left", "Right", "left", "right"] | None,

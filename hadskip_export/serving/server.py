@@ -18,8 +18,10 @@ BACKLOG = 2048  # connections that wait to be taken
 def listen(host: str, port: int) -> socket.socket:
     """
     Raises:
-        DataError: nobody can listen there.
+        DataError: nobody can listen there, or everybody could hear it and nobody said so.
     """
+    if not host.strip():
+        raise DataError("--host: is empty; name an address, as 127.0.0.1, or 0.0.0.0 for all of this machine's")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)

@@ -31,12 +31,25 @@ def check_place(file: Path, option: str) -> None:
     Raises:
         DataError: no file can be written there.
     """
+    resolved(file)
     if not file.absolute().parent.is_dir():
         raise DataError(f"{option} {file}: no folder {file.parent}; make it first")
     if file.is_dir():
         raise DataError(f"{option} {file}: is a folder; name a file")
     if not os.access(file if file.exists() and not file.is_file() else file.absolute().parent, os.W_OK):
         raise DataError(f"{option} {file}: cannot be written there; name a file in another folder")
+
+
+def resolved(file: Path) -> Path:
+    """Where links lead.
+
+    Raises:
+        DataError: to themselves.
+    """
+    try:
+        return file.resolve()
+    except RuntimeError:
+        raise DataError(f"{file}: a link that leads to itself; remove it, or name another file") from None
 
 
 @contextmanager
@@ -48,10 +61,11 @@ def replaced(file: Path) -> Iterator[Path]:
         BundleError: another process is writing it.
         OSError: it cannot be written; names `file`.
     """
-    file = file.resolve()
-    if file.exists() and not file.is_file():
-        yield file
+    if file.exists() and not file.is_file():  # before it is resolved: a pipe of this process leads to no name
+        with named(file):
+            yield file
         return
+    file = resolved(file)
     with _part(file, _create_file) as part:
         yield part
 

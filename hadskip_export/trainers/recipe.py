@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from hadskip_export.support.errors import RecipeError
+from hadskip_export.support.values import several
 
 DEFAULT = "adaptive"
 SHIPPED = ("paper", "adaptive")
@@ -116,7 +117,7 @@ def load_recipe(recipe: str | Path | None = None, settings: Sequence[str] = ()) 
     """
     name = str(recipe or DEFAULT)
     values = _shipped(name) if name in SHIPPED else _from_file(Path(name))
-    for setting in settings:
+    for setting in several("settings", settings):
         key, equals, value = setting.partition("=")
         if not equals:
             raise RecipeError(f"--set {setting}: expected key=value")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hadskip_export.data.metrics import AGREEMENT, METRICS
+from hadskip_export.data.metrics import AGREEMENT, METRICS, OF_QUERIES, telling_queries
 from hadskip_export.data.problems import RANKING, Problem, same_answers
 from hadskip_export.support.errors import DataError
 
@@ -74,9 +74,12 @@ class Judge:
         """
         if (have := self._fewest()) < (need := fewest_texts(share)):
             what = "queries" if self._by_query else "of the rarest label" if self._by_class else "texts"
+            counting = (
+                "; only queries with documents of different relevance count" if self.measure in OF_QUERIES else ""
+            )
             raise DataError(
                 f"--max-loss {share:g}: {have} {what} cannot show it, however they are answered; give at least {need},"
-                " or allow more loss"
+                f" or allow more loss{counting}"
             )
 
     @property
@@ -95,11 +98,17 @@ class Judge:
     def _fewest(self) -> int:
         """What there is of queries, of members of the rarest class, or of texts."""
         if self._by_query:
-            return len(np.unique(self.groups))
+            return len(self._queries())
         if self._by_class:
             one_hot = self._targets if self._targets.ndim == 2 else np.eye(len(self.problem.labels))[self._targets]
             return int(one_hot.sum(axis=0).min())
         return len(self.full)
+
+    def _queries(self) -> list[np.ndarray]:
+        """Rows of each that can lose anything. Others, of which there is nothing to lose, are not counted."""
+        if self.measure in OF_QUERIES:
+            return telling_queries(self._targets, self.groups)
+        return [np.flatnonzero(self.groups == query) for query in np.unique(self.groups)]
 
     def _score(self, logits: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> float:
         return METRICS[self.measure](self.problem, logits[rows], self._targets[rows], groups)
@@ -121,8 +130,7 @@ class Judge:
     def _drawn_by_query(self, logits: np.ndarray) -> np.ndarray:
         """A metric of rankings is the mean of the queries', so each is ranked once."""
         differences = []
-        for query in np.unique(self.groups):
-            rows = np.flatnonzero(self.groups == query)
+        for rows in self._queries():
             same = np.zeros_like(rows)
             differences.append(self._score(self.full, rows, same) - self._score(logits, rows, same))
         drawn = np.random.default_rng(0).integers(0, len(differences), (DRAWS, len(differences)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hadskip_export.data.examples import Examples
-from hadskip_export.data.metrics import METRICS
+from hadskip_export.data.metrics import METRICS, check_tells
 from hadskip_export.data.problems import groups_of
 from hadskip_export.routing.budgets import keeps
 from hadskip_export.routing.routes import RouteStatistics, statistics
@@ -55,11 +55,15 @@ class Search:
 
     Args:
         examples: whose labels, if there are any, are the bundle's.
+
+    Raises:
+        DataError: see `check_tells`.
     """
 
     def __init__(self, predictor: Predictor, examples: Examples):
         self._predictor, self._gauge = predictor, Gauge(predictor, examples.texts)
         self._targets, self._groups = predictor.problem.targets(examples.labels), groups_of(examples.texts)
+        check_tells(predictor.bundle.manifest.metric, self._targets, self._groups, "the labelled texts")
 
     def judge(self) -> Judge:
         """Of losses against full BERT; see `Gauge.full_logits`."""

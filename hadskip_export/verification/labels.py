@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hadskip_export.data.examples import Examples
-from hadskip_export.data.metrics import AGREEMENT, METRICS
+from hadskip_export.data.metrics import AGREEMENT, METRICS, check_tells
 from hadskip_export.data.problems import Problem, groups_of, same_answers
 from hadskip_export.routing.routes import RouteStatistics, statistics
 from hadskip_export.runtime.predictor import Predictor
@@ -73,10 +73,14 @@ def check_data(predictor: Predictor, examples: Examples) -> DataCheck:
 
     Args:
         examples: with labels that the model knows.
+
+    Raises:
+        DataError: see `check_tells`.
     """
     problem, metric = predictor.problem, predictor.bundle.manifest.metric
     expected, groups = problem.targets(examples.labels), groups_of(examples.texts)
     assert expected is not None
+    check_tells(metric, expected, groups, "the labelled texts")
     inputs = predictor.tokenizer.encode(examples.texts)
     logits, routes = predictor.run(inputs, router="gates")
     gates, score = problem.decide(logits), METRICS[metric]

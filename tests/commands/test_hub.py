@@ -239,10 +239,14 @@ def test_many_may_load_it_for_the_first_time_at_once(whole_bundle: Path, tmp_pat
 
 def test_the_card_says_what_the_bench_found(whole_bundle: Path, tmp_path: Path):
     row = {"engine": "ort", "precision": "fp32", "cut": "whole", "batch": 1, "layers_run": 2.5, "p50": 1.25,
-           "full_p50_ms": 3.0, "speedup": 2.4, "seq": 12.0}  # fmt: skip
+           "full_p50_ms": 3.0, "speedup": 2.4, "seq": 12.0, "data": "dev.csv"}  # fmt: skip
     (tmp_path / "bench.json").write_text(json.dumps({"environment": {"chip": "An EPYC"}, "rows": [row]}))
     card = push(whole_bundle, NAME, bench=tmp_path / "bench.json", dry_run=True).card
     assert "## Time on An EPYC" in card and "| ort-fp32-whole | 1 | 2.50 | 1.25 | 3.00 | 2.40 |" in card
+    for change, why in (({"cut": "gates"}, "ort-fp32-gates, which this bundle has not"), ({"data": None}, "made-up")):
+        (tmp_path / "bench.json").write_text(json.dumps({"environment": {}, "rows": [row | change]}))
+        with pytest.raises(DataError, match=why):
+            push(whole_bundle, NAME, bench=tmp_path / "bench.json", dry_run=True)
     (tmp_path / "bench.json").write_text("{}")
     with pytest.raises(DataError, match="not what hadskip-export bench --json wrote"):
         push(whole_bundle, NAME, bench=tmp_path / "bench.json", dry_run=True)

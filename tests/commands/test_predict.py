@@ -22,6 +22,22 @@ from hadskip_export.support.errors import DataError
 from tests.runtime.editing import change_manifest, copy_of
 from tests.test_cli import equal, lines, program, refused, run, shown, succeeded
 
+
+def test_one_text_is_no_list_of_letters(bundle: Path):
+    for texts in ("good", ("good", "bad"), {"good": 1}):
+        with pytest.raises(DataError, match="list"):
+            list(hadskip_export.predict(bundle, texts))
+    assert len(list(hadskip_export.predict(bundle, [("good", "bad")]))) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_json_has_no_number_for_is_null(value: float, bundle: Path, tmp_path: Path):
+    pq.write_table(pa.table({"text": ["good"], "price": [value], "list": [[1.0, value]]}), tmp_path / "a.parquet")
+    (line,) = hadskip_export.predict(bundle, input=tmp_path / "a.parquet")
+    found = json.loads(line, parse_constant=lambda name: pytest.fail(name))
+    assert (found["price"], found["list"]) == (None, [1.0, None])
+
+
 BAD_ROWS = {
     "data.csv": (
         'text,label\ngood,1\nshort\n"open,1\n"two\nlines",2\n,3\nbad,4\n',

@@ -140,6 +140,7 @@ def test_answers_of_other_work_are_never_mixed(bundle: Path, inputs, tmp_path: P
         (lambda: score(bundle, inputs[:1], out, rows=8), "rows"),
         (lambda: score(bundle, inputs[:1], out, rows=7, router="full"), "router"),
         (lambda: score(bundle, inputs[:1], out, rows=7, max_layers=1), "max_layers"),
+        (lambda: score(bundle, inputs[:1], out, rows=7, gate_threshold=0.0), "gate_threshold"),
         (lambda: score(bundle, inputs[:1], out, rows=7, on_error="skip"), "on-error"),
     ):
         assert f"has answers of another {what};" in outcome(attempt)

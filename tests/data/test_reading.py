@@ -621,10 +621,43 @@ def test_a_list_as_numpy_writes_it_has_no_commas(shown: str, labels: tuple[str, 
     assert read_examples(file) == Examples(["first", "second"], [labels, ()], problem_type=MULTI)
 
 
-def test_a_0_or_1_for_each_label_is_refused(tmp_path):
-    rows = [{"text": "first", "labels": [1, 0]}, {"text": "second", "labels": [0, 1]}]
+@pytest.mark.parametrize("second", [[0, 1], [0], []], ids=repr)
+@pytest.mark.parametrize("kind", [int, float, bool])
+def test_a_0_or_1_for_each_label_is_refused(second: list, kind: type, tmp_path):
+    rows = [{"text": "first", "labels": [kind(1), kind(0)]}, {"text": "second", "labels": [*map(kind, second)]}]
     file = write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
-    refused(lambda: read_examples(file), "every row has the labels 0 and 1")
+    refused(lambda: read_examples(file), "rows of the labels 0 and 1")
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["text,premise,hypothesis", "sentence,sentence1,sentence2", "text,question1,question2", "Text,text,other"],
+)
+def test_which_of_several_texts_is_meant_is_asked(header: str, tmp_path):
+    file = write(tmp_path, "a.csv", f"{header},label\na,b,c,l\n")
+    refused(lambda: read_examples(file), "--text-column")
+    first, second, third = header.split(",")
+    assert read_examples(file, Columns(first)).texts[0] in ("a", ("a", "c"))
+    assert read_examples(file, Columns(second, third)).texts == [("b", "c")]
+
+
+def test_a_text_is_not_its_own_pair(tmp_path):
+    file = write(tmp_path, "a.csv", "text,label\na,l\n")
+    refused(lambda: read_examples(file, Columns("text", "text")), "--pair-column text")
+
+
+@pytest.mark.parametrize(
+    "labels", [("100000000000000001", "100000000000000002"), ("1_0", "10"), ("nan1", "nan2"), ("inf", "-inf")]
+)
+def test_labels_that_only_look_like_one_number_are_two(labels, tmp_path):
+    file = write(tmp_path, "a.csv", f"text,label\na,{labels[0]}\nb,{labels[1]}\n")
+    assert read_examples(file).labels == list(labels)
+
+
+def test_numbers_that_name_labels_are_names(tmp_path):
+    rows = [{"text": "first", "labels": [1, 0]}, {"text": "second", "labels": [2]}]
+    file = write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert read_examples(file).labels == [("1", "0"), ("2",)]
 
 
 @pytest.mark.parametrize("other", ["cafe\u0301", "caf\u00e9\u200b", "\ufeffcaf\u00e9"], ids=ascii)
@@ -641,7 +674,10 @@ def test_a_text_of_several_lines_in_a_column_alone_is_refused(tmp_path):
     assert "line 3" in str(bad[0]) and "quotation marks" in str(bad[0])
 
 
-@pytest.mark.parametrize("header", ["question,sentence", "sentence,question", "query,text", "question,content"])
+@pytest.mark.parametrize(
+    "header",
+    ["question,sentence", "sentence,question", "query,text", "question,content", "question,answer", "query,passage"],
+)
 def test_a_question_beside_a_text_is_not_left_out_unsaid(header: str, tmp_path):
     file = write(tmp_path, "a.csv", f"{header},label\na,b,l\n")
     refused(lambda: read_examples(file), "may be a pair", "--pair-column")

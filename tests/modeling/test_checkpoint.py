@@ -211,6 +211,7 @@ UNSUPPORTED = [
     ({"is_decoder": True}, "decoder"),
     ({"auto_map": {"AutoModel": "modeling_mine.MyModel"}}, "code of its own"),
     ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "quantised"),
+    ({"problem_type": "binary"}, "problem_type 'binary'"),
 ]
 
 
@@ -260,7 +261,8 @@ def test_a_models_digest_is_of_all_that_is_read_of_it(damaged):
 
 
 @pytest.mark.parametrize(
-    ("said", "longest"), [({}, 48), ({"model_max_length": 8}, 8), ({"model_max_length": 10**30}, 48), (None, 48)]
+    ("said", "longest"),
+    [({}, 48), ({"model_max_length": 8}, 8), ({"model_max_length": 10**30}, 48), (None, 48), ({"max_len": 8}, 8)],
 )
 def test_a_tokenizer_may_cut_before_the_model_does(said, longest, damaged):
     if said is not None:
@@ -300,8 +302,11 @@ def test_a_shard_that_is_missing_is_refused(damaged):
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]"])
-def test_a_damaged_index_of_shards_is_refused(content, damaged):
+def test_a_damaged_index_of_shards_is_refused_unless_there_is_one_file_with_all(content, damaged):
+    """`transformers` looks for that one first."""
     (damaged / "model.safetensors.index.json").write_text(content)
+    load_classifier(damaged)
+    (damaged / "model.safetensors").rename(damaged / "a.safetensors")
     refused(lambda: load_classifier(damaged), str(damaged))
 
 

@@ -1,6 +1,7 @@
 """Drift: the index against what it is defined as, and what is chance and what is not."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,15 @@ def drawn(shares: dict[int, float], count: int, seed: int) -> list[int]:
 
 def test_routes_of_as_many_layers_are_one_kind():
     assert expected_layers(POINT) == pytest.approx(THEN)
+
+
+def test_of_routes_that_are_not_nearly_all_nothing_is_taken_for_drift():
+    """A point has its ten commonest routes; the shares of layers run say what the others ran."""
+    some = replace(POINT, routes=POINT.routes[:3])
+    assert expected_layers(some) == {} and drift_from(some, drawn(THEN, 500, 0)) is None
+    known = replace(some, layers_run=(0, 0, 0.4, 0.4, 0.2, 0, 0))
+    assert expected_layers(known) == pytest.approx(THEN)
+    assert drift_from(known, drawn(THEN, 500, 0)).index < 0.1
 
 
 def test_the_index_is_0_of_what_is_alike_and_the_same_in_both_directions():

@@ -613,6 +613,32 @@ def test_full_bert_runs_every_layer_whatever_else_is_asked_for(bundle: Path):
             assert full("good", router="gates") == gates("good") != expected
 
 
+@pytest.mark.parametrize("first", ["gates", "full"])
+def test_what_is_loaded_later_is_of_the_same_bundle_or_refused(first: str, bundle: Path, tmp_path: Path):
+    """A new folder takes the place of one that is loaded, and the kill switch would answer with another model."""
+    copy, later = copy_of(bundle, tmp_path), "full" if first == "gates" else "gates"
+    with Predictor.load(copy, router=first) as predictor, Predictor.load(bundle) as other:
+        weights = copy / "model" / "weights" / "fp32.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        with pytest.raises(BundleError, match="changed since it was loaded"):
+            predictor("good", router=later)
+        assert predictor("good", router=first) == other("good", router=first)
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        (copy / "engines" / next((copy / "engines").iterdir()).name / "report.json").write_text("{}")  # checked anew
+        assert predictor("good", router=later) == other("good", router=later)
+
+
+def test_another_working_folder_changes_nothing(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    copy = copy_of(bundle, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with Predictor.load(copy.name) as predictor, Predictor.load(bundle) as other:
+        monkeypatch.chdir("/")
+        assert predictor("good", router="full") == other("good", router="full")
+
+
 def test_what_was_built_is_run_whatever_was_asked_for_at_load(bundle: Path, predictor: Predictor, oracle: Oracle):
     encoded = predictor.tokenizer.encode(TEXTS)
     with Predictor.load(bundle, max_layers=1, gate_threshold=0.7) as capped:

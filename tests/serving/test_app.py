@@ -2,16 +2,19 @@
 
 import concurrent.futures
 import contextlib
+import gzip
 import math
 import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
 
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.serving.limits import Limits
+from hadskip_export.serving.metrics import Metrics
 from tests.conftest import sentences
 from tests.serving.conftest import Served, serving
 
@@ -85,6 +88,55 @@ def test_hugging_faces_client_gets_the_predictors_answers(served: Served, predic
     assert [each.score for each in raw] == pytest.approx(sorted(logits, reverse=True), abs=1e-5)
     answer = served.ask("/", {"inputs": TEXTS[0], "parameters": {"function_to_apply": "sigmoid"}})
     assert answer.status == 422 and "softmax" in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "said"),
+    [
+        (
+            b'{"inputs": "one"}',
+            {"Content-Type": "application/x-www-form-urlencoded"},
+            "say Content-Type: application/json",
+        ),
+        ('{"inputs": "caf\u00e9"}'.encode("latin-1"), {}, "no JSON in UTF-8"),
+        (gzip.compress(b'{"inputs": "one"}'), {"Content-Encoding": "gzip"}, "not compressed"),
+        (b'{"inputs": "one", "budget": true}', {}, "budget"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_told_why(served: Served, body: bytes, headers: dict[str, str], said: str):
+    answer = served.ask("/predict", body, **headers)
+    assert answer.status == 422 and said in answer.json["error"] and "\n" not in answer.json["error"]
+
+
+def test_what_was_refused_is_counted_as_no_batch(served: Served):
+    served.ask("/predict", {"inputs": "one"})
+    before = served.metric("hadskip_batch_inputs_sum")
+    assert served.ask("/predict", {"inputs": "one", "budget": 77}).status == 422
+    assert served.metric("hadskip_batch_inputs_sum") == before
+    assert served.ask("/predict", {"inputs": [["one"], ["two"]]}).status == 200
+    assert served.metric("hadskip_batch_inputs_sum") == before + 2
+
+
+def test_a_bundle_of_other_layers_has_buckets_of_its_own(points_bundle: Path):
+    metrics = Metrics(2)
+    with Predictor.load(points_bundle) as predictor:
+        metrics.serves(predictor)
+        metrics.saw(np.ones((1, 4), bool), [False])
+    told = metrics.text()[0].decode()
+    assert 'hadskip_layers_run_bucket{le="4.0"} 1.0' in told and 'hadskip_layers_run_bucket{le="3.0"} 0.0' in told
+
+
+def test_a_score_is_given_through_the_function_its_model_has(ranking_bundle: Path):
+    with serving(ranking_bundle) as served:
+
+        def ask(function: str | None):
+            return served.ask("/", {"inputs": ["one", "two"], "parameters": {"function_to_apply": function}})
+
+        assert ask("sigmoid").json == ask(None).json
+        (((raw,),), ((score,),)) = ask("none").json, ask(None).json
+        assert score["score"] == pytest.approx(1 / (1 + math.exp(-raw["score"])), abs=1e-5)
+        refused = ask("softmax")
+        assert refused.status == 422 and "this model's is sigmoid" in refused.json["error"]
 
 
 def test_of_several_labels_each_has_a_probability_of_its_own(labels_bundle: Path):

@@ -43,6 +43,23 @@ def test_without_labels_a_loss_is_the_share_of_other_answers():
     assert (found.value, found.most) == (pytest.approx(6 / 400), most_of_a_share(6, 400))
 
 
+def test_queries_of_which_nothing_can_be_lost_show_no_loss():
+    """Of one document, or of documents that are all alike, every order is as good."""
+    random, ranking = np.random.default_rng(0), Problem(RANKING, ("LABEL_0",))
+    groups = np.concatenate((np.repeat(np.arange(8), 20), np.arange(8, 1008)))
+    targets = random.integers(0, 2, len(groups)).astype(np.float32)
+    full = random.normal(size=(len(groups), 1)).astype(np.float32)
+    for metric in ("ndcg", "mrr"):
+        mixed = judge(full, targets, ranking, metric, groups)
+        few = judge(full[:160], targets[:160], ranking, metric, groups[:160])
+        assert mixed.loss(full).most == few.loss(full[:160]).most > 0.3
+        right = targets[:, None] + full / 9
+        assert judge(right, targets, ranking, metric, groups).loss(-right).most > 0.3
+        for one in (mixed, few):
+            with pytest.raises(DataError, match="8 queries"):
+                one.check_enough(0.1)
+
+
 def test_no_labels_of_these_texts_could_lose_more_accuracy_than_answers_are_others():
     random = np.random.default_rng(0)
     full, other = random.integers(0, 2, 300), random.integers(0, 2, 300)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from hadskip_export.runtime.values import check_flag, whole_number
 from hadskip_export.support.cpus import usable_cpus
 from hadskip_export.support.environment import chip
 from hadskip_export.support.errors import EngineError
+from hadskip_export.support.values import check_flag, whole_number
 
 # How finely the model is cut. `gates`: every layer and every gate is an engine of its own, called in turn. `layers`: a
 # layer's engine, or one engine asked after it, answers for all later gates. `whole`: the gated model is one engine.

@@ -16,9 +16,9 @@ from hadskip_export.runtime.bundle import DIGEST, MANIFEST, Bundle
 from hadskip_export.runtime.choices import ROUTERS, RouterName
 from hadskip_export.runtime.manifest import FULL
 from hadskip_export.runtime.signatures import SIGNATURE
-from hadskip_export.runtime.values import real_number, whole_number
 from hadskip_export.support.errors import BudgetError, BundleError
 from hadskip_export.support.files import new_folder
+from hadskip_export.support.values import real_number, whole_number
 
 TEXT, PAIR = "text", "pair"  # what a model takes
 VERSION, BUNDLE, LABELS = "1", "bundle", "labels.txt"

@@ -1,10 +1,16 @@
 """Which values an option of the runtime takes. Of the usual types nothing but the type is looked at: a call asks."""
 
 import numbers
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
-from hadskip_export.support.errors import BudgetError, EngineError, HadskipError
+from hadskip_export.support.errors import BudgetError, DataError, EngineError, HadskipError
+from hadskip_export.support.words import printable
+
+T = TypeVar("T")
+SHOWN = 60  # characters of what is refused
 
 
 def whole_number(option: str, value: object, most: int | None = None, error: type[HadskipError] = BudgetError) -> int:
@@ -38,6 +44,17 @@ def real_number(option: str, value: object) -> float:
         except OverflowError:
             pass
     raise BudgetError(f"{option}={value!r}: expected a number")
+
+
+def several(option: str, given: Iterable[T]) -> tuple[T, ...]:
+    """Things in an order.
+
+    Raises:
+        DataError: one thing where several are meant: of a text Python would make its letters, of a mapping its keys.
+    """
+    if isinstance(given, str | bytes | Mapping | set | frozenset) or not isinstance(given, Iterable):
+        raise DataError(f"{option}={printable(repr(given))[:SHOWN]}: expected a list")
+    return tuple(given)
 
 
 def check_flag(option: str, value: object) -> None:
