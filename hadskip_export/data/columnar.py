@@ -40,13 +40,30 @@ def read_saved(folder: Path, most_characters: int) -> Iterator[Values | str]:
         raise DataError(f"{folder}: a folder, and none that datasets has saved; name a file")
     arrow: Any = optional_import("pyarrow", "parquet")
     with _failures_named(folder, "as a folder of datasets"):
-        state = json.loads((folder / STATE).read_text())
-        if state.get("_indices_data_files"):
-            raise DataError(f"{folder}: its rows are chosen by a list of indices; save it with flatten_indices()")
-        for part in state["_data_files"]:
-            with arrow.OSFile(str(folder / Path(part["filename"]).name)) as source:
+        for file in _saved_files(folder):
+            with arrow.OSFile(str(file)) as source:
                 opened = arrow.ipc.open_stream(source)
                 yield from _rows(opened, _class_names(folder, opened.schema), most_characters)
+
+
+def class_names(place: Path, column: str) -> tuple[str, ...]:
+    """What a file or folder of either kind calls the classes of a column, by their numbers; none of another column."""
+    if place.is_dir():
+        arrow: Any = optional_import("pyarrow", "parquet")
+        with _failures_named(place, "as a folder of datasets"), arrow.OSFile(str(_saved_files(place)[0])) as source:
+            schema = arrow.ipc.open_stream(source).schema
+    else:
+        parquet: Any = optional_import("pyarrow.parquet", "parquet")
+        with _failures_named(place, "as Parquet"):
+            schema = parquet.read_schema(place)
+    return tuple(_class_names(place, schema).get(column, ()))
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    state = json.loads((folder / STATE).read_text())
+    if state.get("_indices_data_files"):
+        raise DataError(f"{folder}: its rows are chosen by a list of indices; save it with flatten_indices()")
+    return [folder / Path(part["filename"]).name for part in state["_data_files"]]
 
 
 def _rows(batches: Iterable[Any], names: dict[str, list[str]], most_characters: int) -> Iterator[Values | str]:

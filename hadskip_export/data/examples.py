@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
+from hadskip_export.data.columnar import PARQUET, class_names
 from hadskip_export.data.columns import ANY_COLUMNS, LABEL_COLUMNS, SCORE_COLUMNS, Columns, find, find_text, like
 from hadskip_export.data.problems import MULTI, SCORES, SINGLE, Label, Problem, ProblemType
-from hadskip_export.data.rows import NO_ROWS, NoRowsError, read_rows, several_in
+from hadskip_export.data.rows import NO_ROWS, NoRowsError, kind_of, read_rows, several_in
 from hadskip_export.data.text import Text
 from hadskip_export.support.errors import DataError
 
@@ -17,12 +18,14 @@ from hadskip_export.support.errors import DataError
 @dataclass(frozen=True)
 class Examples:
     """Texts and their labels as the problem has them, in file order; no labels at all where the texts have none.
-    `lines`: where each begins in the file; none if that is not known."""
+    `lines`: where each begins in the file; none if that is not known. `classes`: in the order of their numbers, where
+    the file has such."""
 
     texts: list[Text]
     labels: Sequence[Label]
     lines: list[int] = field(default_factory=list, compare=False)
     problem_type: ProblemType = SINGLE
+    classes: tuple[str, ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -72,7 +75,9 @@ def read_examples(
         lines.append(row.line)
     if not texts:
         raise NoRowsError(f"{path}: {NO_ROWS}")
-    examples = Examples(texts, labels, lines, kind or SINGLE)
+    has_numbers = path.is_dir() or kind_of(path) == PARQUET
+    classes = class_names(path, label) if label is not None and has_numbers else ()
+    examples = Examples(texts, labels, lines, kind or SINGLE, classes)
     check_spelling(examples, path)
     if examples.problem_type == MULTI and not unlabelled and _are_marks([names_in(label) for label in labels]):
         raise DataError(f"{path}: rows of the labels 0 and 1; give the names of labels, not a 0 or 1 for each")

@@ -141,8 +141,9 @@ def label_names(examples: Examples, known: Problem | None, file: Path) -> tuple[
     found = sorted({name for label in examples.labels for name in names_in(label)})
     if known is not None:
         numbers = tuple(str(i) for i in range(len(known.labels)))
-        unnamed = numbered(known.labels) == numbers and bool(found) and set(found) <= set(numbers)
-        labels = numbers if unnamed else known.labels
+        names = examples.classes if len(examples.classes) == len(numbers) else numbers
+        unnamed = numbered(known.labels) == numbers and bool(found) and set(found) <= set(names)
+        labels = names if unnamed else known.labels
         check_labels(examples, labels, file)
         return labels
     if examples.problem_type in SCORES:

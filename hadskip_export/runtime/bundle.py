@@ -9,6 +9,7 @@ Every file is listed with its size and SHA-256. `manifest.sha256` is the digest 
 one's before an engine was added: it guards against damage, not against somebody who can write both.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from os import PathLike
@@ -45,6 +46,7 @@ from hadskip_export.support.words import counted, printable
 
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
 MOST_MANIFEST, MOST_DIGESTS = 4 << 20, 1024  # bytes; a manifest is some kilobytes, and there are two digests at most
+MOST_SHOWN = 200  # characters of a place that cannot be
 MOST_SIZE = 2**31 - 1  # of anything that a model has in rows
 
 
@@ -99,6 +101,13 @@ def read_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"expected the folder of a bundle, got {path!r}")
     if printable(str(path)) != str(path):
         raise BundleError(f"{printable(str(path))}: a place whose name is not UTF-8, which no engine reads; rename it")
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass  # which is told below
+    except (OSError, ValueError) as error:  # too long, a null byte
+        shown = ascii(str(path))[1:-1][:MOST_SHOWN]
+        raise BundleError(f"{shown}: cannot be a folder ({getattr(error, 'strerror', error)})") from error
     folder = without_links(Path(path), MANIFEST)
     manifest, digest = _read_manifest(folder)
     check_model(folder, manifest)

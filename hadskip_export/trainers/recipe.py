@@ -138,7 +138,7 @@ def _shipped(name: str) -> dict[str, object]:
 
 def _from_file(file: Path) -> dict[str, object]:
     try:
-        values = tomllib.loads(file.read_text())
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
         what = f"--recipe takes {', '.join(SHIPPED)} or a TOML file" if not file.suffix else "cannot be read as TOML"
         raise RecipeError(f"{file}: {what} ({error})") from error

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given
@@ -108,6 +109,21 @@ def test_a_fine_tuned_models_labels_keep_their_order():
 def test_generic_names_of_a_fine_tuned_model_become_the_files_numbers(found):
     generic = ("LABEL_0", "LABEL_1", "LABEL_2")
     assert label_names(examples(*found), Problem(SINGLE, generic), FILE) == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_generic_names_become_those_of_the_numbers_in_a_dataset(kind: str, tmp_path: Path):
+    """A classifier that was trained on such a column knows its classes by these numbers."""
+    classes = datasets.ClassLabel(names=["positive", "negative"])
+    rows = {"text": ["good", "bad", "fine"], "label": [0, 1, 0]}
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(text=datasets.Value("string"), label=classes))
+    place = tmp_path / ("a.parquet" if kind == "parquet" else "a")
+    made.to_parquet(place) if kind == "parquet" else made.save_to_disk(place)
+    generic = Problem(SINGLE, ("LABEL_0", "LABEL_1"))
+    data = load_task(train=str(place), evaluation=str(place), known=generic)
+    assert data.labels == ("positive", "negative") and data.problem.targets(data.train.labels).tolist() == [0, 1, 0]
+    for known in (("LABEL_0", "LABEL_1", "LABEL_2"), ("LABEL_1", "LABEL_0"), ("a", "b")):
+        refused("'positive'", train=str(place), evaluation=str(place), known=Problem(SINGLE, known))
 
 
 def test_generic_names_stay_where_the_file_uses_them():
