@@ -366,7 +366,9 @@ def test_nothing_is_written_over_what_is_read(made: Made, tmp_path: Path):
         refused(run(*command), "is the input", "name another")
     refused(run("inspect", made.run, "--json", page, "--report", page), "too; name another")
     assert data.read_bytes() == before and not page.exists()
-    succeeded(run("inspect", made.bundle, "--json", tmp_path / "new.json"))
+    for _ in range(2):  # the second time it is there
+        succeeded(run("inspect", made.run, "--json", made.run / "figures.json"))
+        succeeded(run("inspect", made.bundle, "--json", tmp_path / "new.json"))
 
 
 def test_a_pipe_is_written_to_as_it_is(made: Made):

@@ -8,7 +8,7 @@ from hadskip_export.data.rows import Row, read_rows
 from hadskip_export.data.runs import Run, Summary, read_json, read_run
 from hadskip_export.report.plain import check_page
 from hadskip_export.routing.budgets import budget_name, resolve_budget
-from hadskip_export.routing.drift import FEWEST, Drift, drift_from
+from hadskip_export.routing.drift import FEWEST, Drift, drift_from, expected_layers
 from hadskip_export.runtime.bundle import MANIFEST, read_bundle
 from hadskip_export.runtime.manifest import Manifest
 from hadskip_export.support.errors import BudgetError, BundleError, DataError, optional_import
@@ -75,7 +75,7 @@ def _drift(manifest: Manifest, answers: Path, budget: float | None) -> Drift:
     if point is None:
         have = ", ".join(budget_name(point.budget) for point in manifest.points)
         raise BudgetError(f"--budget {wanted:g}: the bundle has operating points for {have}")
-    if not point.routes or not manifest.router.decides:
+    if not expected_layers(point) or not manifest.router.decides:
         raise BudgetError(
             f"--budget {wanted:g}: nothing to compare with, for the bundle does not say what texts ran there;"
             " hadskip-export calibrate --write notes it"

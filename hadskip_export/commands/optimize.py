@@ -45,7 +45,7 @@ from hadskip_export.trainers.session import check_device
 from hadskip_export.tuning.engines import plans_of, worth_trying
 from hadskip_export.tuning.loss import Judge, Loss
 from hadskip_export.tuning.plan import Plan, held_back, read_plan, what_fits, write_plan
-from hadskip_export.tuning.texts import digest_of, share_out, units_of, write_examples
+from hadskip_export.tuning.texts import digest_of, share_out, to_choose_from, write_examples
 from hadskip_export.tuning.trial import Candidate, Goal, candidates_of, judge_of, loss_served, race, ranked
 from hadskip_export.verification.parity import ParityReport
 
@@ -145,8 +145,8 @@ def optimize(
         raise DataError(f"--max-length {max_length}: expected 8 to {config.most_tokens}")
     length = max_length or longest_input(source, config)  # what the model itself reads: it is held against that
     examples, problem = _read(Path(data), Columns(text_column, pair_column, label_column), config)
-    units = len(np.unique(units_of(examples)))
-    what = "queries" if config.problem_type == RANKING else "different texts"
+    units = len(to_choose_from(examples))
+    what = "queries of documents of different relevance" if config.problem_type == RANKING else "different texts"
     learned, chosen_on = share_out(examples, held_back(units, goal.max_loss, what), seed)
     if goal.max_loss is not None:
         _check_enough(chosen_on, problem, goal.max_loss)

@@ -164,7 +164,8 @@ def find_text(first: Row, columns: Columns) -> TextColumns:
     names = tuple(name for name in PAIR_COLUMNS if name != text.lower())
     has_pairs = columns.pair is not None or like(first, names) is not None
     pair = find(first, columns.pair, names, "--pair-column") if has_pairs else None
-    other = like(first, (FIRST.get(pair.lower(), ""),)) if pair else None
+    started = FIRST.get(pair.lower()) if pair else None
+    other = like(first, (started,)) if started else None
     if columns.text is None and columns.pair is None and other not in (None, text):
         raise DataError(
             f"{first.file}: {text!r} beside the pair {other!r} and {pair!r}; say which with --text-column, and"

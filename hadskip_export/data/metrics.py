@@ -123,9 +123,11 @@ def agreement(decided: np.ndarray, targets: np.ndarray, *others: np.ndarray) -> 
     return pearson(decided, targets) if scores else accuracy(decided, targets, *others)
 
 
-def telling_queries(targets: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
-    """Rows of each query that has documents of different relevance: of others every order is as good."""
-    return [rows for rows in _by_group(groups) if targets[rows].min() < targets[rows].max()]
+def telling_queries(name: str, targets: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    """Rows of each query that has documents of different relevance, as the metric sees it: of others every order is as
+    good."""
+    worth = targets > RELEVANT if name == "mrr" else np.maximum(targets, 0)
+    return [rows for rows in _by_group(groups) if worth[rows].min() < worth[rows].max()]
 
 
 def check_tells(name: str, targets: np.ndarray | None, groups: np.ndarray, what: str) -> None:
@@ -140,7 +142,7 @@ def check_tells(name: str, targets: np.ndarray | None, groups: np.ndarray, what:
     """
     if name in ("pearson", "spearman") and targets is not None and targets.min() == targets.max():
         raise DataError(f"{what}: all have the label {targets[0]:g}, and {name} says nothing of such; give others, too")
-    if name in OF_QUERIES and targets is not None and not telling_queries(targets, groups):
+    if name in OF_QUERIES and targets is not None and not telling_queries(name, targets, groups):
         raise DataError(
             f"{what}: no query has documents of different relevance, and {name} says nothing of such; give each query"
             " several, or leave out the labels, or train with another --metric, as pearson"

@@ -18,8 +18,10 @@ from typing import Any, NoReturn
 import click
 
 from hadskip_export.report.plain import to_json
+from hadskip_export.runtime.bundle import DIGEST, MANIFEST, MOST_MANIFEST
 from hadskip_export.support.errors import HadskipError
 from hadskip_export.support.files import NO_ROOM, check_place, replaced, resolved
+from hadskip_export.support.reading import read_at_most
 from hadskip_export.support.signals import Ended, interruption, unwinding
 
 STDOUT = Path("-")
@@ -50,15 +52,14 @@ class Command(click.Command):
     """A command that writes over nothing that it reads."""
 
     def invoke(self, context: click.Context) -> Any:
-        given = {_name_of(one): _places(context.params[one.name]) for one in self.params if one.name in context.params}
-        for name in WRITE & given.keys():
-            others = {other: places for other, places in given.items() if other not in (name, "--out")}
-            for other, place in ((other, place) for other, places in others.items() for place in places):
-                for file in given[name]:
-                    if _is_or_holds(place, file):
-                        raise click.UsageError(f"{name} {file}: is the input ({other}), or lies in it; name another")
-                    if other in WRITE and resolved(file) == resolved(place):
-                        raise click.UsageError(f"{name} {file}: is {other}, too; name another")
+        given = {_name_of(one): _places(context.params.get(one.name or "")) for one in self.params}
+        written = [(name, file) for name in sorted(WRITE & given.keys()) for file in given[name]]
+        read = [(name, place) for name in sorted(given.keys() - WRITE) for place in given[name]]
+        for number, (name, file) in enumerate(written):
+            if other := next((other for other, place in read if _is_of(place, file)), None):
+                raise click.UsageError(f"{name} {file}: is the input ({other}), or of it; name another")
+            if other := next((other for other, one in written[:number] if resolved(one) == resolved(file)), None):
+                raise click.UsageError(f"{name} {file}: is {other}, too; name another")
         return super().invoke(context)
 
 
@@ -104,18 +105,21 @@ def _name_of(parameter: click.Parameter) -> str:
 
 
 def _places(value: object) -> list[Path]:
-    """What may be files among the values of an option."""
+    """What may be files or folders among the values of an option; a word may be called as one, too."""
     several = value if isinstance(value, list | tuple) else [value]
     return [Path(one) for one in several if isinstance(one, str | Path) and str(one) != str(STDOUT)]
 
 
-def _is_or_holds(place: Path, file: Path) -> bool:
-    """Whether a file that is there is `place`, or lies in it."""
+def _is_of(place: Path, file: Path) -> bool:
+    """Whether a file that is there is `place`, or one that the bundle there consists of."""
     try:
         if not file.is_file() or not place.exists():
             return False
-        return file.samefile(place) or (place.is_dir() and file.resolve().is_relative_to(place.resolve()))
-    except (OSError, ValueError):  # no path, but a text
+        if not (place / MANIFEST).is_file():
+            return file.samefile(place)
+        listed = json.loads(read_at_most(place / MANIFEST, MOST_MANIFEST))["files"]
+        return str(file.resolve().relative_to(place.resolve())) in {MANIFEST, DIGEST, *listed}
+    except (OSError, ValueError, LookupError, TypeError):  # a text and no path, or no bundle: others say so
         return False
 
 

@@ -106,8 +106,8 @@ def read_bundle(path: str | Path) -> Bundle:
     except FileNotFoundError:
         pass  # which is told below
     except (OSError, ValueError) as error:  # too long, a null byte
-        shown = ascii(str(path))[1:-1][:MOST_SHOWN]
-        raise BundleError(f"{shown}: cannot be a folder ({getattr(error, 'strerror', error)})") from error
+        shown = printable(str(path))[:MOST_SHOWN]
+        raise BundleError(f"{shown}: cannot be opened ({getattr(error, 'strerror', error)})") from error
     folder = without_links(Path(path), MANIFEST)
     manifest, digest = _read_manifest(folder)
     check_model(folder, manifest)
@@ -252,7 +252,8 @@ def _check_points(file: Path, manifest: Manifest) -> None:
     if any(len(point.thresholds) != gates for point in manifest.points):
         raise BundleError(f"{file}: an operating point needs a threshold for each of {gates} layers; build it again")
     numbers = manifest.model.layers + 1
-    if any(len(point.layers_run) not in (0, numbers) for point in manifest.points):
+    shares = [point.layers_run for point in manifest.points if point.layers_run]
+    if any(len(one) != numbers or not all(0 <= share <= 1 for share in one) for one in shares):
         raise BundleError(f"{file}: an operating point needs a share for each of 0 to {numbers - 1} layers run")
     if manifest.router.has_exits and any(len(set(point.thresholds)) > 1 for point in manifest.points):
         raise BundleError(f"{file}: an operating point of exits with several thresholds, not one; build it again")

@@ -443,15 +443,16 @@ class Predictor:
 
         Raises:
             EngineError: the predictor is closed.
+            BundleError: its folder has changed.
         """
         chain = self._chain
         if chain is None:
             with self._lock:
                 chain = self._chain
                 if chain is None:
+                    engine, manifest = self.engine, self.bundle.manifest
                     self._check_unchanged()
-                    manifest = self.bundle.manifest
-                    self._chain = chain = CHAINS[self.engine_info.cut](self.engine, self.engine_info, manifest)
+                    self._chain = chain = CHAINS[self.engine_info.cut](engine, self.engine_info, manifest)
         return chain
 
     def _load_gated(self) -> Program:

@@ -167,13 +167,15 @@ def _explain(app: FastAPI) -> None:
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        remedy = "" if "json" in request.headers.get("content-type", "") else "; say Content-Type: application/json"
+        remedy = (
+            "" if "json" in request.headers.get("content-type", "").lower() else "; say Content-Type: application/json"
+        )
         return problem(422, "Validation", f"{where}: {first['msg']}{remedy}")
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 400:  # FastAPI's, of what no JSON can be read from
-            return problem(422, "Validation", "body: no JSON in UTF-8; send it as that, and not compressed")
+            return problem(422, "Validation", "body: no JSON in UTF-8, or too deep; send it as that, not compressed")
         kind = "Overloaded" if error.status_code == 429 else "Validation"
         return problem(error.status_code, kind, str(error.detail), dict(error.headers or {}))
 

@@ -1,4 +1,4 @@
-"""Which values an option of the runtime takes. Of the usual types nothing but the type is looked at: a call asks."""
+"""Which values an option takes. Of the usual types nothing but the type is looked at: a call asks."""
 
 import numbers
 from collections.abc import Iterable, Mapping

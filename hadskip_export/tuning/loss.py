@@ -20,7 +20,7 @@ OF_CLASSES = ("f1", "macro_f1", "micro_f1", "matthews", "auc")  # to which each 
 @dataclass(frozen=True)
 class Loss:
     """The metric of full BERT less that of a model, on some texts, and at most on others like them, with 95 %
-    confidence."""
+    confidence. Of a ranking, on queries that can lose anything."""
 
     value: float
     most: float
@@ -59,8 +59,8 @@ class Judge:
         Args:
             logits: float32 [n, labels].
         """
-        everything = np.arange(len(logits))
-        value = self._score(self.full, everything, self.groups) - self._score(logits, everything, self.groups)
+        rows = np.concatenate(self._queries()) if self.measure in OF_QUERIES else np.arange(len(logits))
+        value = self._score(self.full, rows, self.groups[rows]) - self._score(logits, rows, self.groups[rows])
         if self.measure in (AGREEMENT, "accuracy") and not self.problem.is_score:
             right, ours = (same_answers(self.problem.decide(given), self._targets) for given in (self.full, logits))
             return Loss(value, most_lost(int((right & ~ours).sum()), int((~right & ours).sum()), len(logits)))
@@ -107,7 +107,7 @@ class Judge:
     def _queries(self) -> list[np.ndarray]:
         """Rows of each that can lose anything. Others, of which there is nothing to lose, are not counted."""
         if self.measure in OF_QUERIES:
-            return telling_queries(self._targets, self.groups)
+            return telling_queries(self.measure, self._targets, self.groups)
         return [np.flatnonzero(self.groups == query) for query in np.unique(self.groups)]
 
     def _score(self, logits: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hadskip_export.data.examples import Examples
+from hadskip_export.data.metrics import USUAL, telling_queries
 from hadskip_export.data.problems import RANKING, groups_of
 from hadskip_export.support.files import replaced
 
@@ -20,12 +21,21 @@ def share_out(examples: Examples, to_choose: int, seed: int) -> tuple[Examples, 
     """(learned from, chosen on), drawn at random: of so many units to choose on, see `units_of`, and of each of them a
     text that comes several times once."""
     units = units_of(examples)
-    order = np.random.default_rng(seed).permutation(np.unique(units))
+    order = np.random.default_rng(seed).permutation(to_choose_from(examples))
     chosen = np.isin(units, order[:to_choose])
     first: dict[object, int] = {}
     for row in np.flatnonzero(chosen).tolist():
         first.setdefault(examples.texts[row], row)
     return examples[np.flatnonzero(~chosen).tolist()], examples[list(first.values())]
+
+
+def to_choose_from(examples: Examples) -> np.ndarray:
+    """The units that show a loss, each once: of a ranking with labels, queries that can lose anything."""
+    units, groups = units_of(examples), groups_of(examples.texts)
+    if examples.problem_type != RANKING or not examples.labels or len(np.unique(groups)) == 1:
+        return np.unique(units)
+    told = telling_queries(USUAL[RANKING], np.array(examples.labels, np.float32), groups)
+    return np.array([groups[rows[0]] for rows in told], np.int64)
 
 
 def units_of(examples: Examples) -> np.ndarray:

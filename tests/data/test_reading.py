@@ -641,6 +641,12 @@ def test_which_of_several_texts_is_meant_is_asked(header: str, tmp_path):
     assert read_examples(file, Columns(second, third)).texts == [("b", "c")]
 
 
+def test_an_index_without_a_name_is_no_text(tmp_path):
+    """As pandas writes one."""
+    file = write(tmp_path, "a.csv", ",text,text_pair,label\n0,a,b,l\n")
+    assert read_examples(file).texts == [("a", "b")]
+
+
 def test_a_text_is_not_its_own_pair(tmp_path):
     file = write(tmp_path, "a.csv", "text,label\na,l\n")
     refused(lambda: read_examples(file, Columns("text", "text")), "--pair-column text")

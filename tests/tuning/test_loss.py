@@ -54,6 +54,8 @@ def test_queries_of_which_nothing_can_be_lost_show_no_loss():
         few = judge(full[:160], targets[:160], ranking, metric, groups[:160])
         assert mixed.loss(full).most == few.loss(full[:160]).most > 0.3
         right = targets[:, None] + full / 9
+        value = judge(right, targets, ranking, metric, groups).loss(-right).value
+        assert value == judge(right[:160], targets[:160], ranking, metric, groups[:160]).loss(-right[:160]).value > 0.1
         assert judge(right, targets, ranking, metric, groups).loss(-right).most > 0.3
         for one in (mixed, few):
             with pytest.raises(DataError, match="8 queries"):
