@@ -79,13 +79,8 @@ def read_examples(
     classes = class_names(path, label) if label is not None and has_numbers else ()
     examples = Examples(texts, labels, lines, kind or SINGLE, classes)
     check_spelling(examples, path)
-    has_such = known is not None and set(known.labels) == {"0", "1"}
-    if (
-        examples.problem_type == MULTI
-        and not unlabelled
-        and not has_such
-        and _are_marks([names_in(label) for label in labels])
-    ):
+    may_be_marks = not unlabelled and (known is None or set(known.labels) != {"0", "1"})
+    if examples.problem_type == MULTI and may_be_marks and _are_marks([names_in(label) for label in labels]):
         raise DataError(f"{path}: rows of the labels 0 and 1; give the names of labels, not a 0 or 1 for each")
     if known is not None:
         check_labels(examples, known.labels, path)

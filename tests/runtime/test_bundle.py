@@ -87,7 +87,7 @@ def test_what_is_no_path_is_no_bundle(path):
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 300], ids=len)
 def test_a_place_that_cannot_be_is_no_bundle(path: str):
-    with pytest.raises(BundleError, match="cannot be a folder|not a bundle|no bundle") as error:
+    with pytest.raises(BundleError, match="cannot be opened") as error:
         read_bundle(path)
     assert "\n" not in str(error.value) and "\0" not in str(error.value)
 
