@@ -5,11 +5,13 @@ what is found is an option of whoever loads the bundle, or becomes an operating 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hadskip_export.data.columns import Columns
 from hadskip_export.data.examples import Examples, check_labels, names_in, read_examples
+from hadskip_export.data.metrics import check_tells
+from hadskip_export.data.problems import groups_of
 from hadskip_export.exporters.amend import add_points
 from hadskip_export.routing.budgets import resolve_budget
 from hadskip_export.routing.points import Point
@@ -93,7 +95,7 @@ def calibrate(
         wanted = [resolve_budget(budget, manifest.model.layers) for budget in budgets] or [manifest.default_budget]
         columns = Columns(text_column, pair_column, label_column)
         read = read_examples(data, columns, problem_type=predictor.problem.type, unlabelled=True)
-        examples = _known(read, predictor.labels, Path(data), label_column)
+        examples = _telling(_known(read, predictor.labels, Path(data), label_column), predictor, label_column)
         search, loss_of = Search(predictor, examples), None
         if max_loss is not None:
             judge = search.judge()
@@ -164,6 +166,19 @@ def _point(row: Calibrated, manifest: Manifest, data: str, full_metric: float | 
     thresholds = [row.threshold] * manifest.model.layers
     figures = {"metric": row.metric, "full_metric": full_metric}
     return Point.met(row.budget, thresholds, data, row.routes, **figures)
+
+
+def _telling(examples: Examples, predictor: Predictor, label_column: str | None) -> Examples:
+    """Without labels, where the metric says nothing of them."""
+    try:
+        targets, metric = predictor.problem.targets(examples.labels), predictor.bundle.manifest.metric
+        check_tells(metric, targets, groups_of(examples.texts), "the labelled texts")
+    except DataError as error:
+        if label_column is not None:
+            raise
+        say(f"{error}; so no metric")
+        return replace(examples, labels=[])
+    return examples
 
 
 def _known(examples: Examples, labels: tuple[str, ...], file: Path, label_column: str | None) -> Examples:

@@ -22,7 +22,7 @@ from hadskip_export.commands.doctor import engines_here, features, layer_times
 from hadskip_export.commands.train import train
 from hadskip_export.data.columns import Columns
 from hadskip_export.data.examples import Examples, read_examples
-from hadskip_export.data.metrics import USUAL
+from hadskip_export.data.metrics import USUAL, check_tells
 from hadskip_export.data.problems import RANKING, Problem, groups_of
 from hadskip_export.data.tasks import label_names
 from hadskip_export.exporters.plan import EnginePlan
@@ -222,7 +222,9 @@ def _read(file: Path, columns: Columns, config: EncoderConfig) -> tuple[Examples
     if not examples.labels:
         return examples, problem
     try:
-        return examples, replace(problem, labels=label_names(examples, problem, file))
+        named = replace(problem, labels=label_names(examples, problem, file))
+        check_tells(USUAL[named.type], named.targets(examples.labels), groups_of(examples.texts), str(file))
+        return examples, named
     except DataError as error:
         if columns.label is not None:
             raise

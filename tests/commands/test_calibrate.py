@@ -20,7 +20,7 @@ from hadskip_export.trainers.batches import Dataset
 from hadskip_export.trainers.outcomes import find_outcomes
 from hadskip_export.tuning.gauge import Gauge, _Asked
 from hadskip_export.tuning.loss import Judge, Loss
-from tests.conftest import sentences, write_csv
+from tests.conftest import make_source, sentences, write_csv, write_cut
 from tests.exporters.changing import copy_of
 
 TEXTS = [text for text, _ in sentences(60, 7)]
@@ -362,3 +362,17 @@ def test_two_things_to_look_for_or_what_cannot_be_is_refused(
     with pytest.raises(BudgetError, match=r"with 4 layers it may lose up to 0.2000, and --max-loss is 0.1; allow more"):
         calibrate(copy, many, max_loss=0.1, write=True)
     assert (copy / "manifest.json").read_bytes() == before
+
+
+def test_labels_of_which_the_metric_says_nothing_are_left_out_unless_named(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Pairs of which each query has one document: NDCG of them would be 0, and nothing would be lost."""
+    source = make_source(model_folder, tmp_path, labels=("LABEL_0",), problem_type="ranking")
+    bundle = write_cut(replace(source, metric="ndcg"), tmp_path, "whole")
+    rows = [(f"query {number}", text, number % 2) for number, text in enumerate(TEXTS)]
+    file = write_csv(tmp_path / "pairs.csv", rows, ("sentence1", "sentence2", "label"))
+    assert [row.metric for row in calibrate(bundle, file).rows] == [None, None]
+    assert "ndcg says nothing" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no query has documents of different relevance"):
+        calibrate(bundle, file, label_column="label")
