@@ -146,7 +146,8 @@ def optimize(
     length = max_length or longest_input(source, config)  # what the model itself reads: it is held against that
     examples, problem = _read(Path(data), Columns(text_column, pair_column, label_column), config)
     units = len(to_choose_from(examples))
-    what = "queries of documents of different relevance" if config.problem_type == RANKING else "different texts"
+    queries = "queries of documents of different relevance" if examples.labels else "queries"
+    what = queries if config.problem_type == RANKING else "different texts"
     learned, chosen_on = share_out(examples, held_back(units, goal.max_loss, what), seed)
     if goal.max_loss is not None:
         _check_enough(chosen_on, problem, goal.max_loss)

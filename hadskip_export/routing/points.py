@@ -17,7 +17,7 @@ class Point:
         thresholds: of every gate's margin, in logits, [L]; empty where every input takes one route.
         data: which texts it was met on.
         mean_layers, routes: what those texts ran; at most ten routes with their shares, the commonest first.
-        layers_run: the share of them that ran 0, 1, ..., L layers, [L + 1]; empty where an older version met it.
+        layers_run: the share of them that ran 0, 1, ..., L layers, [L + 1]; empty where nobody counted.
         metric, full_metric: of the task on those texts, there and with all layers; None without labels.
     """
 

@@ -31,7 +31,7 @@ def check_place(file: Path, option: str) -> None:
     Raises:
         DataError: no file can be written there.
     """
-    resolved(file)
+    resolved(file)  # raises of a link to itself, of which nothing else here would
     if not file.absolute().parent.is_dir():
         raise DataError(f"{option} {file}: no folder {file.parent}; make it first")
     if file.is_dir():

@@ -1,6 +1,7 @@
 """`calibrate` against the search that training does in PyTorch, and against what the bundle then runs."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -376,3 +377,10 @@ def test_labels_of_which_the_metric_says_nothing_are_left_out_unless_named(
     assert "ndcg says nothing" in capsys.readouterr().err
     with pytest.raises(DataError, match="no query has documents of different relevance"):
         calibrate(bundle, file, label_column="label")
+
+
+def test_a_file_whose_name_is_no_text_is_noted_with_escapes(bundle: Path, file: Path, tmp_path: Path):
+    copy, odd = copy_of(bundle, tmp_path), tmp_path / os.fsdecode(b"caf\xe9.csv")
+    odd.write_bytes(file.read_bytes())
+    calibrate(copy, odd, [2.5], write=True)
+    assert any(point.data.endswith("of caf\\udce9.csv") for point in read_bundle(copy).manifest.points)

@@ -16,7 +16,7 @@ from hadskip_export.cli import main
 from hadskip_export.commands import optimize as command
 from hadskip_export.report import text
 from hadskip_export.runtime import Predictor, read_bundle
-from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError, RecipeError
+from hadskip_export.support.errors import BudgetError, BundleError, DataError, EngineError, HadskipError, RecipeError
 from hadskip_export.tuning.loss import Loss
 from hadskip_export.tuning.plan import MOST_EPOCHS
 from tests.conftest import sentences, write_csv
@@ -276,6 +276,21 @@ def test_too_few_of_a_label_for_a_loss_of_its_metric_is_said_before_the_training
     with pytest.raises(DataError, match=r"--max-loss 0.2: \d of the rarest label cannot show it"):
         optimize(folder, file, tmp_path / "bundle", max_loss=0.2, **FAST)
     assert sorted(place.name for place in tmp_path.iterdir()) == ["model", "texts.csv"]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"settings": ["shared_epochs=3"]}, "--set shared_epochs"),
+        ({"device": "abacus"}, "abacus"),
+        ({"out": "texts.csv"}, "exists"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(model: Path, file: Path, tmp_path: Path, options: dict, why: str):
+    taken = write_csv(tmp_path / "texts.csv", [("a",)], ("text",))
+    out = taken if options.pop("out", None) else tmp_path / "bundle"
+    with pytest.raises(HadskipError, match=why):
+        optimize(model, file, out, max_loss=0.2, dry_run=True, **(FAST | options))
 
 
 def test_how_a_place_is_written_makes_no_difference(

@@ -15,6 +15,8 @@ from huggingface_hub import InferenceClient
 from hadskip_export.runtime.predictor import Predictor
 from hadskip_export.serving.limits import Limits
 from hadskip_export.serving.metrics import Metrics
+from hadskip_export.serving.server import listen
+from hadskip_export.support.errors import DataError
 from tests.conftest import sentences
 from tests.serving.conftest import Served, serving
 
@@ -308,3 +310,9 @@ def test_the_routes_are_documented(served: Served):
     assert served.ask("/docs").status == 200
     info = served.ask("/info").json
     assert (info["labels"], info["layers"], info["budget"]) == (["no", "yes"], 4, 2.0)
+
+
+def test_an_empty_host_is_not_all_hosts():
+    for host in ("", " "):
+        with pytest.raises(DataError, match="--host: is empty"):
+            listen(host, 0)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hadskip_export.support.errors import BundleError, EngineError
-from hadskip_export.support.files import named, new_folder, replaced, scratch
+from hadskip_export.support.errors import BundleError, DataError, EngineError
+from hadskip_export.support.files import check_place, named, new_folder, replaced, scratch
 
 
 @pytest.mark.parametrize("before", [None, "before"])
@@ -202,3 +202,13 @@ def test_what_is_no_file_is_written_to_as_it_is(tmp_path: Path):
             part.write_text("after")
         assert reader.communicate()[0] == "after"
     assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path):
+    link = tmp_path / "link.json"
+    link.symlink_to(link)
+    with pytest.raises(DataError, match="leads to itself"):
+        check_place(link, "--json")
+    with pytest.raises(DataError, match="leads to itself"), replaced(link):
+        pass
+    assert list(tmp_path.iterdir()) == [link]
