@@ -8,13 +8,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from hadskip_export import bench, build, calibrate, inspect
+from hadskip_export import bench, build, calibrate, inspect, train
 from hadskip_export.data.columns import Columns
 from hadskip_export.data.examples import read_examples
+from hadskip_export.data.problems import MULTI, RANKING, REGRESSION
 from hadskip_export.data.runs import read_run
 from hadskip_export.modeling.checkpoint import load_student
 from hadskip_export.report import text as report
 from hadskip_export.routing.criteria import CRITERIA
+from hadskip_export.routing.routes import as_route
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.support.errors import BudgetError, BundleError, EngineError
 from hadskip_export.trainers.methods import METHODS, create_method
@@ -24,11 +26,17 @@ from hadskip_export.verification.parity import apart, count_flips
 from tests.conftest import needs_bf16, sentences
 from tests.exporters.changing import WEIGHTS
 from tests.runtime.editing import change_manifest, copy_of, set_value
+from tests.test_heads import write_rows
 from tests.trainers.runs import QUICKEST, repeat
 
 NAMES = [name for name in METHODS if isinstance(create_method(name, load_recipe(), {}), EarlyExit)]
 TEXTS = [text for text, _ in sentences(40, 8)]
-HARD = ("stage1_lr=1e-3", "stage1_epochs=1", "body_lr=1e-4")  # so that exits are not sure of everything
+HARD = (
+    "stage1_lr=1e-3",
+    "stage1_epochs=1",
+    "body_lr=1e-4",
+    "fit_steps=200",
+)  # so that exits are not sure of everything
 
 
 class Made:
@@ -57,7 +65,7 @@ def made(model_folder: Path, csv_files, tmp_path_factory: pytest.TempPathFactory
     return Made(model_folder, csv_files, tmp_path_factory.mktemp("exits"))
 
 
-QUICK_ONES = ("berxit", "pabee", "fastbert")  # a kind of exit each, and a criterion
+QUICK_ONES = ("berxit", "pabee", "fastbert", "judged")  # a kind of exit each, and a criterion
 
 
 @pytest.fixture(params=[name if name in QUICK_ONES else pytest.param(name, marks=pytest.mark.slow) for name in NAMES])
@@ -137,7 +145,8 @@ ENGINES = [
 @pytest.mark.parametrize("cut", ["gates", "layers"])
 @pytest.mark.parametrize(("engine", "precision"), ENGINES)
 @pytest.mark.parametrize(
-    "name", ["berxit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pabee", "fastbert", "smartbert"))]
+    "name",
+    ["berxit", "judged", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pabee", "fastbert", "smartbert"))],
 )
 def test_every_engine_of_a_cpu_runs_exits(made, tmp_path, name, engine, precision, cut):
     mine = copy_of(made.bundle(name), tmp_path)
@@ -147,6 +156,32 @@ def test_every_engine_of_a_cpu_runs_exits(made, tmp_path, name, engine, precisio
     assert fused == (cut == "layers" and precision != "bf16")
     with Predictor.load(mine, engine=engine, precision=precision, cut=cut) as predictor:
         assert [one.label for one in predictor(TEXTS)] == [one.label for one in map(predictor, TEXTS)]
+
+
+@pytest.mark.parametrize(
+    "kind", [REGRESSION, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (MULTI, RANKING))]
+)
+def test_gates_let_go_where_there_are_no_classes(kind, model_folder, tmp_path):
+    """A score or several labels, which no other criterion is made for."""
+    files = [write_rows(kind, tmp_path, name, count, seed) for name, count, seed in (("train", 300, 0), ("dev", 60, 1))]
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    train(
+        model=str(model_folder), budget=2, out=run, train=str(files[0]), eval=str(files[1]), method="judged",
+        settings=(*QUICKEST, *HARD), max_length=32, **({} if kind == MULTI else {"problem_type": kind}),
+    )  # fmt: skip
+    assert (
+        build(run, out=bundle, cut="gates").parity == build(bundle, engine="openvino", cut="layers").parity == "passed"
+    )
+    plain, given = Plain(run, bundle), [("a film", text) for text in TEXTS] if kind == RANKING else TEXTS
+    threshold = float(np.median([plain.margins(text)[0] for text in given])) + 1e-3
+    with Predictor.load(bundle, engine="ort") as predictor:
+        logits, routes = predictor.run(predictor.tokenizer.encode(given), gate_threshold=threshold)
+        for row, text in enumerate(given):
+            _, route, near = plain(text, np.float32(threshold))
+            answer = plain.margins(text)[1][route[-1] - 1][0, : len(plain.labels)]
+            assert near or as_route(routes[row]) == route
+            assert near or np.abs(logits[row] - answer).max() < 1e-3
+        assert len(np.unique(routes, axis=0)) > 1
 
 
 def test_a_tensor_that_exits_share_is_there_once(made):
@@ -196,6 +231,14 @@ def test_however_sure_the_exits_are_a_wrong_decision_is_no_near_tie(made):
     decided = margins[:, 1:]
     close = apart(manifest, decided * np.float32(1.0005), decided)
     assert np.abs(close).max() < 1e-3
+
+
+def test_gates_of_exits_are_compared_as_gates_are_below_zero_too(made):
+    manifest = read_bundle(made.bundle("judged")).manifest
+    margins, thresholds = np.array([[np.inf, -3.0, -2.0]], np.float32), np.full(3, -2.5, np.float32)
+    right, wrong = np.array([[True, False, False]]), np.array([[True, True, True]])
+    assert count_flips(apart(manifest, margins, thresholds), right, wrong, np.full(3, 1e-3)) == 1
+    assert count_flips(apart(manifest, margins, thresholds), right, wrong, np.full(3, 0.6)) == 0
 
 
 # What is not to be had

@@ -64,7 +64,7 @@ def vary(model: ExitClassifier, texts: list[tuple[torch.Tensor, torch.Tensor]]) 
 def source(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     """Of random weights, whose gates and exits differ from input to input."""
     found = make_source(model_folder, tmp_path_factory.mktemp("source"))
-    model = ExitClassifier(found.model.classifier, "attention", "entropy", gate_width=8).eval()
+    model = ExitClassifier(found.model.classifier, "attention", "entropy", gate_width=8, jumps=True).eval()
     randomise(model.exits, 3, std=0.2)
     encoded = Tokenizer(found.tokenizer, found.max_length).encode(TEXTS)
     vary(model, [tuple(torch.from_numpy(part)[None].long() for part in (one.ids, one.type_ids)) for one in encoded])

@@ -242,7 +242,7 @@ class _Structure:
 
     def make(self, body: Classifier) -> Student:
         if self.kind is not None:
-            return ExitClassifier(body, self.kind, self.criterion, load_recipe().gate_width if self.jumps else None)
+            return ExitClassifier(body, self.kind, self.criterion, load_recipe().gate_width, self.jumps)
         return GatedClassifier(body, fixed_route=self.route, upfront=self.upfront)
 
     def draw_routes(

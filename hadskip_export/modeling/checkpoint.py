@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE, ProblemType
 from hadskip_export.data.text import TOKENIZER_CONFIG
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig
-from hadskip_export.modeling.exits import EXIT_KINDS, ExitClassifier, Student
+from hadskip_export.modeling.exits import EXIT_KINDS, ExitClassifier, Student, go_together
 from hadskip_export.modeling.families import FAMILIES, REFUSED, Family
 from hadskip_export.modeling.gated import GatedClassifier
-from hadskip_export.routing.criteria import CRITERIA, UNCERTAINTY
+from hadskip_export.routing.criteria import CRITERIA
 from hadskip_export.routing.routes import is_route
 from hadskip_export.support.digests import sha256
 from hadskip_export.support.errors import BundleError, DataError, first_line
@@ -268,13 +268,14 @@ def load_student(folder: Path) -> tuple[Student, StudentSettings]:
             f"{file}: fixed_route is {route!r}, expected layers from 1 to {classifier.config.num_layers} in ascending"
             " order; copy the checkpoint again"
         )
+    jumps = section.get("gated") is True
     if kind is None:
         model: Student = GatedClassifier(
             classifier, settings.width, fixed_route=None if route is None else tuple(route),
             upfront=section.get("upfront") is True,
         )  # fmt: skip
-    elif kind in EXIT_KINDS and criterion in CRITERIA and (kind == "certain") == (criterion == UNCERTAINTY):
-        model = ExitClassifier(classifier, kind, criterion, settings.width if section.get("gated") is True else None)
+    elif kind in EXIT_KINDS and criterion in CRITERIA and go_together(kind, criterion, jumps):
+        model = ExitClassifier(classifier, kind, criterion, settings.width, jumps)
     else:
         raise BundleError(f"{file}: exits {kind!r} that leave by {criterion!r}, which do not go together here")
     tensors = _read_weights(folder)

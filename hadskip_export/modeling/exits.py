@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from hadskip_export.modeling.encoder import Classifier, EncoderConfig, Head, attention_bias
 from hadskip_export.modeling.gated import FixedGate, Gate, GatedClassifier
-from hadskip_export.routing.criteria import UNCERTAINTY
+from hadskip_export.routing.criteria import UNCERTAINTY, WORTH
 from hadskip_export.routing.routes import Route
 
 # What an exit is. `head`: a copy of the model's own head; `linear`: its last linear map alone, behind the model's own
-# pooler; `certain`: a copy that also tells how certain it is; `attention`: a small layer of attention.
-ExitKind = Literal["head", "linear", "certain", "attention"]
+# pooler; `certain`: a copy that also tells how certain it is; `attention`: a small layer of attention; `judged`: that,
+# and a gate that tells whether to go on.
+ExitKind = Literal["head", "linear", "certain", "attention", "judged"]
 EXIT_KINDS = get_args(ExitKind)
+TOLD: dict[ExitKind, str] = {"certain": UNCERTAINTY, "judged": WORTH}  # the criterion that reads what else they tell
 ATTENTION_WIDTH, ATTENTION_HEADS = 128, 2  # FastBERT's
 
 
@@ -56,7 +58,11 @@ class AttentionHead(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        """float32 [b, s, H], int64 [b, s] -> logits float32 [b, classes]."""
+        """float32 [b, s, H], int64 [b, s] -> logits float32 [b, labels]."""
+        return self.classify(self.read(hidden_states, attention_mask))
+
+    def read(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """What it classifies, float [b, w], within -1 and 1."""
         narrow = self.narrowed(hidden_states)
         b, s, width = narrow.shape
         projected = self.query_key_value(narrow).view(b, s, 3, ATTENTION_HEADS, width // ATTENTION_HEADS)
@@ -64,11 +70,29 @@ class AttentionHead(nn.Module):
         scores = query[:, :, :1] @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # of the first token alone
         weights = (scores + attention_bias(attention_mask, scores.dtype)).softmax(dim=-1)
         first = self.output((self.dropout(weights) @ value).reshape(b, width))
-        return self.classifier(self.dropout(torch.tanh(self.dense(first)))).float()
+        return torch.tanh(self.dense(first))
+
+    def classify(self, read: Tensor) -> Tensor:
+        """logits float32 [b, labels]"""
+        return self.classifier(self.dropout(read)).float()
 
     def narrowed(self, hidden_states: Tensor) -> Tensor:
         """What it attends to, float [b, s, w]."""
         return torch.tanh(self.narrow(hidden_states))
+
+
+class JudgedHead(AttentionHead):
+    """FastBERT's, and a gate that sees what it classifies."""
+
+    def __init__(self, config: EncoderConfig, gate_width: int):
+        super().__init__(config)
+        self.gate = Gate(ATTENTION_WIDTH, gate_width)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """float32 [b, s, H], int64 [b, s] -> float32 [b, labels + 1]: logits, and the gate's margin."""
+        read = self.read(hidden_states, attention_mask)
+        run, skip = self.gate.decide(read).split(1, dim=1)
+        return torch.cat((self.classify(read), run - skip), dim=1)
 
 
 class ExitClassifier(nn.Module):
@@ -78,21 +102,24 @@ class ExitClassifier(nn.Module):
         classifier: its head is the last exit.
         kind: what the others are. They begin with the head's weights, as far as they have such.
         criterion: a name in `routing.criteria.CRITERIA`: when an input leaves.
-        gate_width: of gates before all layers but the first, each of which lets an input skip its layer where the
-            margin is not above 0, whatever the budget; there are none if left out.
+        gate_width: of gates, where it has any.
+        jumps: whether there are gates before all layers but the first, each of which lets an input skip its layer where
+            the margin is not above 0, whatever the budget.
     """
 
     fixed_route = None  # it is the input that decides
 
-    def __init__(self, classifier: Classifier, kind: ExitKind, criterion: str, gate_width: int | None = None):
+    def __init__(
+        self, classifier: Classifier, kind: ExitKind, criterion: str, gate_width: int = 64, jumps: bool = False
+    ):
         super().__init__()
-        assert (kind == "certain") == (criterion == UNCERTAINTY)
+        assert go_together(kind, criterion, jumps)
         self.classifier, self.kind, self.criterion = classifier, kind, criterion
         config, head = classifier.config, classifier.head
         certainty = nn.Linear(config.hidden_size, 1) if kind == "certain" else None
-        self.exits = nn.ModuleList(_exit(kind, config, head, certainty) for _ in classifier.layers[1:])
+        self.exits = nn.ModuleList(_exit(kind, config, head, certainty, gate_width) for _ in classifier.layers[1:])
         self.gates = nn.ModuleList()
-        if gate_width is not None:
+        if jumps:
             jumping = (Gate(config.hidden_size, gate_width) for _ in classifier.layers[1:])
             self.gates.extend((FixedGate(True), *jumping))
 
@@ -103,7 +130,7 @@ class ExitClassifier(nn.Module):
 
     @property
     def exits_take_mask(self) -> bool:
-        return self.kind == "attention" or self.classifier.config.pooling == "mean"
+        return self.kind in ("attention", "judged") or self.classifier.config.pooling == "mean"
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> list[Tensor]:
         """int64 [b, s] three times -> the answers of every exit, as these have them, and the logits."""
@@ -148,7 +175,15 @@ class ExitClassifier(nn.Module):
         return self.gates[index].margin(hidden_states, attention_mask) > 0
 
 
-def _exit(kind: ExitKind, config: EncoderConfig, head: Head, certainty: nn.Linear | None) -> nn.Module:
+def go_together(kind: ExitKind, criterion: str, jumps: bool) -> bool:
+    """Whether exits tell what a criterion reads, no more, and have no gates of two kinds."""
+    told = criterion == TOLD[kind] if kind in TOLD else criterion not in TOLD.values()
+    return told and not (jumps and kind == "judged")
+
+
+def _exit(kind: ExitKind, config: EncoderConfig, head: Head, certainty: nn.Linear | None, gate_width: int) -> nn.Module:
+    if kind == "judged":
+        return JudgedHead(config, gate_width)
     if kind == "attention":
         return AttentionHead(config)
     if certainty is not None:

@@ -5,7 +5,7 @@ the input goes on while that is above a threshold. So an exit is to a budget wha
 points and near ties are the same for both.
 
 It is a pure function, `(answers of this exit, memory) -> (margins, memory)`: training, the check of a build and the
-runtime ask the same one. Answers are logits, float32 [b, classes]; of an exit that has learned how certain it is, that
+runtime ask the same one. Answers are logits, float32 [b, classes]; what else an exit has learned to tell, one number,
 comes behind them.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from hadskip_export.routing.routes import FIXED_MARGIN
 
-UNCERTAINTY = "uncertainty"  # the criterion of exits that give more than logits
+UNCERTAINTY, WORTH = "uncertainty", "worth"  # the criteria of exits that give more than logits
 
 Look = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -41,6 +41,11 @@ def uncertainty(answers: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np
     """The probability of being wrong that an exit has learned to tell (BERxiT, EACL 2021, "learning to exit")."""
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(answers[:, -1].astype(np.float64))), memory
+
+
+def worth(answers: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a gate beside the exit has learned: whether the layers to come are worth their price (`judged`)."""
+    return answers[:, -1], memory
 
 
 def patience(answers: np.ndarray, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,11 +78,14 @@ class Criterion:
         look: see this module's text.
         memory: what it begins with for each input.
         beside_logits: how many numbers it reads that an exit gives behind its logits.
+        of_gate: whether a gate gives its margins, in logits and for any kind of problem. Others are shares, or have one
+            for a factor, and are of classes.
     """
 
     look: Look
     memory: tuple[float, ...] = ()
     beside_logits: int = 0
+    of_gate: bool = False
 
     @property
     def waits(self) -> bool:
@@ -110,6 +118,7 @@ CRITERIA = {
     "normalised-entropy": Criterion(normalised_entropy),
     "doubt": Criterion(doubt),
     UNCERTAINTY: Criterion(uncertainty, beside_logits=1),
+    WORTH: Criterion(worth, beside_logits=1, of_gate=True),
     "patience": Criterion(patience, (-1.0, 0.0)),
     "patient-entropy": Criterion(patient_entropy, (FIXED_MARGIN,)),
 }

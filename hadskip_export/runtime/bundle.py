@@ -235,8 +235,10 @@ def _check_exits(file: Path, manifest: Manifest) -> None:
         )
     if router.exit_inputs not in (STATES[:1], STATES):
         raise BundleError(f"{file}: exits that take {', '.join(router.exit_inputs)}; build it again")
-    if manifest.model.problem_type != SINGLE:
-        raise BundleError(f"{file}: exits of a model of {manifest.model.problem_type}; build it again")
+    if manifest.model.problem_type != SINGLE and not router.leaves_by.of_gate:
+        raise BundleError(f"{file}: exits by {router.criterion} of a {manifest.model.problem_type}; build it again")
+    if router.jumps_to_exits and router.leaves_by.of_gate:
+        raise BundleError(f"{file}: gates before exits that have gates of their own; build it again")
     for engine in manifest.engines:
         if engine.cut not in EXIT_CUTS:
             raise BundleError(f"{file}: {engine.name} of a model with exits, which are run layer by layer")

@@ -74,8 +74,8 @@ class RouterInfo:
 
     Args:
         kind: a policy by its name in `POLICIES`: `gates` ask each input before each layer, `upfront` once, before the
-            first; `exits` let each go that is sure, `gated-exits` too, and until then it jumps; `static`: every input
-            takes `route`, and there is nobody to ask.
+            first; `exits` let each go that has had enough, `gated-exits` too, and until then it jumps; `static`: every
+            input takes `route`, and there is nobody to ask.
         route: the layers that run, numbered from 1, ascending; only of a static router.
         criterion: when an input leaves, a name in `routing.criteria.CRITERIA`; only of exits.
         exit_inputs: what each exit takes, in order; only of exits.
@@ -121,7 +121,7 @@ class Tolerance:
 
     Args:
         margins: per layer, in logits; a margin closer than this to the threshold may fall on either side of it. Of
-            exits it is the margins' logarithms that are compared.
+            exits, unless these have gates for a criterion, it is the margins' logarithms that are compared.
         logits: largest difference of a logit where routes agree.
     """
 

@@ -57,6 +57,7 @@ def train_exits(
     session: Session,
     *,
     labels: bool,
+    rate: float,
     epochs: int,
     phase: str,
     among: Among | None = None,
@@ -65,6 +66,7 @@ def train_exits(
 
     Args:
         labels: whether the exits learn the task's, or from the teacher alone.
+        rate: the learning rate's peak.
         among: what they learn from each other; nothing if left out.
     """
     recipe, num_exits = session.recipe, len(model.classifier.layers)
@@ -89,7 +91,7 @@ def train_exits(
         return loss, {name: figure.detach() for name, figure in figures.items()}
 
     learns: Iterator[nn.Parameter] = (one for one in model.parameters() if one.requires_grad)
-    groups, trained = [(learns, recipe.body_lr)], nn.ModuleList([model])
+    groups, trained = [(learns, rate)], nn.ModuleList([model])
     if among is not None:
         groups.append((among.parameters(), recipe.gate_lr))
         trained.append(among)

@@ -97,26 +97,27 @@ def fit_gates(model: GatedClassifier, evidence: Evidence, recipe: Recipe, label:
         if not free and len(always) == 1:
             _fix_gate(gate, runs=always == {-1.0})
         else:
-            _fit_gate(gate, free, forced, recipe)
+            fit_gate(gate, free, forced, recipe)
         values = {ran: _value(gate, ran, number, evidence.states[ran], values) for ran in run_so_far(family, index)}
     model.gates.to(device)
 
 
-@torch.no_grad()
 def _value(gate: Gate, ran: Route, number: int, seen: Tensor, after: dict[Route, Tensor]) -> Tensor:
     """V before a gate, float32 [n]: that of the branch its hard decision takes."""
     run, skip = after.get((*ran, number)), after.get(ran)
     if run is None or skip is None:
         return run if skip is None else skip
-    return torch.where(_margin(gate, seen) > 0, run, skip)
+    return torch.where(margin_of(gate, seen) > 0, run, skip)
 
 
-def _margin(gate: Gate, seen: Tensor) -> Tensor:
+@torch.no_grad()
+def margin_of(gate: Gate, seen: Tensor) -> Tensor:
+    """Of what gates see, float32 [n]."""
     logits = gate.decide(seen)
     return logits[:, 0] - logits[:, 1]
 
 
-def _fit_gate(
+def fit_gate(
     gate: Gate, free: list[tuple[Tensor, Tensor]], forced: list[tuple[Tensor, Tensor]], recipe: Recipe
 ) -> None:
     """Cross-entropy on the sign of `V(run) - V(skip)`, weighted by its size; forced decisions weigh 1."""

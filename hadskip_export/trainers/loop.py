@@ -86,7 +86,7 @@ def train_epochs(
             rates = ", ".join(f"{rate:g}" for _, rate in groups)
             raise RecipeError(
                 f"{phase}, epoch {epoch}: the loss is no longer a number; train anew at a learning rate lower than"
-                f" {rates} (stage1_lr, body_lr, gate_lr; see --set)"
+                f" {rates} (stage1_lr, body_lr, exit_lr, gate_lr; see --set)"
             )
         session.log(phase=phase, epoch=epoch, **means)
         yield epoch

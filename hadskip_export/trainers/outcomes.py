@@ -92,7 +92,7 @@ def _of_exits(model: ExitClassifier, data: Dataset, family: Sequence[Route], dev
     """A layer runs below the least margin of the exits before it, and an input leaves from the next such one on."""
     (answers, runs), classes = exit_answers(model, data, device), len(model.classifier.config.labels)
     if not np.isfinite(answers[:, :, :classes]).all():
-        raise RecipeError("the exits' logits are no numbers; lower body_lr (--set)")
+        raise RecipeError("the exits' logits are no numbers; lower body_lr or exit_lr (--set)")
     if not all(parameter.isfinite().all() for parameter in model.gates.parameters()):
         raise RecipeError("the gates' weights are no numbers; lower gate_lr (--set)")
     margins = CRITERIA[model.criterion].margins(answers[:-1], runs)

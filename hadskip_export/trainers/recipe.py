@@ -51,6 +51,7 @@ class Recipe:
     schedule: Literal["homotopic", "direct"]  # through every budget on the way, or straight to the one asked for
     schedule_step: float  # layers from one budget to the next
     body_lr: float
+    exit_lr: float  # of exits that learn beside a body that stays as it is
     epochs: int  # at each budget passed through
     last_epochs: int  # at the budget asked for
     alpha1: float  # distillation of predictions, equation 5

@@ -158,11 +158,11 @@ def compare(reference: Reference, predictor: Predictor, inputs: Sequence[Encoded
 
 
 def apart(manifest: Manifest, margins: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """How far margins are above thresholds, as what is near is told by. What exits say is a share, or has one for a
-    factor, and a model that is sure of nearly all has nearly all of them near 0: so of exits it is their logarithms,
-    in which an engine's errors are as large everywhere; what is no more than `NOTHING`, as a threshold below all of
-    them, counts as that. A gate that is shut is farther down."""
-    if not manifest.router.has_exits:
+    """How far margins are above thresholds, as what is near is told by. Most exits give shares, or what has one for a
+    factor, and a model that is sure of nearly all has nearly all of them near 0: so of those it is the logarithms, in
+    which an engine's errors are as large everywhere; what is no more than `NOTHING`, as a threshold below all of them,
+    counts as that. A gate that is shut is farther down."""
+    if not manifest.router.has_exits or manifest.router.leaves_by.of_gate:
         return margins - thresholds
     least = NOTHING * math.exp(-FIXED_MARGIN) if manifest.router.jumps_to_exits else NOTHING
     return np.log(np.maximum(margins, least)) - np.log(np.maximum(thresholds, NOTHING))

@@ -27,7 +27,7 @@ def test_a_method_of_one_body_is_trained_once_and_one_of_one_budget_for_each():
 def test_a_rival_as_published_learns_without_a_teacher():
     found = entrants(NAMES, [2], 1, None, published=True)
     alone = [one for one in found if one.published]
-    assert {one.name for one in alone} == set(NAMES) - {"adaptive", "paper", "upfront", "static", "fastbert"}
+    assert {one.name for one in alone} == set(NAMES) - {"adaptive", "paper", "upfront", "static", "fastbert", "judged"}
     recipe = load_recipe(None, alone[0].settings(("batch_size=8",)))
     assert (recipe.alpha1, recipe.alpha2, recipe.alpha3, recipe.alpha4, recipe.batch_size) == (0, 0, 0, 0, 8)
     assert alone[0].settings(())[1:] == UNTAUGHT and recipe.threshold_on == "held-out"

@@ -14,8 +14,7 @@ from hadskip_export.modeling.checkpoint import (
     load_student,
     save_student,
 )
-from hadskip_export.modeling.exits import EXIT_KINDS, ExitClassifier, ExitKind
-from hadskip_export.routing.criteria import UNCERTAINTY
+from hadskip_export.modeling.exits import EXIT_KINDS, TOLD, ExitClassifier, ExitKind
 from hadskip_export.support.errors import BundleError
 from tests.modeling.random_models import random_batch, random_classifier, randomise
 
@@ -26,9 +25,9 @@ LAYERS = 4
 def random_exits(kind: ExitKind = "head", seed: int = 0, criterion: str | None = None, **changes) -> ExitClassifier:
     """Exits of random weights, each its own, but for what they share."""
     model = ExitClassifier(
-        random_classifier(seed, **changes), kind, criterion or (UNCERTAINTY if kind == "certain" else "entropy")
+        random_classifier(seed, **changes), kind, criterion or TOLD.get(kind, "entropy"), gate_width=8
     )
-    randomise(model.exits, seed + 1, std=0.1 if kind == "attention" else 0.5)
+    randomise(model.exits, seed + 1, std=0.1 if kind in ("attention", "judged") else 0.5)
     return model.eval()
 
 
@@ -44,14 +43,14 @@ def test_each_exit_reads_what_its_layer_gave_and_the_last_is_the_model(kind, poo
     for answer, leave, state in zip(answers[:-1], model.exits, states[1:-1], strict=True):
         torch.testing.assert_close(answer, leave(state, mask))
     torch.testing.assert_close(answers[-1], model.classifier(ids, mask, types).logits)
-    assert [answer.shape[1] for answer in answers] == [3 + (kind == "certain")] * (LAYERS - 1) + [3]
+    assert [answer.shape[1] for answer in answers] == [3 + (kind in TOLD)] * (LAYERS - 1) + [3]
 
 
 @pytest.mark.parametrize("kind", ["head", "linear", "certain"])
 @torch.no_grad()
 def test_exits_begin_as_the_models_own_head(kind):
     model = random_classifier()
-    student = ExitClassifier(copy.deepcopy(model), kind, UNCERTAINTY if kind == "certain" else "entropy").eval()
+    student = ExitClassifier(copy.deepcopy(model), kind, TOLD.get(kind, "entropy")).eval()
     ids, mask, types = BATCH
     for answer, state in zip(student(*BATCH), model(ids, mask, types, keep_states=True).hidden_states[1:], strict=True):
         torch.testing.assert_close(answer[:, :3], model.head(state, mask))
@@ -74,6 +73,22 @@ def test_a_certain_exit_tells_how_certain_it_is_from_what_it_classifies():
     answers = leave(state, BATCH[1])
     torch.testing.assert_close(answers[:, :3], F.linear(pooled, leave.classifier.weight, leave.classifier.bias))
     torch.testing.assert_close(answers[:, 3:], F.linear(pooled, leave.certainty.weight, leave.certainty.bias))
+
+
+@torch.no_grad()
+def test_a_judged_exit_is_one_of_attention_and_its_gate_sees_what_that_classifies():
+    judged, plain = random_exits("judged"), random_exits("attention")
+    state = judged.classifier(*BATCH, keep_states=True).hidden_states[2]
+    leave = judged.exits[1]
+    plain.exits[1].load_state_dict({k: v for k, v in leave.state_dict().items() if not k.startswith("gate.")})
+    answers, logits = leave(state, BATCH[1]), plain.exits[1](state, BATCH[1])
+    torch.testing.assert_close(answers[:, :3], logits)
+    read = plain.exits[1].read(state, BATCH[1])
+    torch.testing.assert_close(F.linear(read, leave.classifier.weight, leave.classifier.bias), logits)
+    hidden = torch.tanh(F.linear(read, leave.gate.hidden.weight, leave.gate.hidden.bias))
+    run, skip = F.linear(hidden, leave.gate.logits.weight, leave.gate.logits.bias).T
+    torch.testing.assert_close(answers[:, 3], run - skip)
+    assert answers[:, 3].std() > 0.01
 
 
 @torch.no_grad()
@@ -120,8 +135,11 @@ def test_a_saved_student_comes_back_bit_equal_and_is_a_plain_classifier_to_other
     [
         ({"exits": "door"}, "'door'"),
         ({"criterion": "mood"}, "'mood'"),
-        ({"criterion": UNCERTAINTY}, "do not go together"),
+        ({"criterion": "uncertainty"}, "do not go together"),
         ({"exits": "certain"}, "do not go together"),
+        ({"exits": "judged"}, "do not go together"),
+        ({"exits": "judged", "criterion": "uncertainty"}, "do not go together"),
+        ({"exits": "judged", "criterion": "worth", "gated": True}, "do not go together"),
         ({"exits": ["head"]}, "do not go together"),
     ],
     ids=str,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadskip_export.routing.criteria import CRITERIA, UNCERTAINTY, Criterion, patient_entropy
+from hadskip_export.routing.criteria import CRITERIA, UNCERTAINTY, WORTH, Criterion, patient_entropy
 from hadskip_export.routing.routes import FIXED_MARGIN
 
 SURE, TORN = [math.log(9), 0.0], [0.0, 0.0]  # probabilities .9 and .1, and .5 and .5
@@ -27,6 +27,7 @@ def margins(name: str, *exits: list[float]) -> list[float]:
         ("normalised-entropy", [[0.0, 0.0, 0.0]], [1.0]),
         ("doubt", [TORN, SURE], [0.5, 0.1]),
         (UNCERTAINTY, [[5.0, 1.0, 0.0], [0.0, 0.0, math.log(3)]], [0.5, 0.25]),
+        (WORTH, [[5.0, 1.0, -2.5], [0.0, 0.0, 0.25]], [-2.5, 0.25]),
         ("patience", [[1.0, 0.0], [2.0, 0.0], [1.0, 0.5], [0.0, 1.0], [0.0, 1.0]], [1, 1 / 2, 1 / 3, 1, 1 / 2]),
         ("patient-entropy", [SURE, SURE, TORN, SURE], [20.0, ENTROPY_OF_SURE / math.log(2), 1.0, 1.0]),
     ],
@@ -40,7 +41,7 @@ def slow(name: str, exits: list[list[float]]) -> list[float]:
     """Of one input, from the definitions."""
     said, classes, entropies = [], [], []
     for answer in exits:
-        logits = answer[:-1] if name == UNCERTAINTY else answer
+        logits = answer[:-1] if name in (UNCERTAINTY, WORTH) else answer
         top = max(logits)
         raised = [math.exp(logit - top) for logit in logits]
         shares = [value / sum(raised) for value in raised]
@@ -56,6 +57,7 @@ def slow(name: str, exits: list[list[float]]) -> list[float]:
                 "normalised-entropy": entropies[-1],
                 "doubt": 1 - max(shares),
                 UNCERTAINTY: 1 / (1 + math.exp(answer[-1])),
+                WORTH: answer[-1],
                 "patience": 1 / (1 + agreeing),
                 "patient-entropy": max(entropies[-2:]) if len(entropies) > 1 else FIXED_MARGIN,
             }[name]
@@ -75,7 +77,7 @@ def answers(draw) -> np.ndarray:
 @settings(max_examples=200, deadline=None)
 @given(answers(), st.sampled_from(sorted(CRITERIA)))
 def test_several_inputs_are_judged_as_each_alone_by_the_plainest_loop(exits, name):
-    if name == UNCERTAINTY:
+    if name in (UNCERTAINTY, WORTH):
         exits = np.concatenate((exits, exits[:, :, :1]), axis=2)
     got = CRITERIA[name].margins(list(exits))
     assert got.dtype == np.float32 and np.isposinf(got[:, 0]).all()

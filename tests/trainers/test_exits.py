@@ -31,13 +31,13 @@ from tests.trainers.datasets import OBJECTIVE, PROBLEM, alone, random_dataset
 
 LAYERS = CONFIG.num_layers
 KINDS = {"entropy": "head", "doubt": "head", "normalised-entropy": "attention", "uncertainty": "certain",
-         "patience": "linear", "patient-entropy": "head"}  # fmt: skip
+         "patience": "linear", "patient-entropy": "head", "worth": "judged"}  # fmt: skip
 
 
 def session(*settings: str, log=lambda **_: None) -> Session:
     return Session(
         data=random_dataset(48, 1), held_out=random_dataset(30, 2), seed=0, device="cpu", log=log, problem=PROBLEM,
-        recipe=load_recipe("adaptive", ("batch_size=16", "body_lr=1e-3", *settings)), objective=OBJECTIVE,
+        recipe=load_recipe("adaptive", ("batch_size=16", "body_lr=1e-3", "exit_lr=1e-3", *settings)), objective=OBJECTIVE,
         metric="accuracy",
     )  # fmt: skip
 
@@ -68,6 +68,15 @@ def test_the_body_learns_or_stays_as_the_method_has_it(method):
     assert {name.split(".")[0] for name in moved} == {str(index) for index in range(LAYERS - 1)}  # none is left out
 
 
+@pytest.mark.parametrize("name", ["pabee", "deebert", "fastbert", "judged"])
+def test_exits_beside_a_body_that_stays_have_a_rate_of_their_own(monkeypatch, name):
+    method, rates = create_method(name, load_recipe(), {}), []
+    real = exits.train_epochs
+    monkeypatch.setattr(exits, "train_epochs", lambda *given, **more: rates.extend(given[1]) or real(*given, **more))
+    taught(method, "body_lr=1e-4", "exit_lr=2e-3")
+    assert [rate for _, rate in rates] == [1e-4 if method.body_learns else 2e-3]
+
+
 @pytest.mark.parametrize("method", methods(), ids=repr)
 def test_it_keeps_every_number_of_layers_by_one_body(method):
     (leg,) = method.path(load_recipe(), 2.5, LAYERS)
@@ -80,10 +89,14 @@ def test_it_keeps_every_number_of_layers_by_one_body(method):
 
 
 @pytest.mark.parametrize("method", methods(), ids=repr)
-def test_a_score_or_several_labels_are_refused_before_anything_is_trained(method):
+def test_a_criterion_of_classes_refuses_a_score_or_several_labels_before_anything_is_trained(method):
     for kind in ("regression", "multi_label_classification", "ranking"):
+        config = replace(CONFIG, problem_type=kind)
+        if CRITERIA[method.criterion].of_gate:
+            method.check(load_recipe(), 2.0, config)
+            continue
         with pytest.raises(RecipeError, match=kind):
-            method.check(load_recipe(), 2.0, replace(CONFIG, problem_type=kind))
+            method.check(load_recipe(), 2.0, config)
 
 
 WEIGHTS = {  # of four exits: of the first and of the second batch of many, and at the end
@@ -95,6 +108,7 @@ WEIGHTS = {  # of four exits: of the first and of the second batch of many, and 
     "berxit": ([0, 0, 0, 1], [1, 1, 1, 1], [1, 1, 1, 1]),
     "deebert": ([1, 1, 1, 0],) * 3,
     "fastbert": ([1, 1, 1, 0],) * 3,
+    "judged": ([1, 1, 1, 0],) * 3,
     "smartbert": ([1, 1, 1, 0],) * 3,
 }
 
@@ -127,7 +141,9 @@ def step_losses(monkeypatch, model: ExitClassifier, weigh, labels: bool, *settin
         yield 1
 
     monkeypatch.setattr(exits, "train_epochs", epochs)
-    train_exits(model, Teacher(random_classifier(9), here.data), weigh, here, labels=labels, epochs=1, phase="x")
+    train_exits(
+        model, Teacher(random_classifier(9), here.data), weigh, here, labels=labels, rate=1e-3, epochs=1, phase="x"
+    )
     return seen
 
 

@@ -28,6 +28,7 @@ METHODS = {
     "pcee": "hadskip_export.trainers.methods.pcee:Pcee",
     "deebert": "hadskip_export.trainers.methods.deebert:DeeBert",
     "fastbert": "hadskip_export.trainers.methods.fastbert:FastBert",
+    "judged": "hadskip_export.trainers.methods.judged:Judged",
     "smartbert": "hadskip_export.trainers.methods.smartbert:SmartBert",
 }
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from hadskip_export.data.problems import SINGLE
 from hadskip_export.modeling.encoder import EncoderConfig
 from hadskip_export.modeling.exits import ExitClassifier, ExitKind, Student
+from hadskip_export.routing.criteria import CRITERIA
 from hadskip_export.routing.families import prefixes
 from hadskip_export.routing.routes import Route
 from hadskip_export.support.errors import BudgetError, RecipeError
@@ -44,7 +45,7 @@ class EarlyExit:
     learns_labels: ClassVar[bool] = True
 
     def check(self, recipe: Recipe, budget: float, config: EncoderConfig) -> None:
-        if config.problem_type != SINGLE:
+        if config.problem_type != SINGLE and not CRITERIA[self.criterion].of_gate:
             raise RecipeError(f"--method: exits are left by where a class is sure, and this is {config.problem_type}")
         if config.num_layers < 2:
             raise RecipeError("--method: a model of one layer has no exit before its own head")
@@ -61,12 +62,12 @@ class EarlyExit:
         return prefixes(list(range(1, num_layers + 1)), num_layers)
 
     def learn(self, model: Student, teacher: Teacher, leg: Leg, session: Session) -> Student:
-        student = self.begin(teacher, session)
-        if not self.body_learns:
-            student.classifier.requires_grad_(False)
+        student, recipe = self.begin(teacher, session), session.recipe
+        student.classifier.requires_grad_(self.body_learns)
         train_exits(
-            student, teacher, self.weights, session, labels=self.learns_labels, epochs=leg.epochs, phase=leg.name,
-            among=self.among(student, session),
+            student, teacher, self.weights, session, labels=self.learns_labels,
+            rate=recipe.body_lr if self.body_learns else recipe.exit_lr,
+            epochs=leg.epochs, phase=leg.name, among=self.among(student, session),
         )  # fmt: skip
         return student
 
@@ -74,8 +75,8 @@ class EarlyExit:
         """A copy of the teacher with exits, before it learns."""
         torch.manual_seed(session.seed + 1)
         body = copy.deepcopy(teacher.model).requires_grad_(True)
-        gate_width = session.recipe.gate_width if self.jumps else None
-        return ExitClassifier(body, self.kind, self.criterion, gate_width).to(session.device)
+        gate_width = session.recipe.gate_width
+        return ExitClassifier(body, self.kind, self.criterion, gate_width, self.jumps).to(session.device)
 
     def among(self, student: ExitClassifier, session: Session) -> Among | None:
         """What exits learn from each other; None where nothing."""

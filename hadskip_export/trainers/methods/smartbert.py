@@ -58,8 +58,8 @@ class SmartBert(EarlyExit):
         student.classifier.requires_grad_(False)
         student.gates.requires_grad_(False)
         train_exits(
-            student, teacher, self.weights, session, labels=True, epochs=epochs, phase=f"{leg.name}, exits",
-            among=AmongExits(len(student.exits)).to(session.device),
+            student, teacher, self.weights, session, labels=True, rate=session.recipe.exit_lr, epochs=epochs,
+            phase=f"{leg.name}, exits", among=AmongExits(len(student.exits)).to(session.device),
         )  # fmt: skip
         return student
 

@@ -18,7 +18,7 @@ from hadskip_export.exporters.half import halved
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.targets.tensorrt import build_plan
 from hadskip_export.exporters.write import write_bundle
-from hadskip_export.modeling.exits import EXIT_KINDS, ExitClassifier
+from hadskip_export.modeling.exits import EXIT_KINDS, TOLD, ExitClassifier
 from hadskip_export.runtime import Predictor, read_bundle
 from hadskip_export.runtime.engines import built_elsewhere, engine_class
 from hadskip_export.runtime.engines.nvidia import why_no_device
@@ -90,8 +90,8 @@ def test_rivals_can_be_built(trt, kind: str, model_folder: Path, tmp_path: Path)
         source.model.upfront = True
     else:
         shape = "attention" if kind == "gated" else kind
-        criterion = "uncertainty" if kind == "certain" else "entropy"
-        model = ExitClassifier(source.model.classifier, shape, criterion, gate_width=8 if kind == "gated" else None)
+        criterion = TOLD.get(shape, "entropy")
+        model = ExitClassifier(source.model.classifier, shape, criterion, gate_width=8, jumps=kind == "gated")
         source = replace(source, model=model.eval())
     assert write_bundle(source, tmp_path / "bundle", EnginePlan.of(cut="gates", router=source.router.kind))
     for cut in ("gates", "layers"):
