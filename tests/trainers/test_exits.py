@@ -37,8 +37,8 @@ KINDS = {"entropy": "head", "doubt": "head", "normalised-entropy": "attention", 
 def session(*settings: str, log=lambda **_: None) -> Session:
     return Session(
         data=random_dataset(48, 1), held_out=random_dataset(30, 2), seed=0, device="cpu", log=log, problem=PROBLEM,
-        recipe=load_recipe("adaptive", ("batch_size=16", "body_lr=1e-3", "exit_lr=1e-3", *settings)), objective=OBJECTIVE,
-        metric="accuracy",
+        recipe=load_recipe("adaptive", ("batch_size=16", "body_lr=1e-3", "exit_lr=1e-3", *settings)),
+        objective=OBJECTIVE, metric="accuracy",
     )  # fmt: skip
 
 
