@@ -96,6 +96,8 @@ def _of_exits(model: ExitClassifier, data: Dataset, family: Sequence[Route], dev
     if not all(parameter.isfinite().all() for parameter in model.gates.parameters()):
         raise RecipeError("the gates' weights are no numbers; lower gate_lr (--set)")
     margins = CRITERIA[model.criterion].margins(answers[:-1], runs)
+    if np.isnan(margins).any():
+        raise RecipeError("what the exits tell beside logits is no number; lower fit_lr, exit_lr or body_lr (--set)")
     high, low = np.minimum.accumulate(margins, axis=1), np.empty_like(margins)  # [n, L]
     following = np.full(len(data), -np.inf, np.float32)
     for index in reversed(range(len(answers))):

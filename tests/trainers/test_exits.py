@@ -318,6 +318,16 @@ def test_a_training_that_has_diverged_is_said_to_have():
         find_outcomes(model, random_dataset(5))
 
 
+@pytest.mark.parametrize("kind", ["judged", "certain"])
+def test_what_exits_tell_beside_logits_has_to_be_a_number(kind):
+    model = random_exits(kind)
+    told = model.exits[1].gate.logits if kind == "judged" else model.exits[1].certainty
+    with torch.no_grad():
+        told.bias.fill_(float("nan"))
+    with pytest.raises(RecipeError, match="beside logits is no number; lower fit_lr"):
+        find_outcomes(model, random_dataset(5))
+
+
 def test_answers_of_a_dataset_are_those_of_its_inputs():
     model, data = random_exits("certain"), random_dataset(70, 5)
     found, runs = exit_answers(model, data)
