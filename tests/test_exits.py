@@ -31,12 +31,8 @@ from tests.trainers.runs import QUICKEST, repeat
 
 NAMES = [name for name in METHODS if isinstance(create_method(name, load_recipe(), {}), EarlyExit)]
 TEXTS = [text for text, _ in sentences(40, 8)]
-HARD = (
-    "stage1_lr=1e-3",
-    "stage1_epochs=1",
-    "body_lr=1e-4",
-    "fit_steps=200",
-)  # so that exits are not sure of everything
+# So that exits are not sure of everything.
+HARD = ("stage1_lr=1e-3", "stage1_epochs=1", "body_lr=1e-4", "exit_lr=1e-4", "fit_steps=200")
 
 
 class Made:
