@@ -32,7 +32,7 @@ from tests.trainers.runs import QUICKEST, repeat
 NAMES = [name for name in METHODS if isinstance(create_method(name, load_recipe(), {}), EarlyExit)]
 TEXTS = [text for text, _ in sentences(40, 8)]
 # So that exits are not sure of everything.
-HARD = ("stage1_lr=1e-3", "stage1_epochs=1", "body_lr=1e-4", "exit_lr=1e-4", "fit_steps=200")
+HARD = ("stage1_lr=1e-3", "stage1_epochs=1", "body_lr=1e-4", "exit_lr=1e-4")
 
 
 class Made:

@@ -21,7 +21,7 @@ from tests.modeling.random_models import random_classifier
 from tests.modeling.test_exits import random_exits
 from tests.trainers.datasets import OBJECTIVE, PROBLEM, alone, random_dataset
 
-RECIPE = load_recipe("adaptive", ["fit_steps=400", "fit_lr=1e-2", "fit_dropout=0", "gate_width=16", "gate_bias=0"])
+RECIPE = load_recipe("adaptive", ["fit_steps=400", "fit_lr=1e-2", "gate_width=16", "gate_bias=0"])
 
 
 def session(rows: int, **changes) -> Session:

@@ -74,8 +74,7 @@ def arguments(model_folder: Path, csv_files: tuple[Path, Path], tmp_path: Path) 
     config = json.loads((model / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (model / "config.json").write_text(json.dumps(config))
-    # Gates are fitted by each process alone, and every step of that makes differences of a last bit larger.
-    settings = (*QUICK, "stage1_epochs=2", "shared_epochs=2", "fit_steps=10", "epochs=1", "last_epochs=1")
+    settings = (*QUICK, "stage1_epochs=2", "shared_epochs=2", "fit_steps=30", "epochs=1", "last_epochs=1")
     train, evaluation = map(str, csv_files)
     files = ["--model", str(model), "--train", train, "--eval", evaluation, "--max-length", "32"]
     return [*files, "--budget", "2", *(part for setting in settings for part in ("--set", setting))]
