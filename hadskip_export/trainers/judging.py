@@ -4,8 +4,6 @@ What going on is worth depends on where later exits let an input go, so the last
 `gate_fitting`. Here a gate has one question only, for who has left does not come back.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +17,6 @@ from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.session import Session
 from hadskip_export.trainers.teacher import Teacher
 
-DROPOUT = 0.5  # of what a gate sees while it is fitted: it is to decide alike where an engine computes below fp32
 STILL = 1e-6  # the deviation of a number that is the same for all inputs, but for rounding
 
 
@@ -77,7 +74,7 @@ def fit_to_deviations(gate: Gate, seen: Tensor, difference: Tensor, recipe: Reci
         difference: `V(run) - V(skip)`, float32 [n].
     """
     mean, deviation = seen.mean(dim=0), seen.std(dim=0, correction=0).clamp_min(STILL)
-    fit_gate(gate, [((seen - mean) / deviation, difference)], [], replace(recipe, fit_dropout=DROPOUT))
+    fit_gate(gate, [((seen - mean) / deviation, difference)], [], recipe)
     with torch.no_grad():
         gate.hidden.weight /= deviation
         gate.hidden.bias -= gate.hidden.weight @ mean
