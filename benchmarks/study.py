@@ -27,6 +27,7 @@ from hadskip_export import train
 from hadskip_export.commands.demo import find_model
 from hadskip_export.support.files import new_folder
 from hadskip_export.trainers.run_folder import write_json
+from hadskip_export.trainers.settings import those_read
 
 SUMMARIES = Path(__file__).parent / "study"
 
@@ -203,8 +204,8 @@ def teacher_folder(data: Path, runs: Path, run: Run, source: Path | None, device
     if not (out / "summary.json").is_file():
         train(
             model=str(model_folder(runs, run.layers, source)), task=run.task, data_dir=str(data), budget=run.layers,
-            out=out, seed=run.seed, method="budgeted", settings=(*(TOY if toy else ()), "shared_epochs=1", PRECISION),
-            recipe="adaptive", resume=True, device=device,
+            out=out, seed=run.seed, method="budgeted", recipe="adaptive", resume=True, device=device,
+            settings=("shared_epochs=1", PRECISION, *(TOY[:1] if toy else ())),
         )  # fmt: skip
     return out / "stage1"
 
@@ -242,7 +243,8 @@ def run_all(
     runs.mkdir(parents=True, exist_ok=True)
     summaries.mkdir(parents=True, exist_ok=True)
     for plain in {run.name: run for group in GROUPS.values() for run in group()}.values():
-        run = replace(plain, rows=TOY_ROWS, settings=(*plain.settings, *TOY)) if toy else plain
+        settings = those_read((*plain.settings, *TOY), plain.method, plain.recipe, fine_tuned=True)
+        run = replace(plain, rows=TOY_ROWS, settings=settings) if toy else plain
         kept = summaries / f"{run.name}.json"
         if kept.is_file() or (names and not plain.name.startswith(names)):
             continue

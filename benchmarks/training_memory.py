@@ -43,6 +43,8 @@ def trainer(model: str, folder: Path) -> None:
 def ours(model: str, folder: Path, recipe: str, settings: tuple[str, ...]) -> None:
     """All stages, an epoch of each, and the figures of every budget."""
     from hadskip_export import train
+    from hadskip_export.trainers.methods import HADSKIP
+    from hadskip_export.trainers.settings import those_read
 
     for name, rows, seed in (("train", ROWS, 0), ("eval", 64, 1)):
         lines = [json.dumps({"text": text, "label": label}) for text, label in texts(rows, seed)]
@@ -50,7 +52,8 @@ def ours(model: str, folder: Path, recipe: str, settings: tuple[str, ...]) -> No
     quick = ("stage1_epochs=1", "shared_epochs=1", "epochs=1", "last_epochs=1", "fit_steps=20")
     train(
         model=model, train=str(folder / "train.jsonl"), eval=str(folder / "eval.jsonl"), budget=0.5, recipe=recipe,
-        out=folder / "run", settings=(*quick, *settings), max_length=128,
+        out=folder / "run", max_length=128,
+        settings=(*those_read(quick, HADSKIP, recipe, fine_tuned=False), *settings),
     )  # fmt: skip
 
 

@@ -31,9 +31,11 @@ from hadskip_export.runtime import BundleError, EngineError, Prediction, Predict
 from hadskip_export.runtime.engines import ENGINES, PRECISIONS, Cut
 from hadskip_export.support.signals import Ended
 from hadskip_export.trainers.methods import HADSKIP, METHODS
+from hadskip_export.trainers.settings import those_read
 from hadskip_export.verification import parity
 from tests.conftest import QUICK, sentences, write_csv
 from tests.runtime.editing import add_to_weights, change_manifest, change_piece
+from tests.trainers.runs import QUICKEST
 
 SETTINGS = [part for setting in QUICK for part in ("--set", setting)]
 
@@ -119,17 +121,17 @@ def test_train_passes_its_options_on(made: Made, tmp_path: Path, monkeypatch, op
 
 
 @pytest.mark.parametrize(
-    "options",
-    [["--recipe", "adaptive", "--set", "fit_steps=50"], ["--method", "static", "--route", "1,3"]],
+    ("method", "options"),
+    [(HADSKIP, ["--recipe", "adaptive"]), ("static", ["--method", "static", "--route", "1,3"])],
     ids=["adaptive", "static"],
 )
-def test_train_knows_other_ways_to_routes(made: Made, tmp_path: Path, options: list[str]):
+def test_train_knows_other_ways_to_routes(made: Made, tmp_path: Path, method: str, options: list[str]):
     out = tmp_path / "run"
+    settings = those_read((*QUICKEST, "fit_steps=50"), method, None, fine_tuned=False)
     result = succeeded(
         run(
             "train", "--model", made.model, "--budget", 2, "--train", made.train, "--eval", made.eval, "--out", out,
-            "--max-length", 32, *SETTINGS, "--set", "stage1_epochs=1", "--set", "last_epochs=1",
-            "--set", "shared_epochs=1", *options,
+            "--max-length", 32, *(part for one in settings for part in ("--set", one)), *options,
         )
     )  # fmt: skip
     row = json.loads((out / "summary.json").read_text())["budgets"][-1]

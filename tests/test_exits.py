@@ -22,6 +22,7 @@ from hadskip_export.support.errors import BudgetError, BundleError, EngineError
 from hadskip_export.trainers.methods import METHODS, create_method
 from hadskip_export.trainers.methods.early_exit import EarlyExit
 from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.settings import those_read
 from hadskip_export.verification.parity import apart, count_flips
 from tests.conftest import needs_bf16, sentences
 from tests.exporters.changing import WEIGHTS
@@ -163,7 +164,8 @@ def test_gates_let_go_where_there_are_no_classes(kind, model_folder, tmp_path):
     run, bundle = tmp_path / "run", tmp_path / "bundle"
     train(
         model=str(model_folder), budget=2, out=run, train=str(files[0]), eval=str(files[1]), method="judged",
-        settings=(*QUICKEST, *HARD), max_length=32, **({} if kind == MULTI else {"problem_type": kind}),
+        settings=those_read((*QUICKEST, *HARD), "judged", None, fine_tuned=False), max_length=32,
+        **({} if kind == MULTI else {"problem_type": kind}),
     )  # fmt: skip
     assert (
         build(run, out=bundle, cut="gates").parity == build(bundle, engine="openvino", cut="layers").parity == "passed"

@@ -12,6 +12,8 @@ from hadskip_export import bench, build, calibrate, inspect, train, validate
 from hadskip_export.data.problems import MULTI, RANKING, REGRESSION, SINGLE
 from hadskip_export.data.text import Text
 from hadskip_export.runtime import BundleError, DataError, Predictor
+from hadskip_export.trainers.methods import HADSKIP
+from hadskip_export.trainers.settings import those_read
 from tests.conftest import BAD, GOOD, QUICK, WORDS, make_source, write_cut
 from tests.test_cli import lines, refused, run, succeeded
 
@@ -223,7 +225,8 @@ def test_a_head_is_trained_built_for_every_engine_and_answers_as_transformers(
     stage1, bundle = tmp_path / "run" / "stage1", tmp_path / "bundle"
     again = train(  # from the classifier that now lies there
         model=str(stage1), fine_tuned=True, budget=1.5, out=tmp_path / "again", train=str(files[0]),
-        eval=str(files[1]), recipe=recipe, settings=(*QUICK, "last_epochs=1", "shared_epochs=1"), max_length=32,
+        eval=str(files[1]), recipe=recipe, max_length=32,
+        settings=those_read((*QUICK, "last_epochs=1", "shared_epochs=1"), HADSKIP, recipe, fine_tuned=True),
     ) if recipe == "paper" and kind != MULTI else summary  # fmt: skip
     assert again["teacher"]["metric"] == pytest.approx(summary["teacher"]["metric"])
     assert build(tmp_path / "run", out=bundle).parity == "passed"

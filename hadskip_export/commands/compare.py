@@ -28,7 +28,7 @@ from hadskip_export.support.files import scratch
 from hadskip_export.support.progress import say
 from hadskip_export.support.words import as_command
 from hadskip_export.trainers.methods import create_method
-from hadskip_export.trainers.recipe import load_recipe
+from hadskip_export.trainers.recipe import load_recipe, names_of
 from hadskip_export.trainers.session import check_device
 
 ASKED = ("model", "fine_tuned", "task", "data_dir", "train", "eval", "problem_type", "metric")
@@ -100,7 +100,7 @@ def compare(
         engine, precision: that calls are timed on, each system in its fastest cut.
         timing: whether they are.
         recipe: of the rivals; HadSkip's own are named by the recipe.
-        settings: `key=value`, of all.
+        settings: `key=value`, of all that read it; it is said where some do not.
         keep: keep the weights of runs that are done, which takes room.
         report: an HTML file to write, with the table and a picture.
 
@@ -138,7 +138,7 @@ def compare(
         metric=summary["metric"],
         layers=summary["layers"],
         engine=tag,
-        threshold_on=load_recipe(None, todo[0].settings(settings)).threshold_on,
+        threshold_on=load_recipe(None, ("threshold_on=held-out", *settings)).threshold_on,
         teacher=sum(result.teacher for result in results) / len(results),
         lines=lines(results, wanted),
         results=tuple(results),
@@ -179,7 +179,8 @@ class _Work:
             if (run / "recipe.json").is_file() and read_json(run / "recipe.json")["model"] != str(teacher):
                 say(f"{run}: had begun with a teacher of its own, and begins anew")
                 shutil.rmtree(run)
-        given |= {"recipe": entrant.recipe(given["recipe"]), "settings": entrant.settings(given["settings"])}
+        settings = entrant.settings(given["recipe"], given["settings"], fine_tuned=given["fine_tuned"])
+        given |= {"recipe": entrant.recipe(given["recipe"]), "settings": settings}
         started, resumed = time.monotonic(), run.is_dir()
         wanted = self.budgets if entrant.budget is None else [entrant.budget]
         summary = training.train(
@@ -228,10 +229,18 @@ def _check(todo: Sequence[Entrant], shared: Mapping[str, Any], budgets: Sequence
     columns = Columns(shared["text_column"], shared["pair_column"], shared["label_column"])
     folder, data = training.read_asked(**asked, columns=columns)
     config = read_config(folder, data.problem.labels, data.problem.type)
+    readers = {name: set[str]() for name in names_of(shared["settings"])}
     for entrant in todo:
-        recipe = load_recipe(entrant.recipe(shared["recipe"]), entrant.settings(shared["settings"]))
+        settings = entrant.settings(shared["recipe"], shared["settings"], fine_tuned=shared["fine_tuned"])
+        for name in readers.keys() & set(names_of(settings)):
+            readers[name].add(entrant.name)
+        recipe = load_recipe(entrant.recipe(shared["recipe"]), settings)
         method = create_method(entrant.method, recipe, {})
         for budget in budgets if entrant.budget is None else [entrant.budget]:
             method.check(recipe, resolve_budget(budget, config.num_layers), config)
         training.check_teaching(data, recipe)
+    for name, some in readers.items():
+        if some != {entrant.name for entrant in todo}:
+            changed = f"{', '.join(sorted(some))} alone" if some else "none of these methods"
+            say(f"--set {name}: changes {changed}")
     return {"content of --model": digest_of_model(folder), "data": data.digest()}

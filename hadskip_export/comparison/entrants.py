@@ -9,6 +9,7 @@ from hadskip_export.support.errors import BudgetError, RecipeError
 from hadskip_export.support.values import several
 from hadskip_export.trainers.methods import HADSKIP, METHODS, create_method
 from hadskip_export.trainers.recipe import DEFAULT, SHIPPED, Recipe, load_recipe
+from hadskip_export.trainers.settings import those_read
 
 OURS = (DEFAULT, *(name for name in SHIPPED if name != DEFAULT))  # recipes of HadSkip's own methods
 NAMES = (*OURS, *(name for name in METHODS if name not in ("joint", "nested")))
@@ -48,9 +49,10 @@ class Entrant:
     def recipe(self, recipe: str | None) -> str | None:
         return self.name if self.name in OURS else recipe
 
-    def settings(self, settings: Sequence[str]) -> tuple[str, ...]:
-        """Thresholds are set on held-out texts of the training data, unless they say otherwise."""
-        return ("threshold_on=held-out", *settings, *(UNTAUGHT if self.published else ()))
+    def settings(self, recipe: str | None, settings: Sequence[str], *, fine_tuned: bool) -> tuple[str, ...]:
+        """Those that it reads. Thresholds are set on held-out texts of the training data, unless they say otherwise."""
+        every = ("threshold_on=held-out", *settings, *(UNTAUGHT if self.published else ()))
+        return those_read(every, self.method, self.recipe(recipe), fine_tuned=fine_tuned)
 
 
 def entrants(

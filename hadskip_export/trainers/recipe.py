@@ -118,11 +118,8 @@ def load_recipe(recipe: str | Path | None = None, settings: Sequence[str] = ()) 
     """
     name = str(recipe or DEFAULT)
     values = _shipped(name) if name in SHIPPED else _from_file(Path(name))
-    for setting in several("settings", settings):
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise RecipeError(f"--set {setting}: expected key=value")
-        values[key.strip()] = value.strip()
+    for name, setting in zip(names_of(settings), settings, strict=True):
+        values[name] = setting.partition("=")[2].strip()
     known = [field.name for field in dataclasses.fields(Recipe)]
     for key in values:
         if key not in known:
@@ -131,6 +128,23 @@ def load_recipe(recipe: str | Path | None = None, settings: Sequence[str] = ()) 
         return msgspec.convert(values, Recipe, strict=False)
     except msgspec.ValidationError as error:
         raise RecipeError(f"recipe: {error}") from error
+
+
+def names_of(settings: Sequence[str]) -> list[str]:
+    """
+    Args:
+        settings: `key=value`, of which these are the keys.
+
+    Raises:
+        RecipeError: one is something else.
+    """
+    names = []
+    for setting in several("settings", settings):
+        name, equals, _ = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {setting}: expected key=value")
+        names.append(name.strip())
+    return names
 
 
 def _shipped(name: str) -> dict[str, object]:

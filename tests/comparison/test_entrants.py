@@ -2,10 +2,11 @@
 
 import pytest
 
-from hadskip_export.comparison.entrants import NAMES, UNTAUGHT, Entrant, entrants
+from hadskip_export.comparison.entrants import NAMES, Entrant, entrants
 from hadskip_export.support.errors import BudgetError, RecipeError
-from hadskip_export.trainers.methods import METHODS
+from hadskip_export.trainers.methods import METHODS, create_method
 from hadskip_export.trainers.recipe import SHIPPED, load_recipe
+from hadskip_export.trainers.settings import DISTILLED
 
 
 def test_every_recipe_and_every_rival_may_take_part():
@@ -28,10 +29,31 @@ def test_a_rival_as_published_learns_without_a_teacher():
     found = entrants(NAMES, [2], 1, None, published=True)
     alone = [one for one in found if one.published]
     assert {one.name for one in alone} == set(NAMES) - {"adaptive", "paper", "upfront", "static", "fastbert", "judged"}
-    recipe = load_recipe(None, alone[0].settings(("batch_size=8",)))
-    assert (recipe.alpha1, recipe.alpha2, recipe.alpha3, recipe.alpha4, recipe.batch_size) == (0, 0, 0, 0, 8)
-    assert alone[0].settings(())[1:] == UNTAUGHT and recipe.threshold_on == "held-out"
-    assert load_recipe(None, found[0].settings(("threshold_on=evaluation",))).threshold_on == "evaluation"
+    for one in alone:
+        recipe = load_recipe("paper", one.settings("paper", ("batch_size=8",), fine_tuned=False))
+        read = create_method(one.method, recipe, {}).settings(recipe)
+        assert all(getattr(recipe, name) == 0 for name in DISTILLED & read) and "alpha1" in read
+        assert (recipe.batch_size, recipe.threshold_on) == (8, "held-out")
+    settings = found[0].settings(None, ("threshold_on=evaluation",), fine_tuned=True)
+    assert load_recipe(None, settings).threshold_on == "evaluation"
+
+
+def test_each_has_of_the_settings_those_that_it_reads():
+    asked = ("gate_width=8", "exit_lr=1e-3", "body_lr=1e-3", "stage1_lr=1e-3")
+    read = {
+        one.name: one.settings(None, asked, fine_tuned=one.name == "pabee")[1:]
+        for one in entrants(["adaptive", "pabee", "fastbert", "judged"], [2], 1, None, published=False)
+    }
+    assert read == {
+        "adaptive": (asked[0], asked[2], asked[3]),
+        "pabee": (asked[2],),
+        "fastbert": (asked[1], asked[3]),
+        "judged": (asked[0], asked[1], asked[3]),
+    }
+
+
+def test_files_of_entrants_are_their_own():
+    found = entrants(NAMES, [2], 1, None, published=True)
     assert Entrant("pabee", True, 3).system == "pabee, as published"
     assert Entrant("pabee", True, 3).file == "pabee-published-s3"
     assert len({one.file for one in found}) == len(found)

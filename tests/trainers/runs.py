@@ -9,6 +9,8 @@ import torch
 
 from hadskip_export import train
 from hadskip_export.modeling.checkpoint import load_classifier, save_classifier
+from hadskip_export.trainers.methods import HADSKIP
+from hadskip_export.trainers.settings import those_read
 from tests.conftest import QUICK
 
 QUICKEST = (*QUICK, "stage1_epochs=1", "last_epochs=1", "shared_epochs=1")
@@ -25,11 +27,14 @@ def assert_bit_equal(one: torch.nn.Module, other: torch.nn.Module) -> None:
 
 
 def repeat(model_folder: Path, csv_files: tuple[Path, Path], out: Path, **changes) -> dict[str, Any]:
+    """Of the settings those that are read."""
     arguments = {
         "model": str(model_folder), "budget": 1.5, "out": out, "train": str(csv_files[0]), "eval": str(csv_files[1]),
         "recipe": "paper", "settings": QUICK, "max_length": 32,
-    }  # fmt: skip
-    return train(**(arguments | changes))
+    } | changes  # fmt: skip
+    method, fine_tuned = arguments.get("method", HADSKIP), arguments.get("fine_tuned", False)
+    settings = those_read(arguments["settings"], method, arguments["recipe"], fine_tuned=fine_tuned)
+    return train(**(arguments | {"settings": settings}))
 
 
 def as_model(folder: Path, run_folder: Path, labels: tuple[str, ...]) -> Path:

@@ -19,10 +19,14 @@ from hadskip_export.modeling.checkpoint import load_student
 from hadskip_export.trainers.batches import ordered_batches
 from hadskip_export.trainers.checkpoints import Checkpoints
 from hadskip_export.trainers.losses import budget_penalty
+from hadskip_export.trainers.methods import HADSKIP
 from hadskip_export.trainers.processes import Processes
 from hadskip_export.trainers.run_folder import RunFolder
+from hadskip_export.trainers.settings import those_read
 from tests.conftest import QUICK
 from tests.trainers.datasets import random_dataset
+
+SHORT = (*QUICK, "stage1_epochs=2", "shared_epochs=2", "fit_steps=30", "epochs=1", "last_epochs=1")
 
 
 @settings(deadline=None)
@@ -70,17 +74,21 @@ def run(folder: Path, arguments: list[str], processes: int) -> subprocess.Comple
     )  # fmt: skip
 
 
-@pytest.fixture
-def arguments(model_folder: Path, csv_files: tuple[Path, Path], tmp_path: Path) -> list[str]:
-    """Of a model without dropout, of which each process has its own."""
+@pytest.fixture(params=["adaptive"])
+def arguments(request, model_folder: Path, csv_files: tuple[Path, Path], tmp_path: Path) -> list[str]:
+    """Of the recipe that is asked for, and of a model without dropout, of which each process has its own."""
     model = Path(shutil.copytree(model_folder, tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (model / "config.json").write_text(json.dumps(config))
-    settings = (*QUICK, "stage1_epochs=2", "shared_epochs=2", "fit_steps=30", "epochs=1", "last_epochs=1")
     train, evaluation = map(str, csv_files)
-    files = ["--model", str(model), "--train", train, "--eval", evaluation, "--max-length", "32"]
-    return [*files, "--budget", "2", *(part for setting in settings for part in ("--set", setting))]
+    files = ["--model", str(model), "--train", train, "--eval", evaluation, "--max-length", "32", "--budget", "2"]
+    return [
+        *files,
+        "--recipe",
+        request.param,
+        *(part for one in those_read(SHORT, HADSKIP, request.param, fine_tuned=False) for part in ("--set", one)),
+    ]
 
 
 @pytest.mark.slow
@@ -134,9 +142,10 @@ def fit_again(folder: Path, other: Path, arguments: list[str]) -> dict[str, torc
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arguments", ["paper"], indirect=True)
 def test_joint_training_by_two_processes_ends_and_goes_on_where_it_was_stopped(arguments, tmp_path):
     """Gates open for the rows of one process alone: a layer's gradient is then that process's."""
-    command = [*arguments, "--recipe", "paper", "--out", "run"]
+    command = [*arguments, "--out", "run"]
     assert run(tmp_path, command, 2).returncode == 0
     summary = (tmp_path / "run" / "summary.json").read_bytes()
     kept = load_file(tmp_path / "run" / "budgets" / "2" / "model.safetensors")

@@ -26,6 +26,11 @@ class Method(Protocol):
         """
         ...
 
+    def settings(self, recipe: Recipe) -> frozenset[str]:
+        """Those of the recipe that its student comes of, but for the ones that every training reads, see
+        `trainers.settings`."""
+        ...
+
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
         """The students on the way, the last of which is that of `budget`. Each gets a checkpoint."""
         ...

@@ -10,6 +10,7 @@ from hadskip_export.trainers.methods.one_route import check_whole, learn_route, 
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import Leg
 from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.settings import DISTILLED, of_length
 from hadskip_export.trainers.teacher import Teacher
 
 
@@ -22,6 +23,9 @@ class Budgeted:
 
     def check(self, recipe: Recipe, budget: float, config: EncoderConfig) -> None:
         check_whole("budgeted", budget)
+
+    def settings(self, recipe: Recipe) -> frozenset[str]:
+        return of_length(recipe) | DISTILLED | {"body_lr"}
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
         return straight_path(recipe, budget, num_layers)

@@ -22,6 +22,7 @@ from hadskip_export.trainers.exits import Among, train_exits
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import Leg, all_epochs
 from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.settings import of_length
 from hadskip_export.trainers.teacher import Teacher
 
 
@@ -53,6 +54,9 @@ class EarlyExit:
             raise BudgetError(f"--budget {budget:g}: the first exit comes after a layer; give at least 1 layer")
         if not self.learns_labels and not recipe.alpha1:
             raise RecipeError("alpha1=0: the exits of this method learn from the teacher's predictions alone")
+
+    def settings(self, recipe: Recipe) -> frozenset[str]:
+        return of_length(recipe) | {"alpha1", "body_lr" if self.body_learns else "exit_lr"}
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
         points = sorted({budget, *map(float, range(1, num_layers + 1))}, reverse=True)

@@ -10,6 +10,7 @@ from hadskip_export.routing.routes import Route
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import Leg, budget_path
 from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.settings import DISTILLED, EXPLORED, GATES, of_length
 from hadskip_export.trainers.stages import train_jointly
 from hadskip_export.trainers.teacher import Teacher
 
@@ -23,6 +24,10 @@ class Joint:
 
     def check(self, recipe: Recipe, budget: float, config: EncoderConfig) -> None:
         """Takes any budget."""
+
+    def settings(self, recipe: Recipe) -> frozenset[str]:
+        own = {"stage2_epochs", "body_lr", "glide", "beta", "penalty_unit"}
+        return of_length(recipe) | GATES | EXPLORED | DISTILLED | own
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
         return budget_path(recipe, budget, num_layers)

@@ -12,8 +12,10 @@ from hadskip_export.modeling.exits import ExitClassifier, ExitKind, Student
 from hadskip_export.routing.criteria import WORTH
 from hadskip_export.trainers.judging import fit_judges
 from hadskip_export.trainers.methods.fastbert import FastBert
+from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import Leg
 from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.settings import FITTED, GATES
 from hadskip_export.trainers.teacher import Teacher
 
 
@@ -23,6 +25,9 @@ class Judged(FastBert):
 
     kind: ClassVar[ExitKind] = "judged"
     criterion: ClassVar[str] = WORTH
+
+    def settings(self, recipe: Recipe) -> frozenset[str]:
+        return super().settings(recipe) | GATES | FITTED
 
     def learn(self, model: Student, teacher: Teacher, leg: Leg, session: Session) -> Student:
         """First the exits, then the gates."""

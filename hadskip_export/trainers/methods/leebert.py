@@ -14,6 +14,7 @@ from hadskip_export.trainers.batches import TrainingBatch
 from hadskip_export.trainers.exits import Among, Passed
 from hadskip_export.trainers.methods.early_exit import EarlyExit
 from hadskip_export.trainers.objective import Objective
+from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.session import Session
 
 EVERY = 4  # batches from one step of the weights to the next
@@ -26,6 +27,9 @@ class LeeBert(EarlyExit):
 
     kind: ClassVar[ExitKind] = "linear"
     criterion: ClassVar[str] = "patience"
+
+    def settings(self, recipe: Recipe) -> frozenset[str]:
+        return super().settings(recipe) | {"gate_lr"}  # of the weights that it learns
 
     def among(self, student: ExitClassifier, session: Session) -> Among:
         return LearnedWeights(len(student.classifier.layers), session.objective)

@@ -17,6 +17,7 @@ from hadskip_export.trainers.gate_fitting import fit_gates, observe
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import Leg, budget_path
 from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.settings import DISTILLED, EXPLORED, FITTED, GATES, SCHEDULED
 from hadskip_export.trainers.stages import distil
 from hadskip_export.trainers.teacher import Teacher
 
@@ -39,6 +40,13 @@ class Nested:
                 f"family={recipe.family}: has {count:,} routes of {sizes[0]} to {sizes[-1]} of {num_layers} layers,"
                 f" more than the {MOST_ROUTES} that gates can be fitted to; choose nested"
             )
+
+    def settings(self, recipe: Recipe) -> frozenset[str]:
+        found = GATES | FITTED | DISTILLED | {"body", "body_lr", "family"}
+        found |= SCHEDULED | {"family_spread"} if recipe.body == "dedicated" else {"shared_epochs"}
+        if self.initialises_gates:
+            found |= {"stage2_epochs"} | (EXPLORED if recipe.stage2_epochs else frozenset())
+        return found
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
         if recipe.body == "dedicated":

@@ -26,6 +26,7 @@ from hadskip_export.trainers.methods.early_exit import EarlyExit, all_but_the_la
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import Leg
 from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.settings import GATES
 from hadskip_export.trainers.stages import log_held_out
 from hadskip_export.trainers.teacher import Teacher
 from hadskip_export.trainers.word_dropout import drop_words
@@ -45,6 +46,9 @@ class SmartBert(EarlyExit):
     kind: ClassVar[ExitKind] = "attention"
     criterion: ClassVar[str] = "entropy"
     jumps: ClassVar[bool] = True
+
+    def settings(self, recipe: Recipe) -> frozenset[str]:
+        return super().settings(recipe) | GATES | {"gate_lr", "exit_lr"}
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
         return [replace(leg, epochs=2 * leg.epochs) for leg in super().path(recipe, budget, num_layers)]

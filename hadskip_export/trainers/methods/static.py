@@ -17,6 +17,7 @@ from hadskip_export.trainers.methods.one_route import check_whole, learn_route, 
 from hadskip_export.trainers.recipe import Recipe
 from hadskip_export.trainers.schedule import Leg
 from hadskip_export.trainers.session import Session
+from hadskip_export.trainers.settings import DISTILLED, of_length
 from hadskip_export.trainers.stages import distil
 from hadskip_export.trainers.teacher import Teacher
 
@@ -42,6 +43,9 @@ class Static:
         if self.route is not None and (len(self.route) != budget or not is_route(self.route, config.num_layers)):
             layers = ",".join(map(str, self.route))
             raise BudgetError(f"--route {layers}: expected {budget:g} of the layers 1 to {config.num_layers}")
+
+    def settings(self, recipe: Recipe) -> frozenset[str]:
+        return of_length(recipe) | DISTILLED | {"body_lr"}
 
     def path(self, recipe: Recipe, budget: float, num_layers: int) -> list[Leg]:
         return straight_path(recipe, budget, num_layers)

@@ -59,7 +59,7 @@ def test_it_is_a_frozen_dataclass_with_the_members_of_the_contract(method):
     with pytest.raises(FrozenInstanceError):
         method.anything = 1
     members = [member for member in vars(Method) if not member.startswith("_")] + list(Method.__annotations__)
-    assert {"check", "path", "family", "learn", "initialises_gates", "fits_threshold"} <= set(members)
+    assert {"check", "settings", "path", "family", "learn", "initialises_gates", "fits_threshold"} <= set(members)
     for member in ("check", "path", "family", "learn"):
         assert inspect.signature(getattr(type(method), member)) == inspect.signature(getattr(Method, member))
     assert isinstance(method.initialises_gates, bool) and isinstance(method.fits_threshold, bool)
@@ -149,6 +149,9 @@ FAKE = '''
 
         def check(self, recipe, budget, config):
             pass
+
+        def settings(self, recipe):
+            return frozenset()
 
         def path(self, recipe, budget, num_layers):
             return [Leg(num_layers, num_layers, 1), Leg(num_layers, budget, 1)]
