@@ -239,8 +239,9 @@ def _check(todo: Sequence[Entrant], shared: Mapping[str, Any], budgets: Sequence
         for budget in budgets if entrant.budget is None else [entrant.budget]:
             method.check(recipe, resolve_budget(budget, config.num_layers), config)
         training.check_teaching(data, recipe)
+    everyone = {entrant.name for entrant in todo}
     for name, some in readers.items():
-        if some != {entrant.name for entrant in todo}:
+        if some != everyone:
             changed = f"{', '.join(sorted(some))} alone" if some else "none of these methods"
             say(f"--set {name}: changes {changed}")
     return {"content of --model": digest_of_model(folder), "data": data.digest()}

@@ -118,8 +118,8 @@ def load_recipe(recipe: str | Path | None = None, settings: Sequence[str] = ()) 
     """
     name = str(recipe or DEFAULT)
     values = _shipped(name) if name in SHIPPED else _from_file(Path(name))
-    for name, setting in zip(names_of(settings), settings, strict=True):
-        values[name] = setting.partition("=")[2].strip()
+    for key, setting in zip(names_of(settings), settings, strict=True):
+        values[key] = setting.partition("=")[2].strip()
     known = [field.name for field in dataclasses.fields(Recipe)]
     for key in values:
         if key not in known:

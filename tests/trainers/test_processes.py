@@ -83,12 +83,8 @@ def arguments(request, model_folder: Path, csv_files: tuple[Path, Path], tmp_pat
     (model / "config.json").write_text(json.dumps(config))
     train, evaluation = map(str, csv_files)
     files = ["--model", str(model), "--train", train, "--eval", evaluation, "--max-length", "32", "--budget", "2"]
-    return [
-        *files,
-        "--recipe",
-        request.param,
-        *(part for one in those_read(SHORT, HADSKIP, request.param, fine_tuned=False) for part in ("--set", one)),
-    ]
+    read = those_read(SHORT, HADSKIP, request.param, fine_tuned=False)
+    return [*files, "--recipe", request.param, *(part for one in read for part in ("--set", one))]
 
 
 @pytest.mark.slow

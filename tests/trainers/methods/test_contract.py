@@ -60,7 +60,7 @@ def test_it_is_a_frozen_dataclass_with_the_members_of_the_contract(method):
         method.anything = 1
     members = [member for member in vars(Method) if not member.startswith("_")] + list(Method.__annotations__)
     assert {"check", "settings", "path", "family", "learn", "initialises_gates", "fits_threshold"} <= set(members)
-    for member in ("check", "path", "family", "learn"):
+    for member in ("check", "settings", "path", "family", "learn"):
         assert inspect.signature(getattr(type(method), member)) == inspect.signature(getattr(Method, member))
     assert isinstance(method.initialises_gates, bool) and isinstance(method.fits_threshold, bool)
 
