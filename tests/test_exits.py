@@ -243,7 +243,7 @@ def test_gates_of_exits_are_compared_as_gates_are_below_zero_too(made):
 
 
 def test_a_cut_or_an_engine_that_exits_have_not_is_refused_by_name(made, tmp_path):
-    with pytest.raises(EngineError, match="--cut whole: not of a model with exits, which has layers, gates"):
+    with pytest.raises(EngineError, match="--cut whole: not of a model with such exits, which has layers, gates"):
         build(made.run("berxit"), out=tmp_path / "bundle", cut="whole")
     with pytest.raises(EngineError, match="--cut whole"):
         build(made.bundle("berxit"), engine="openvino", cut="whole")

@@ -75,7 +75,7 @@ def source(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gated") / "bundle"
-    report = write_bundle(source, out, EnginePlan.of(cut="gates", router="gated-exits"))
+    report = write_bundle(source, out, EnginePlan.of(cut="gates", router=source.router))
     assert report is not None and report.parity == "passed"
     pieces = {piece.piece for piece in report.pieces}
     assert {"gate_02", "gate_04", "exit_01", "exit_03"} <= pieces and "gate_01" not in pieces
@@ -178,7 +178,7 @@ def test_the_check_of_a_build_sees_a_gate_that_decides_otherwise(source, bundle,
 def test_an_engine_with_code_of_its_own_says_that_it_has_none_for_this(source, bundle, tmp_path):
     with pytest.raises(EngineError, match="--engine torch-cuda: has no code for exits"):
         build(bundle, engine="torch-cuda")
-    with pytest.raises(EngineError, match="--cut whole: not of a model with exits"):
+    with pytest.raises(EngineError, match="--cut whole: not of a model with such exits"):
         build(bundle, engine="openvino", cut="whole")
 
 
@@ -263,7 +263,7 @@ def test_where_all_gates_are_shut_every_budget_is_one_layer(source, tmp_path):
     for gate in model.gates[1:]:
         torch.nn.init.constant_(gate.logits.weight, 0)
         gate.logits.bias.data = torch.tensor([-1.0, 1.0])
-    write_bundle(replace(source, model=model), tmp_path / "shut", EnginePlan.of(cut="gates", router="gated-exits"))
+    write_bundle(replace(source, model=model), tmp_path / "shut", EnginePlan.of(cut="gates", router=source.router))
     found = calibrate(
         tmp_path / "shut", write_csv(tmp_path / "t.csv", [(one,) for one in TEXTS], ("text",)), [3]
     ).chosen

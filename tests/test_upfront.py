@@ -35,7 +35,7 @@ def source(model_folder: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def bundle(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("upfront") / "bundle"
-    report = write_bundle(source, out, EnginePlan.of(cut="gates", router="upfront"))
+    report = write_bundle(source, out, EnginePlan.of(cut="gates", router=source.router))
     assert report is not None and report.parity == "passed"
     for engine, cut in (("ort", "layers"), ("ort", "whole"), ("openvino", "layers"), ("openvino", "whole")):
         assert build(out, engine=engine, cut=cut).parity == "passed"

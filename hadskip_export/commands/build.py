@@ -65,7 +65,7 @@ def build(
             return None
         if engine is None:
             raise BundleError(f"--engine: {path} is a bundle; say which engine to add")
-        return add_engine(path, EnginePlan.of(engine, precision, cut, read_manifest(path).router.kind), signer)
+        return add_engine(path, EnginePlan.of(engine, precision, cut, read_manifest(path).router), signer)
     if out is None:
         raise BundleError(f"--out: {path} is to become a bundle; say where to write it")
     optional_import("torch", "train")
@@ -74,5 +74,5 @@ def build(
     texts = read_texts(Path(golden)) if golden is not None else None
     plan = EnginePlan.of(engine or "ort", precision, cut)
     made_of = load_source(path, budget, full)
-    plan = EnginePlan.of(plan.engine, precision, cut, made_of.router.kind)
+    plan = EnginePlan.of(plan.engine, precision, cut, made_of.router)
     return write_bundle(made_of, Path(out), plan, texts, force=force, signer=signer)

@@ -19,6 +19,7 @@ from hadskip_export.modeling.gated import GatedClassifier
 from hadskip_export.routing.routes import Route, as_row
 from hadskip_export.runtime.bundle import read_bundle
 from hadskip_export.runtime.engines import Cut
+from hadskip_export.runtime.manifest import RouterInfo
 from hadskip_export.runtime.tokenization import Text
 from hadskip_export.support.environment import busy_share, environment
 from hadskip_export.support.errors import BudgetError, DataError, EngineError
@@ -230,11 +231,10 @@ class _Structure:
         return cls(route=route, upfront=isinstance(made, Upfront))
 
     @property
-    def router(self) -> str:
-        """Its kind, see `RouterInfo`."""
+    def router(self) -> RouterInfo:
         if self.kind is not None:
-            return "gated-exits" if self.jumps else "exits"
-        return "static" if self.is_fixed else "upfront" if self.upfront else "gates"
+            return RouterInfo("gated-exits" if self.jumps else "exits", criterion=self.criterion)
+        return RouterInfo("static" if self.is_fixed else "upfront" if self.upfront else "gates")
 
     @property
     def is_fixed(self) -> bool:
@@ -251,7 +251,7 @@ class _Structure:
         """As the function of that name has them, of gates."""
         if self.jumps:
             return draw_jumps(rows, num_layers, layers_run, routing, random)
-        if self.router == "exits":
+        if self.kind is not None:
             return draw_prefixes(rows, num_layers, layers_run, routing, random)
         if self.route is not None:
             return np.tile(as_row(self.route, num_layers), (rows, 1))

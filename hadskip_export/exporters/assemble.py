@@ -74,7 +74,7 @@ def full(pieces: Mapping[str, Any], inputs: Sequence[str]) -> Any:
         pieces: graph of each piece, layers in their order.
         inputs: of the new graph, in order.
     """
-    joined = _Joined(next(iter(pieces.values())))
+    joined = Joined(next(iter(pieces.values())))
     found: dict[str, Any] = {}
     hidden = ""  # the embeddings take none
     for name, piece in pieces.items():
@@ -109,7 +109,7 @@ def fuse_exit(layer: Any, leave: Any) -> Any:
 def _asked_by(layer: Any, after: Any, name: str) -> Any:
     """A layer and what is asked about the states that it gives, in one graph of two outputs."""
     outputs = [layer.graph.output[0], after.graph.output[0]]
-    joined = _Joined(layer)
+    joined = Joined(layer)
     outputs[0].name = joined.add(layer, "layer", {})
     outputs[1].name = joined.add(after, name, {HIDDEN_STATES: outputs[0].name})
     return joined.model("fused", list(layer.graph.input), outputs)
@@ -174,7 +174,7 @@ def whole(pieces: Pieces, model: ModelInfo, decided: Decided, form: Form) -> Any
     onnx: Any = optional_import("onnx", "build")
     node, kinds, arrays = onnx.helper.make_node, onnx.TensorProto, onnx.numpy_helper
     embeddings = pieces.read("embeddings")
-    joined = _Joined(embeddings)
+    joined = Joined(embeddings)
     state = hidden = embedded = joined.add(embeddings, "embeddings", {})
     joined.hold(layers_axis=np.zeros(1, np.int64), nothing=np.float32(0), ran_0=np.zeros((model.layers, 1), np.float32))
     joined.nodes.append(node("Cast", [MOST], ["most"], to=kinds.FLOAT))
@@ -233,7 +233,7 @@ def whole(pieces: Pieces, model: ModelInfo, decided: Decided, form: Form) -> Any
     return joined.model("whole", inputs, outputs)
 
 
-class _Joined:
+class Joined:
     """A graph that grows piece by piece. `like`: a piece, whose versions it takes."""
 
     def __init__(self, like: Any):
@@ -288,7 +288,7 @@ def inlined(
     return list(graph.node), list(graph.initializer), rename(graph.output[0].name)
 
 
-def _skippable(joined: _Joined, piece: Any, layer: str, state: str, narrow: bool) -> str:
+def _skippable(joined: Joined, piece: Any, layer: str, state: str, narrow: bool) -> str:
     """Adds a layer as an `If`, for one row, and returns the name of the state after it.
 
     Where the layer does not run the branch gives next to nothing, and the state is taken again behind the `If`: engines
@@ -314,7 +314,7 @@ def _skippable(joined: _Joined, piece: Any, layer: str, state: str, narrow: bool
     return f"{layer}/out"
 
 
-def _on_rows(joined: _Joined, piece: Any, layer: str, state: str, narrow: bool) -> str:
+def _on_rows(joined: Joined, piece: Any, layer: str, state: str, narrow: bool) -> str:
     """Adds a layer that takes the rows that run it, and returns the name of the state after it.
 
     Where no row does, its operators have nothing to do. Unlike branches, layers then share an engine's scratch memory.
@@ -353,7 +353,7 @@ def _between_states(piece: Any, layer: str, given: dict[str, str], narrow: bool)
     return [widen, *inside, node("Cast", [computed], [output], output, to=kinds.BFLOAT16)], tensors, output
 
 
-def _tokens_given(joined: _Joined, piece: Any, layer: str, state: str) -> str:
+def _tokens_given(joined: Joined, piece: Any, layer: str, state: str) -> str:
     """The name of the state before, of the tokens that a layer gives: all, or the first."""
     if piece.graph.output[0].type.tensor_type.shape.dim[1].dim_value != 1:
         return state

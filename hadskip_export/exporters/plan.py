@@ -6,8 +6,10 @@ from typing import Self, get_args
 from hadskip_export.exporters.targets import target_of
 from hadskip_export.exporters.targets.base import Target
 from hadskip_export.runtime.engines import ENGINES, Cut, engine_class
-from hadskip_export.runtime.manifest import EXIT_CUTS, EXITED
+from hadskip_export.runtime.manifest import RouterInfo
 from hadskip_export.support.errors import EngineError
+
+GATES = RouterInfo("gates")
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class EnginePlan:
     """An engine of a bundle, before it is built.
 
     Args:
-        router: what kind the model's is, see `RouterInfo`.
+        router: the model's.
 
     Raises:
         EngineError: no such engine, precision or cut, none of a model with such a router, or the engine's library is
@@ -25,16 +27,18 @@ class EnginePlan:
     engine: str
     precision: str
     cut: Cut
-    router: str = "gates"
+    router: RouterInfo = GATES
 
     @classmethod
-    def of(cls, engine: str = "ort", precision: str = "fp32", cut: Cut | None = None, router: str = "gates") -> Self:
+    def of(
+        cls, engine: str = "ort", precision: str = "fp32", cut: Cut | None = None, router: RouterInfo = GATES
+    ) -> Self:
         """
         Args:
             cut: the engine's fastest if left out.
         """
         if cut is None and engine in ENGINES and precision in target_of(engine).precisions:
-            cut = next((one for one in target_of(engine).cuts if router not in EXITED or one in EXIT_CUTS), None)
+            cut = next((one for one in target_of(engine).cuts if one in _cuts(engine, precision, router)), None)
         return cls(engine, precision, cut or "gates", router)
 
     @classmethod
@@ -56,10 +60,10 @@ class EnginePlan:
         cuts = [cut for cut in get_args(Cut) if cut in self.target.cuts]
         if self.cut not in cuts:
             raise EngineError(f"--cut {self.cut}: not to be had with {self.engine}; there are {', '.join(cuts)}")
-        if self.router in EXITED and self.cut not in EXIT_CUTS:
-            raise EngineError(f"--cut {self.cut}: not of a model with exits, which has {', '.join(EXIT_CUTS)}")
-        if self.router in self.target.refuses:
-            what = self.target.refuses[self.router]
+        if self.cut not in (those := _cuts(self.engine, self.precision, self.router)):
+            raise EngineError(f"--cut {self.cut}: not of a model with such exits, which has {', '.join(those)}")
+        if self.router.kind in self.target.refuses:
+            what = self.target.refuses[self.router.kind]
             raise EngineError(f"--engine {self.engine}: has no code for {what}; the other engines run them")
         engine_class(self.engine).versions()
 
@@ -80,3 +84,9 @@ class EnginePlan:
         if lack := engine_class(self.engine).why_not_here():
             raise EngineError(f"{self.tag}: cannot be measured here: {lack}")
         return self
+
+
+def _cuts(engine: str, precision: str, router: RouterInfo) -> list[Cut]:
+    """Those of a model with such a router."""
+    one_graph = not router.has_exits or precision in target_of(engine).whole_exits
+    return [cut for cut in router.cuts if cut != "whole" or one_graph]

@@ -131,7 +131,7 @@ def write_bundle(
     signer: Signer | None = None,
 ) -> ParityReport | None:
     """Writes a bundle and checks its engine against PyTorch, where this machine can run it; see `build`."""
-    plan = plan or EnginePlan.of(router=source.router.kind)
+    plan = plan or EnginePlan.of(router=source.router)
     with new_bundle(out, force) as folder:
         bundle = Bundle(folder, write_model(source, folder))
         reference = TorchReference(source.model, source.full)

@@ -26,7 +26,6 @@ from hadskip_export.runtime.integrity import check_external_data, check_files, i
 from hadskip_export.runtime.manifest import (
     ALL_GATES,
     ENGINES_FOLDER,
-    EXIT_CUTS,
     FORMAT,
     FULL,
     GRAPH_SUFFIX,
@@ -240,7 +239,7 @@ def _check_exits(file: Path, manifest: Manifest) -> None:
     if router.jumps_to_exits and router.leaves_by.of_gate:
         raise BundleError(f"{file}: gates before exits that have gates of their own; build it again")
     for engine in manifest.engines:
-        if engine.cut not in EXIT_CUTS:
+        if engine.cut not in router.cuts:
             raise BundleError(f"{file}: {engine.name} of a model with exits, which are run layer by layer")
 
 

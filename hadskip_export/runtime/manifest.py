@@ -17,7 +17,6 @@ SEGMENTS = "token_type_ids"
 MODEL_INPUTS = ("input_ids", "attention_mask", SEGMENTS)
 STATES = ("hidden_states", "attention_mask")
 EXITED = ("exits", "gated-exits")  # kinds of routers
-EXIT_CUTS: tuple[Cut, ...] = ("layers", "gates")  # those that a model with exits has: the host decides after each layer
 ABOUT = "hadskip"  # the name under which the files of tensors have JSON of our own
 FULL, WHOLE, WHOLE_ALONE, ALL_GATES = "full", "whole", "whole_alone", "gates"
 
@@ -103,6 +102,13 @@ class RouterInfo:
     def jumps_to_exits(self) -> bool:
         """Whether gates, which no threshold moves, let inputs skip layers before they leave."""
         return self.kind == "gated-exits"
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Those that a model so routed has. Exits that have gates decide in one graph; by other criteria the host does,
+        after each layer."""
+        asked_in_one = not self.has_exits or (self.leaves_by.of_gate and not self.jumps_to_exits)
+        return ("whole", "layers", "gates") if asked_in_one else ("layers", "gates")
 
     @property
     def leaves_by(self) -> Criterion:
@@ -208,6 +214,8 @@ def pieces_of(cut: Cut, manifest: Manifest) -> list[str]:
     gates = [gate_name(index) for index in range(count)] if manifest.router.asks_gates else []
     if manifest.router.has_exits:
         gates = [gate_name(index) for index in range(1, count)] if manifest.router.jumps_to_exits else []
+        if cut == "whole":
+            return [WHOLE]
         return ["embeddings", *layers, *gates, *(exit_name(index) for index in range(count - 1)), "head"]
     return {
         "gates": ["embeddings", *layers, *gates, "head"],

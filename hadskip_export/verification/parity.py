@@ -429,7 +429,12 @@ class _Comparison:
         for index in np.flatnonzero(ran[0]).tolist():
             output = self._pieces[layer_name(index)](state, batch.attention_mask)
             state = output[0] if isinstance(output, tuple) else output
-        self._difference(name).add(logits, self._logits(state, batch))
+        left = int(ran.sum()) - 1
+        if self._manifest.router.has_exits and left + 1 < model.layers:
+            right = self._exit(left, state, batch.attention_mask)[:, : len(model.labels)]
+        else:
+            right = self._logits(state, batch)
+        self._difference(name).add(logits, right)
 
 
 def _rounded(state: np.ndarray) -> np.ndarray:

@@ -351,7 +351,7 @@ def test_a_rival_is_timed_with_what_stands_beside_its_layers(config_file, monkey
 
 
 def test_a_cut_that_exits_have_not_is_refused_before_anything_is_built(config_file):
-    with pytest.raises(EngineError, match="--cut whole: not of a model with exits"):
+    with pytest.raises(EngineError, match="--cut whole: not of a model with such exits"):
         estimate(config_file, layers_run=1, method="pabee", cut="whole", seq=[5])
     with pytest.raises(RecipeError, match="--method magic"):
         estimate(config_file, layers_run=1, method="magic", seq=[5])

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from hadskip_export.exporters.assemble import Decided, Form, Pieces, fuse, fuse_exit, whole
 from hadskip_export.exporters.weights import OwnTensors, place_graph
+from hadskip_export.exporters.whole_exits import whole_exits
 from hadskip_export.runtime.engines import Cut, is_reduced
 from hadskip_export.runtime.manifest import ALL_GATES, FULL, WHOLE, Manifest, exit_name, layer_name, pieces_of
 from hadskip_export.support.progress import track
@@ -53,11 +54,13 @@ class Target(Protocol):
         precisions: those that the engine can be built with.
         cuts: those that it has, the fastest first (docs/benchmarks.md): that one is its default.
         refuses: kinds of routers that it cannot be built for, and what those have.
+        whole_exits: precisions in which a model with exits may be one graph.
     """
 
     precisions: tuple[str, ...]
     cuts: tuple[Cut, ...]
     refuses: dict[str, str]
+    whole_exits: tuple[str, ...]
 
     def build(self, material: Material) -> dict[str, str]:
         """Writes the engine's files and returns piece -> file, relative to the bundle: the pieces of `material` and, of
@@ -91,6 +94,7 @@ class OnnxTarget:
     fuses: dict[str, bool]
     whole_stem: dict[str, str]
     refuses: dict[str, str] = field(default_factory=dict)
+    whole_exits: tuple[str, ...] = ()
 
     def build(self, material: Material) -> dict[str, str]:
         own = OwnTensors(material.bundle, material.tag)
@@ -138,8 +142,14 @@ class OnnxTarget:
 
     def _whole(self, material: Material, files: dict[str, str], own: OwnTensors) -> dict[str, str]:
         pieces, made = Pieces(material.bundle, files), {}
-        for piece, form in self.whole_forms(material.precision, material.manifest.model.family).items():
-            graph = whole(pieces, material.manifest.model, material.decided, form)
+        model, decided = material.manifest.model, material.decided
+        for piece, form in self.whole_forms(material.precision, model.family).items():
+            if material.manifest.router.has_exits:
+                if not form.rows:
+                    continue
+                graph = whole_exits(pieces, model, decided.defaults if form.portable else None)
+            else:
+                graph = whole(pieces, model, decided, form)
             own.take(graph, piece)
             own.write()
             stem = self.whole_stem.get(material.precision, f"{piece}.{material.tag}")

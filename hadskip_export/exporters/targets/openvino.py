@@ -95,4 +95,5 @@ TARGET = OpenVinoTarget(
     converts={"int8": quantise_weights},
     fuses={"fp32": True, "bf16": False, "int8": True},
     whole_stem={},
+    whole_exits=("fp32", "int8"),
 )

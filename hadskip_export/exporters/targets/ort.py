@@ -9,4 +9,5 @@ TARGET = OnnxTarget(
     converts={"int8": quantise},
     fuses={"fp32": True, "int8": True},
     whole_stem={"fp32": "model", "int8": "model_int8"},
+    whole_exits=("fp32", "int8"),
 )

@@ -77,6 +77,7 @@ class TensorRtTarget:
     precisions: tuple[str, ...] = ("fp32", "fp16")
     cuts: tuple[Cut, ...] = ("layers", "gates")
     refuses: dict[str, str] = field(default_factory=dict)
+    whole_exits: tuple[str, ...] = ()
 
     def build(self, material: Material) -> dict[str, str]:
         say(f"{material.tag}: {UNTRIED}")

@@ -15,6 +15,7 @@ class TorchCudaTarget:
 
     precisions = ("fp32", "fp16", "bf16")
     cuts: tuple[Cut, ...] = ("whole", "layers", "gates")
+    whole_exits: tuple[str, ...] = ()
     refuses: ClassVar = {"exits": "exits", "gated-exits": "exits", "upfront": "gates that read the embeddings"}
 
     def build(self, material: Material) -> dict[str, str]:

@@ -93,7 +93,7 @@ def test_rivals_can_be_built(trt, kind: str, model_folder: Path, tmp_path: Path)
         criterion = TOLD.get(shape, "entropy")
         model = ExitClassifier(source.model.classifier, shape, criterion, gate_width=8, jumps=kind == "gated")
         source = replace(source, model=model.eval())
-    assert write_bundle(source, tmp_path / "bundle", EnginePlan.of(cut="gates", router=source.router.kind))
+    assert write_bundle(source, tmp_path / "bundle", EnginePlan.of(cut="gates", router=source.router))
     for cut in ("gates", "layers"):
         assert build(tmp_path / "bundle", engine="trt-rtx", precision="fp16", cut=cut) is None
     *_, gates, layers = read_bundle(tmp_path / "bundle").manifest.engines

@@ -1,0 +1,77 @@
+"""Exits that have gates, as one graph: beside PyTorch, beside the pieces, and in a program that knows nothing of us."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from hadskip_export import build
+from hadskip_export.runtime import EngineError, Predictor
+from hadskip_export.runtime.bundle import read_bundle
+from tests.runtime.editing import copy_of
+from tests.test_exits import TEXTS, Made, Plain
+
+# Of this module, for those of another one are not shared.
+made = pytest.fixture(scope="module")(
+    lambda model_folder, csv_files, tmp_path_factory: Made(model_folder, csv_files, tmp_path_factory.mktemp("whole"))
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(made: Made) -> Path:
+    assert build(made.bundle("judged"), engine="ort").cut == "whole"  # the fastest
+    return made.bundle("judged")
+
+
+def test_it_answers_as_pytorch_does_alone_and_in_batches(made, bundle):
+    plain, layers = Plain(made.run("judged"), bundle), set()
+    medians = np.median([plain.margins(text)[0] for text in TEXTS], axis=0)
+    with Predictor.load(bundle, engine="ort-fp32-whole") as predictor:
+        for threshold in (*(medians + 1e-3), -1e30, 1e30):
+            for text, got in zip(TEXTS, predictor(TEXTS, gate_threshold=threshold), strict=True):
+                label, route, near = plain(text, np.float32(threshold))
+                assert near or (got.label, got.layers) == (label, route)
+                assert near or predictor(text, gate_threshold=threshold).layers == route
+                layers.add(len(got.layers))
+        capped = predictor(TEXTS, gate_threshold=-1e30, max_layers=2)
+        assert [(one.label, one.layers) for one in capped] == [plain(text, -1e30, 2)[:2] for text in TEXTS]
+    assert layers == {1, 2, 3}
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("ort", "int8"), ("openvino", "fp32"), ("openvino", "int8")])
+def test_every_engine_that_has_it_answers_as_its_own_pieces_do(bundle, tmp_path, engine, precision):
+    mine = copy_of(bundle, tmp_path)
+    found = build(mine, engine=engine, precision=precision)
+    assert (found.parity, found.cut) == ("passed", "whole")
+    assert "whole" in {piece.piece for piece in found.pieces}
+    assert build(mine, engine=engine, precision=precision, cut="gates").parity == "passed"
+    name = f"{engine}-{precision}"
+    routes = np.random.default_rng(0).integers(1, 4, len(TEXTS))[:, None] > np.arange(3)
+    with Predictor.load(mine, engine=f"{name}-whole") as one, Predictor.load(mine, engine=f"{name}-gates") as pieces:
+        encoded = one.tokenizer.encode(TEXTS)
+        (logits, ran), (right, _) = (predictor.run(encoded, routes=routes) for predictor in (one, pieces))
+    assert np.array_equal(ran, routes)
+    np.testing.assert_allclose(logits, right, atol=1e-4 if precision == "fp32" else 0.1)
+
+
+def test_another_program_runs_the_file_at_the_default_point(bundle):
+    """With nothing but token ids and a mask, for it has defaults for the rest."""
+    session = onnxruntime.InferenceSession(bundle / "model" / "model.onnx")
+    with Predictor.load(bundle, engine="ort-fp32-whole") as predictor:
+        for text, answer in zip(TEXTS, predictor(TEXTS), strict=True):
+            (encoded,) = predictor.tokenizer.encode([text])
+            values = (encoded.ids, np.ones_like(encoded.ids), encoded.type_ids)
+            names = predictor.bundle.manifest.model.inputs
+            arrays = [np.asarray(value, np.int64)[None] for value in values]
+            logits, ran = session.run(None, dict(zip(names, arrays, strict=False)))
+            assert ran.dtype == bool and (np.flatnonzero(ran[0]) + 1).tolist() == list(answer.layers)
+            assert predictor.labels[int(logits[0].argmax())] == answer.label
+
+
+def test_where_an_engine_has_no_such_graph_it_takes_the_next_cut_and_says_which_there_are(made, bundle, tmp_path):
+    with pytest.raises(EngineError, match="--cut whole: not of a model with such exits, which has layers, gates"):
+        build(made.run("berxit"), out=tmp_path / "bundle", cut="whole")
+    with pytest.raises(EngineError, match="--cut whole: not of a model with such exits, which has layers, gates"):
+        build(bundle, engine="openvino", precision="bf16", cut="whole")
+    assert {info.cut for info in read_bundle(bundle).manifest.engines} == {"gates", "layers", "whole"}
