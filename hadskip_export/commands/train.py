@@ -24,7 +24,7 @@ from hadskip_export.trainers.processes import joined
 from hadskip_export.trainers.recipe import Recipe, load_recipe
 from hadskip_export.trainers.run_folder import open_run
 from hadskip_export.trainers.session import check_device, fixed_threads
-from hadskip_export.trainers.settings import check_read
+from hadskip_export.trainers.settings import say_unread
 
 DEFAULT_MAX_LENGTH = 128
 
@@ -86,8 +86,7 @@ def train(
 
     Raises:
         HadskipError: see `load_task`, `load_recipe`, `load_classifier`, `open_run`, `resolve_budget`.
-        RecipeError: a seed that is none; labels missing and no loss left that could do without; see `create_method`,
-            `check_read`.
+        RecipeError: a seed that is none; labels missing and no loss left that could do without; see `create_method`.
     """
     check_seed(seed)
     if force:
@@ -120,7 +119,7 @@ def train(
     check_teaching(data, chosen)
     learner = create_method(method, chosen, {"route": route})
     learner.check(chosen, layers, config)
-    check_read(settings, learner, chosen, fine_tuned=fine_tuned)
+    say_unread(settings, learner, chosen, fine_tuned=fine_tuned)
     identity: dict[str, Any] = {
         "model": str(model),
         "model_digest": digest_of_model(folder),

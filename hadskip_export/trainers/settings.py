@@ -1,10 +1,10 @@
-"""Which settings of a recipe a training reads, so that one that is given for nothing is refused by its name."""
+"""Which settings of a recipe a training reads, so that one that is given for nothing is named."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hadskip_export.support.errors import RecipeError
+from hadskip_export.support.progress import say
 from hadskip_export.trainers.methods import create_method
 from hadskip_export.trainers.recipe import Recipe, load_recipe, names_of
 
@@ -46,19 +46,17 @@ def those_read(
     return tuple(setting for name, setting in zip(names_of(settings), settings, strict=True) if name in read)
 
 
-def check_read(settings: Sequence[str], method: "Method", recipe: Recipe, *, fine_tuned: bool) -> None:
-    """
-    Args:
-        settings: `key=value`, as they were given, not those of a recipe's file, which is for several methods.
+def say_unread(settings: Sequence[str], method: "Method", recipe: Recipe, *, fine_tuned: bool) -> None:
+    """Says which of `settings` change nothing here: a line for all, as for trainings of several kinds, is no error.
 
-    Raises:
-        RecipeError: one that would change nothing.
+    Args:
+        settings: `key=value`, as they were given, not those of a recipe's file.
     """
     read = read_by(method, recipe, fine_tuned=fine_tuned)
-    for name in names_of(settings):
-        if name in STAGE1 and fine_tuned:
-            raise RecipeError(f"--set {name}: with --fine-tuned there is no stage I; leave it out")
-        if name not in read:
-            raise RecipeError(
-                f"--set {name}: would change nothing here; this method with this recipe reads {', '.join(sorted(read))}"
-            )
+    unread = [name for name in names_of(settings) if name not in read]
+    for names, why in (
+        ([name for name in unread if name in STAGE1], "with --fine-tuned, where there is no stage I"),
+        ([name for name in unread if name not in STAGE1], "with this method and recipe"),
+    ):
+        if names:
+            say(f"--set {', '.join(names)}: {'changes' if len(names) == 1 else 'change'} nothing {why}")

@@ -1,7 +1,6 @@
 """What methods say they read of a recipe against what a training did read, attribute by attribute."""
 
 import dataclasses
-import re
 import sys
 from pathlib import Path
 
@@ -9,11 +8,10 @@ import pytest
 
 from hadskip_export import train
 from hadskip_export.commands import train as command
-from hadskip_export.support.errors import RecipeError
 from hadskip_export.trainers import recipe as recipes
 from hadskip_export.trainers.methods import HADSKIP, METHODS, create_method
 from hadskip_export.trainers.recipe import Recipe, load_recipe
-from hadskip_export.trainers.settings import GATES, check_read, read_by
+from hadskip_export.trainers.settings import GATES, read_by, say_unread
 
 NAMES = [field.name for field in dataclasses.fields(Recipe)]
 SHORT = (
@@ -79,26 +77,45 @@ def test_a_method_reads_what_it_says_and_nothing_else(
         ("static", "adaptive", "gate_width=8"),
     ],
 )
-def test_a_setting_that_would_change_nothing_is_refused(method, recipe, setting, tmp_path, csv_files, model_folder):
+def test_a_setting_that_changes_nothing_is_named(method, recipe, setting, capsys):
+    settings = ("batch_size=8", setting, "precision=fp32")
+    chosen = load_recipe(recipe, settings)
+    say_unread(settings, create_method(method, chosen, {}), chosen, fine_tuned=False)
     name = setting.partition("=")[0]
-    with pytest.raises(RecipeError, match=re.escape(f"--set {name}: would change nothing here; this method")):
-        train(
-            model=str(model_folder), budget=2, out=tmp_path / "run", train=str(csv_files[0]), eval=str(csv_files[1]),
-            method=method, recipe=recipe, settings=("batch_size=8", setting),
-        )  # fmt: skip
-    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().err == f"--set {name}: changes nothing with this method and recipe\n"
 
 
-def test_stage_i_has_no_settings_where_the_model_is_fine_tuned():
-    chosen = load_recipe()
+def test_stage_i_has_no_settings_where_the_model_is_fine_tuned(capsys):
+    settings = ("stage1_lr=1e-4", "weight_decay=0", " stage1_epochs = 1", "schedule=direct")
+    chosen = load_recipe(None, settings)
     method = create_method(HADSKIP, chosen, {})
-    check_read(("stage1_lr=1e-4", "weight_decay=0"), method, chosen, fine_tuned=False)
-    with pytest.raises(RecipeError, match="--set stage1_lr: with --fine-tuned there is no stage I"):
-        check_read(("weight_decay=0", " stage1_lr = 1e-4"), method, chosen, fine_tuned=True)
+    say_unread(settings[:3], method, chosen, fine_tuned=False)
+    assert capsys.readouterr().err == ""
+    say_unread(settings, method, chosen, fine_tuned=True)
+    assert capsys.readouterr().err.splitlines() == [
+        "--set stage1_lr, stage1_epochs: change nothing with --fine-tuned, where there is no stage I",
+        "--set schedule: changes nothing with this method and recipe",
+    ]
 
 
-def test_files_may_name_what_a_method_does_not_read(tmp_path: Path):
+def test_one_line_of_settings_does_for_trainings_of_every_kind(model_folder, csv_files, tmp_path, capsys):
+    """The run is the one without them."""
+    weights = []
+    for name, settings in (("plain", ()), ("with", ("epochs=1", "last_epochs=1", "schedule=direct"))):
+        train(
+            model=str(model_folder), budget=2, out=tmp_path / name, train=str(csv_files[0]), eval=str(csv_files[1]),
+            settings=("stage1_epochs=1", "shared_epochs=1", "fit_steps=5", "gate_width=4", *settings), max_length=32,
+        )  # fmt: skip
+        said = "--set epochs, last_epochs, schedule: change nothing with this method and recipe"
+        assert (said in capsys.readouterr().err) == bool(settings)
+        (file,) = (tmp_path / name / "budgets").glob("*/*.safetensors")
+        weights.append(file.read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_files_may_name_what_a_method_does_not_read(tmp_path: Path, capsys):
     """A recipe is for several methods."""
     (tmp_path / "own.toml").write_text("estimator = 'ste'\n")
     chosen = load_recipe(tmp_path / "own.toml")
-    check_read((), create_method(HADSKIP, chosen, {}), chosen, fine_tuned=False)
+    say_unread((), create_method(HADSKIP, chosen, {}), chosen, fine_tuned=False)
+    assert capsys.readouterr().err == ""
