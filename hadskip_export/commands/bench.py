@@ -255,7 +255,7 @@ def _check_classifier(given: str | Path, folder: Path) -> None:
         raise DataError(f"--against {given}: {what}; name the folder of a fine-tuned classifier")
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        architecture = str((config.get("architectures") or ["a model of no named architecture"])[0])
+        architecture = str(next(iter(config.get("architectures") or ()), CLASSIFIER))
     except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise BundleError(f"--against {given}: its config.json cannot be read ({first_line(error)})") from error
     if not architecture.endswith(CLASSIFIER):

@@ -38,6 +38,7 @@ ADAPTER_FILE = "adapter_config.json"  # with it `transformers` loads an adapter,
 WHAT_IS_TAKEN = f"this package takes text classifiers of {', '.join(FAMILIES)}"
 READABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # a number of anything else lacks its scale
 Names = Mapping[str, tuple[str, ...]]  # parameters of ours -> the tensors that are stacked to make them
+CLASSIFIER = "ForSequenceClassification"  # what the name of one ends with
 ADAPTERS = ("lora_", "adapter", "ia3_", "prompt_")
 
 
@@ -171,7 +172,7 @@ def _problem_type(config, folder: Path) -> ProblemType:
     Raises:
         BundleError: no classifier of the kind this package takes.
     """
-    refused, architecture = None, (config.architectures or ["a model of no named architecture"])[0]
+    refused, architecture = None, next(iter(config.architectures or ()), CLASSIFIER)  # without one, the weights tell
     found: ProblemType = config.problem_type or (RANKING if config.num_labels == 1 else SINGLE)
     if config.problem_type not in (None, SINGLE, MULTI, REGRESSION):
         refused = f"problem_type {config.problem_type!r} in config.json, which transformers does not know,"
@@ -182,7 +183,7 @@ def _problem_type(config, folder: Path) -> ProblemType:
             f"{folder}: {architecture} has no classifier of its own; leave out --fine-tuned, and train makes one from"
             " your labels"
         )
-    elif not architecture.endswith("ForSequenceClassification"):
+    elif not architecture.endswith(CLASSIFIER):
         refused = f"{architecture} as a fine-tuned classifier"
     if refused:
         raise BundleError(f"{folder}: {refused} is not supported; {WHAT_IS_TAKEN}")

@@ -25,9 +25,11 @@ def _tanh_gelu(inputs: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": _tanh_gelu,
+    "gelu_python": F.gelu,
     "gelu_pytorch_tanh": _tanh_gelu,
     "relu": F.relu,
     "silu": F.silu,
+    "swish": F.silu,
     "tanh": torch.tanh,
 }
 

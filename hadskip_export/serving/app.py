@@ -23,6 +23,7 @@ from hadskip_export.serving.limits import RequestError
 from hadskip_export.serving.middleware import Count, LimitBody, problem
 from hadskip_export.serving.schema import (
     EndpointQuestion,
+    Parameters,
     Problemed,
     Question,
     Rank,
@@ -67,7 +68,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     @app.post("/", dependencies=may)
     async def endpoint(question: EndpointQuestion, response: Response) -> list[list[Score]]:
         """The same, of a text too a list of lists."""
-        wanted, texts = question.parameters, texts_of(question.inputs)[0]
+        wanted, texts = question.parameters or Parameters(), texts_of(question.inputs)[0]
         own = FUNCTIONS[service.predictor.problem.type]
         if wanted.function_to_apply not in (None, "none", own):
             none = "" if own == "none" else ", or none"

@@ -46,9 +46,10 @@ def compatible(service: Service, dependencies: Sequence[Any]) -> APIRouter:
     @routes.post("/v2/rerank", response_model_exclude_none=True)
     async def rerank(question: RelevanceQuestion, response: Response) -> Relevances:
         """The documents' places by their relevance, the best first."""
-        answers = await relevance_of(service, question.query, question.documents, None, truncate=True)
+        documents = [one if isinstance(one, str) else one.text for one in question.documents]
+        answers = await relevance_of(service, question.query, documents, None, truncate=True)
         tell_layers(response, answers)
-        order = ranked(question.documents, [a.prediction for a in answers], [a.logits[0] for a in answers])
+        order = ranked(documents, [a.prediction for a in answers], [a.logits[0] for a in answers])
         results = [
             Relevance(
                 index=place.index, relevance_score=place.score,

@@ -52,7 +52,7 @@ class EndpointQuestion(Asked):
     """What `/` takes."""
 
     inputs: Inputs
-    parameters: Parameters = Parameters()
+    parameters: Parameters | None = None
 
 
 class Score(BaseModel):
@@ -134,11 +134,17 @@ class ManyScores(BaseModel):
     data: list[LabelScores]
 
 
+class AskedDocument(Asked):
+    """A document as an object."""
+
+    text: str
+
+
 class RelevanceQuestion(Asked):
     """What `/v1/rerank` and `/v2/rerank` take, as Jina and Cohere have them."""
 
     query: str
-    documents: Texts
+    documents: Annotated[list[str | AskedDocument], FailFast()]
     model: str | None = None
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool = False

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
+from transformers.activations import ACT2FN
 
 from hadskip_export.modeling.checkpoint import load_classifier
-from hadskip_export.modeling.encoder import attention_bias
+from hadskip_export.modeling.encoder import ACTIVATIONS, attention_bias
 from tests.modeling.random_models import CONFIG, random_batch, random_classifier, randomise
 
 LENGTHS = (1, 7, 24, 12)
@@ -46,6 +47,12 @@ def test_logits_hidden_states_and_attention_maps_equal_those_of_transformers(act
         torch.testing.assert_close(hidden[real], expected[real], **TOLERANCE)
     for attention, expected in zip(got.attention_maps, wanted.attentions, strict=True):
         torch.testing.assert_close(attention[real], expected.mean(dim=1)[real], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_what_transformers_calls_so(name):
+    inputs = torch.linspace(-6, 6, 1001)
+    torch.testing.assert_close(ACTIVATIONS[name](inputs), ACT2FN[name](inputs), **TOLERANCE)
 
 
 def test_the_bare_encoder_of_transformers_gives_the_same_hidden_states(tmp_path):

@@ -102,6 +102,29 @@ def test_a_bare_encoder_gets_a_new_head_and_keeps_the_rest(variant: str, tmp_pat
     assert got.logits.shape == (len(LENGTHS), 2)
     with pytest.raises(BundleError, match="has no classifier of its own"):
         load_classifier(tmp_path)
+    with pytest.raises(BundleError, match="the weights lack"):
+        load_classifier(without_architecture(tmp_path))
+
+
+def without_architecture(folder: Path) -> Path:
+    """`transformers` loads it as what it is asked for."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@variants
+def test_a_classifier_need_not_be_called_so(variant: str, tmp_path: Path):
+    theirs = their_classifier(variant)
+    theirs.save_pretrained(tmp_path)
+    named = load_classifier(tmp_path)
+    ours = load_classifier(without_architecture(tmp_path))
+    assert ours.config == named.config
+    ids, mask, types = random_inputs(1)
+    with torch.no_grad():
+        wanted = theirs(**their_inputs(theirs, ids, mask, types)).logits
+        torch.testing.assert_close(ours(ids, mask, types).logits, wanted, **TOLERANCE)
 
 
 @variants

@@ -88,6 +88,7 @@ def test_hugging_faces_client_gets_the_predictors_answers(served: Served, predic
     logits = predictor.run(predictor.tokenizer.encode([TEXTS[0]]))[0][0].tolist()
     raw = client.text_classification(TEXTS[0], function_to_apply="none")
     assert [each.score for each in raw] == pytest.approx(sorted(logits, reverse=True), abs=1e-5)
+    assert served.ask("/", {"inputs": TEXTS[0], "parameters": None}).json == served.ask("/", {"inputs": TEXTS[0]}).json
     answer = served.ask("/", {"inputs": TEXTS[0], "parameters": {"function_to_apply": "sigmoid"}})
     assert answer.status == 422 and "softmax" in answer.json["error"]
 
@@ -192,6 +193,8 @@ def test_jinas_and_coheres_reranking_gives_the_predictors_answers(path: str, ran
         assert all("document" not in one for one in results)
         with_text = served.ask(path, question | {"return_documents": True}).json["results"]
         assert [one["document"]["text"] for one in with_text] == [place.document for place in wanted]
+        as_objects = question | {"documents": [documents[0], *({"text": one} for one in documents[1:])]}
+        assert served.ask(path, as_objects).json["results"] == results
         assert served.ask("/classify", {"input": "a"}).status == 422
 
 
@@ -226,6 +229,7 @@ LONG = "a " * 500
         ("/rank", {"query": "a", "documents": ["b"]}, 422, "documents need a score"),
         ("/v2/rerank", {"query": "a", "documents": ["b"]}, 422, "documents need a score"),
         ("/v1/rerank", {"query": "a", "documents": [1] * 100_000}, 422, "documents"),
+        ("/v1/rerank", {"query": "a", "documents": [{"text": "b", "title": "c"}]}, 422, "documents.0"),
         ("/classify", {"input": []}, 422, "no inputs"),
         ("/classify", {"input": [["a", "b"]]}, 422, "input"),
         ("/nowhere", {}, 404, "Not Found"),
