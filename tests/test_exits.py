@@ -167,13 +167,14 @@ def test_gates_let_go_where_there_are_no_classes(kind, model_folder, tmp_path):
         settings=those_read((*QUICKEST, *HARD), "judged", None, fine_tuned=False), max_length=32,
         **({} if kind == MULTI else {"problem_type": kind}),
     )  # fmt: skip
-    assert (
-        build(run, out=bundle, cut="gates").parity == build(bundle, engine="openvino", cut="layers").parity == "passed"
-    )
+    assert build(run, out=bundle, cut="gates").parity == "passed"
+    for engine, cut in (("openvino", "layers"), ("ort", "whole"), ("openvino", "whole")):
+        assert build(bundle, engine=engine, cut=cut).parity == "passed"
     plain, given = Plain(run, bundle), [("a film", text) for text in TEXTS] if kind == RANKING else TEXTS
     threshold = float(np.median([plain.margins(text)[0] for text in given])) + 1e-3
-    with Predictor.load(bundle, engine="ort") as predictor:
-        logits, routes = predictor.run(predictor.tokenizer.encode(given), gate_threshold=threshold)
+    for cut in ("gates", "whole"):
+        with Predictor.load(bundle, engine="ort", cut=cut) as predictor:
+            logits, routes = predictor.run(predictor.tokenizer.encode(given), gate_threshold=threshold)
         for row, text in enumerate(given):
             _, route, near = plain(text, np.float32(threshold))
             answer = plain.margins(text)[1][route[-1] - 1][0, : len(plain.labels)]
