@@ -13,7 +13,7 @@ from hadskip_export.exporters.assemble import HIDDEN_STATES, MASK, MOST, RAN, TH
 from hadskip_export.runtime.manifest import ModelInfo, exit_name, layer_name
 from hadskip_export.support.errors import optional_import
 
-LEFT = ("state", "mask", "places", "thresholds", "most")  # what there is of each row that has not left
+LEFT = ("state", "mask", "places", "thresholds")  # what there is of each row that has not left
 
 
 def whole_exits(pieces: Pieces, model: ModelInfo, defaults: np.ndarray | None) -> Any:
@@ -26,26 +26,28 @@ def whole_exits(pieces: Pieces, model: ModelInfo, defaults: np.ndarray | None) -
     embeddings = pieces.read("embeddings")
     joined, labels, last = Joined(embeddings), len(model.labels), model.layers - 1
     left = {"state": joined.add(embeddings, "embeddings", {}), "mask": MASK} | _begin(joined, model)
+    runs = []
     for index in range(model.layers):
         layer, leave = layer_name(index), "head" if index == last else exit_name(index)
         left["state"] = joined.add(pieces.read(layer), layer, {HIDDEN_STATES: left["state"], MASK: left["mask"]})
-        logits = said = joined.add(pieces.read(leave), leave, {HIDDEN_STATES: left["state"], MASK: left["mask"]})
-        if index < last:
-            logits = f"{leave}/labels"
-            joined.nodes.append(node("Slice", [said, "zero", "labels", "one"], [logits]))
-        joined.hold(**{f"{layer}/number": np.int64(index + 1)})
-        joined.nodes += [
-            node("ScatterND", [f"logits_{index}", left["places"], logits], [f"logits_{index + 1}"]),
-            node("Shape", [left["places"]], [f"{layer}/rows"]),
-            node("Expand", [f"{layer}/number", f"{layer}/rows"], [f"{layer}/depth"]),
-            node("ScatterND", [f"depth_{index}", left["places"], f"{layer}/depth"], [f"depth_{index + 1}"]),
-        ]
+        said = joined.add(pieces.read(leave), leave, {HIDDEN_STATES: left["state"], MASK: left["mask"]})
+        runs.append(left["places"])
+        answered = f"answers_{index}"
+        if index == last:  # the head says nothing of going on
+            answered = "logits_before"
+            joined.nodes.append(node("Slice", [f"answers_{index}", "zero", "labels", "one"], [answered]))
+        joined.nodes.append(node("ScatterND", [answered, left["places"], said], [f"answers_{index + 1}"]))
         if index < last:
             left = _those_who_stay(joined, leave, said, index, left)
     ran = f"{RAN}/bool" if defaults is None else RAN
     joined.nodes += [
-        node("Identity", [f"logits_{model.layers}"], ["logits"]),
-        node("Greater", [f"depth_{model.layers}", "indices"], [ran]),
+        node("Identity", [f"answers_{model.layers}"], ["logits"]),
+        node("Concat", runs, ["all_runs"], axis=0),
+        node("Shape", ["all_runs"], ["runs"], end=1),
+        node("Expand", ["one", "runs"], ["ones"]),
+        node("ScatterND", ["depth_0", "all_runs", "ones"], ["depths"], reduction="add"),
+        node("Unsqueeze", ["depths", "one"], ["depth"]),
+        node("Greater", ["depth", "indices"], [ran]),
     ]
     if defaults is None:
         joined.nodes.append(node("Cast", [ran], [RAN], to=kinds.FLOAT))
@@ -59,16 +61,18 @@ def whole_exits(pieces: Pieces, model: ModelInfo, defaults: np.ndarray | None) -
 
 
 def _begin(joined: Joined, model: ModelInfo) -> dict[str, str]:
-    """Adds what each row has before the first layer, and what it has been answered: nothing, after 0 layers. Thresholds
-    and the most layers are inputs for all rows or for each."""
+    """Adds what each row has before the first layer, and what it has been answered: nothing, after 0 layers. No margin
+    is above the threshold of a layer beyond the most layers; both are inputs, for all rows or for each."""
     onnx: Any = optional_import("onnx", "build")
     node, tensor, kinds = onnx.helper.make_node, onnx.helper.make_tensor, onnx.TensorProto
     joined.hold(
         zero=np.zeros(1, np.int64),
         one=np.ones(1, np.int64),
         labels=np.array([len(model.labels)], np.int64),
+        margin=np.int64(len(model.labels)),
         answers=np.array([len(model.labels) + 1], np.int64),
         indices=np.arange(model.layers)[None],
+        never=np.float32(np.inf),
     )
     ones, zeros = (tensor(name, kinds.INT64, [1], [value]) for name, value in (("one", 1), ("zero", 0)))
     joined.nodes += [
@@ -76,15 +80,17 @@ def _begin(joined: Joined, model: ModelInfo) -> dict[str, str]:
         node("ConstantOfShape", ["rows"], ["all"], value=ones),
         node("NonZero", ["all"], ["places_across"]),
         node("Transpose", ["places_across"], ["places"]),  # [b, 1]
-        node("Expand", [MOST, "rows"], ["most"]),
+        node("Unsqueeze", [MOST, "one"], ["most"]),
+        node("Greater", ["most", "indices"], ["may"]),
+        node("Where", ["may", THRESHOLDS, "never"], ["limits"]),
         node("Concat", ["rows", "one"], ["column"], axis=0),
         node("ConstantOfShape", ["column"], ["nothing"]),
-        node("Add", [THRESHOLDS, "nothing"], ["thresholds"]),  # [b, L]
-        node("ConstantOfShape", ["column"], ["depth_0"], value=zeros),
-        node("Concat", ["rows", "labels"], ["answered"], axis=0),
-        node("ConstantOfShape", ["answered"], ["logits_0"]),
+        node("Add", ["limits", "nothing"], ["thresholds"]),  # [b, L]
+        node("ConstantOfShape", ["rows"], ["depth_0"], value=zeros),
+        node("Concat", ["rows", "answers"], ["answered"], axis=0),
+        node("ConstantOfShape", ["answered"], ["answers_0"]),
     ]
-    return {name: name for name in ("places", "thresholds", "most")}
+    return {name: name for name in ("places", "thresholds")}
 
 
 def _those_who_stay(joined: Joined, leave: str, said: str, index: int, left: dict[str, str]) -> dict[str, str]:
@@ -92,14 +98,9 @@ def _those_who_stay(joined: Joined, leave: str, said: str, index: int, left: dic
     node = optional_import("onnx", "build").helper.make_node
     joined.hold(**{f"{leave}/next": np.int64(index + 1)})
     joined.nodes += [
-        node("Slice", [said, "labels", "answers", "one"], [f"{leave}/margins"]),
-        node("Squeeze", [f"{leave}/margins", "one"], [f"{leave}/margin"]),
-        node("Gather", [left["thresholds"], f"{leave}/next"], [f"{leave}/threshold"], axis=1),
-        node("Greater", [f"{leave}/margin", f"{leave}/threshold"], [f"{leave}/worth"]),
-        node("Greater", [left["most"], f"{leave}/next"], [f"{leave}/may"]),
-        node("And", [f"{leave}/worth", f"{leave}/may"], [f"{leave}/stays"]),
-        node("NonZero", [f"{leave}/stays"], [f"{leave}/found_across"]),
-        node("Squeeze", [f"{leave}/found_across", "zero"], [f"{leave}/found"]),
-        *(node("Gather", [left[name], f"{leave}/found"], [f"{leave}/{name}"], axis=0) for name in LEFT),
+        node("Gather", [said, "margin"], [f"{leave}/margins"], axis=1),
+        node("Gather", [left["thresholds"], f"{leave}/next"], [f"{leave}/limits"], axis=1),
+        node("Greater", [f"{leave}/margins", f"{leave}/limits"], [f"{leave}/stays"]),
+        *(node("Compress", [left[name], f"{leave}/stays"], [f"{leave}/{name}"], axis=0) for name in LEFT),
     ]
     return {name: f"{leave}/{name}" for name in LEFT}

@@ -46,12 +46,22 @@ class CertainHead(Head):
 
 class AttentionHead(nn.Module):
     """FastBERT's student classifier (arXiv:2004.02178): a narrow layer of attention, and the first token
-    of what it gives."""
+    of what it gives.
+
+    Only this token asks. So no token needs a key or a value of its own: the map to keys is applied to the query,
+    transposed, and that to values to the sum. A bias of the first would change no weight of attention, and one of the
+    second is `output`'s.
+    """
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
+        each = ATTENTION_WIDTH // ATTENTION_HEADS
         self.narrow = nn.Linear(config.hidden_size, ATTENTION_WIDTH)
-        self.query_key_value = nn.Linear(ATTENTION_WIDTH, 3 * ATTENTION_WIDTH)
+        self.query = nn.Linear(ATTENTION_WIDTH, ATTENTION_WIDTH)
+        self.key = nn.Parameter(torch.empty(ATTENTION_HEADS, each, ATTENTION_WIDTH))
+        self.value = nn.Parameter(torch.empty(ATTENTION_HEADS, ATTENTION_WIDTH, each))
+        for weight in (self.key, self.value):  # as a linear map's of so many inputs
+            nn.init.uniform_(weight, -(ATTENTION_WIDTH**-0.5), ATTENTION_WIDTH**-0.5)
         self.output = nn.Linear(ATTENTION_WIDTH, ATTENTION_WIDTH)
         self.dense = nn.Linear(ATTENTION_WIDTH, ATTENTION_WIDTH)
         self.classifier = nn.Linear(ATTENTION_WIDTH, len(config.labels))
@@ -64,12 +74,11 @@ class AttentionHead(nn.Module):
     def read(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         """What it classifies, float [b, w], within -1 and 1."""
         narrow = self.narrowed(hidden_states)
-        b, s, width = narrow.shape
-        projected = self.query_key_value(narrow).view(b, s, 3, ATTENTION_HEADS, width // ATTENTION_HEADS)
-        query, key, value = projected.permute(2, 0, 3, 1, 4)  # [b, N, s, w / N]
-        scores = query[:, :, :1] @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # of the first token alone
+        query = self.query(narrow[:, 0]).view(narrow.shape[0], ATTENTION_HEADS, 1, -1)  # [b, N, 1, w / N]
+        tokens = narrow[:, None]  # [b, 1, s, w]
+        scores = query @ self.key @ tokens.transpose(-1, -2) / query.shape[-1] ** 0.5  # [b, N, 1, s]
         weights = (scores + attention_bias(attention_mask, scores.dtype)).softmax(dim=-1)
-        first = self.output((self.dropout(weights) @ value).reshape(b, width))
+        first = self.output((self.dropout(weights) @ tokens @ self.value).flatten(1))
         return torch.tanh(self.dense(first))
 
     def classify(self, read: Tensor) -> Tensor:

@@ -93,17 +93,20 @@ def test_a_judged_exit_is_one_of_attention_and_its_gate_sees_what_that_classifie
 
 @torch.no_grad()
 def test_an_exit_of_attention_is_that_of_pytorch():
-    """`nn.MultiheadAttention` of all tokens, and the first of what it gives."""
+    """`nn.MultiheadAttention` of all tokens, and the first of what it gives. Its keys' bias changes nothing, and its
+    values' might be that of its output."""
     model = random_exits("attention")
     leave, (_, mask, _) = model.exits[0], BATCH
     state = model.classifier(*BATCH, keep_states=True).hidden_states[1]
     oracle = nn.MultiheadAttention(128, 2, batch_first=True).eval()
+    of_keys, of_values = torch.randn(2, 128)
+    keys, values = leave.key.reshape(128, 128), leave.value.mT.reshape(128, 128)
     oracle.load_state_dict(
         {
-            "in_proj_weight": leave.query_key_value.weight,
-            "in_proj_bias": leave.query_key_value.bias,
+            "in_proj_weight": torch.cat((leave.query.weight, keys, values)),
+            "in_proj_bias": torch.cat((leave.query.bias, of_keys, of_values)),
             "out_proj.weight": leave.output.weight,
-            "out_proj.bias": leave.output.bias,
+            "out_proj.bias": leave.output.bias - leave.output.weight @ of_values,
         }
     )
     narrow = torch.tanh(leave.narrow(state))
