@@ -25,9 +25,7 @@ def random_student(seed: int = 0) -> ExitClassifier:
     """Its gates and exits differ from input to input."""
     model = ExitClassifier(random_classifier(seed), "attention", "entropy", gate_width=8, jumps=True)
     randomise(model.exits, seed + 1, std=0.1)
-    torch.manual_seed(seed)
-    for gate in model.gates[1:]:
-        torch.nn.init.normal_(gate.logits.weight, std=3)
+    randomise(model.gates, seed + 3, std=2)
     return model.eval()
 
 
