@@ -289,3 +289,5 @@ def test_a_manifest_that_does_not_fit_its_exits_is_refused(made, tmp_path, chang
     change_manifest(mine, change)
     with pytest.raises(BundleError, match=message):
         read_bundle(mine)
+    with pytest.raises(BundleError, match=message):
+        build(mine, engine="openvino")

@@ -7,6 +7,8 @@ import onnxruntime
 import pytest
 
 from hadskip_export import build
+from hadskip_export.commands.bench import faster_cut
+from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.runtime import EngineError, Predictor
 from hadskip_export.runtime.bundle import read_bundle
 from tests.runtime.editing import copy_of
@@ -72,6 +74,38 @@ def test_another_program_runs_the_file_at_the_default_point(bundle):
 def test_where_an_engine_has_no_such_graph_it_takes_the_next_cut_and_says_which_there_are(made, bundle, tmp_path):
     with pytest.raises(EngineError, match="--cut whole: not of a model with such exits, which has layers, gates"):
         build(made.run("berxit"), out=tmp_path / "bundle", cut="whole")
-    with pytest.raises(EngineError, match="--cut whole: not of a model with such exits, which has layers, gates"):
+    with pytest.raises(EngineError, match="of a model with such exits in openvino bf16, which has layers, gates"):
         build(bundle, engine="openvino", precision="bf16", cut="whole")
-    assert {info.cut for info in read_bundle(bundle).manifest.engines} == {"gates", "layers", "whole"}
+    router = read_bundle(bundle).manifest.router
+    assert EnginePlan.of("openvino", "bf16", router=router).cut == "layers"
+    assert EnginePlan.of("openvino", "int8", router=router).cut == "whole"
+
+
+def test_bench_tells_to_build_a_cut_that_there_is(made, bundle, tmp_path):
+    judged, others = read_bundle(bundle), read_bundle(copy_of(made.bundle("berxit"), tmp_path))
+    assert "--cut whole" in faster_cut(judged, judged.engine(cut="gates"), 0.5)
+    assert "--cut layers" in faster_cut(others, others.engine(cut="gates"), 0.5)
+
+
+def test_each_row_may_have_most_layers_and_thresholds_of_its_own(bundle):
+    info = next(info for info in read_bundle(bundle).manifest.engines if info.cut == "whole")
+    session = onnxruntime.InferenceSession(bundle / info.files["whole"])
+    with Predictor.load(bundle, engine="ort-fp32-whole") as predictor:
+        encoded = predictor.tokenizer.encode([TEXTS[0]] * 4)
+        names = predictor.bundle.manifest.model.inputs
+    ids = np.array([one.ids for one in encoded], np.int64)
+    arrays = dict(zip(names, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=False))
+    open_, shut = np.full(3, -1e30, np.float32), np.full(3, 1e30, np.float32)
+    for thresholds, most, layers in (
+        ([open_], [3], [3, 3, 3, 3]),
+        ([open_], [1, 2, 3, 9], [1, 2, 3, 3]),
+        ([open_, shut, open_, shut], [2], [2, 1, 2, 1]),
+        ([open_, shut, open_, open_], [3, 3, 2, 1], [3, 1, 2, 1]),
+    ):
+        more = {"gate_thresholds": np.stack(thresholds), "max_layers": np.array(most, np.int64)}
+        logits, ran = session.run(["logits", "layers_run"], arrays | more)
+        assert ran.sum(axis=1).tolist() == layers
+        for row, count in enumerate(layers):  # each as it is alone
+            alone = {name: array[row : row + 1] for name, array in arrays.items()}
+            least = {"gate_thresholds": open_[None], "max_layers": np.array([count], np.int64)}
+            np.testing.assert_allclose(session.run(["logits"], alone | least)[0][0], logits[row], atol=1e-5)

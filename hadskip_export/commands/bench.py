@@ -19,7 +19,6 @@ from hadskip_export.data.examples import Examples, read_examples
 from hadskip_export.data.metrics import METRICS, check_tells
 from hadskip_export.data.problems import groups_of
 from hadskip_export.exporters.plan import EnginePlan
-from hadskip_export.exporters.targets import target_of
 from hadskip_export.report.plain import check_page
 from hadskip_export.routing.routes import Route, as_route, statistics
 from hadskip_export.runtime.bundle import Bundle, read_bundle
@@ -244,23 +243,29 @@ def _others(against: Sequence[str | Path]) -> list[tuple[str | None, Path]]:
         called.append((library, folder.name))
     if twice := next((name for name in called if called.count(name) > 1), None):
         raise DataError(f"--against: several are called {twice[1]}; rename a folder")
-    for given, (_, folder) in zip(against, others, strict=True):
-        _check_classifier(given, folder)
+    for given, (library, folder) in zip(against, others, strict=True):
+        _check_classifier(given, folder, unnamed="" if library else CLASSIFIER)
     return others
 
 
-def _check_classifier(given: str | Path, folder: Path) -> None:
+def _check_classifier(given: str | Path, folder: Path, unnamed: str) -> None:
+    """
+    Args:
+        unnamed: what one is that config.json does not name. Our own weights tell; other libraries make a new classifier
+            where there is none.
+    """
     if not (folder / "config.json").is_file():
         what = "no config.json there" if folder.is_dir() else "no such folder"
         raise DataError(f"--against {given}: {what}; name the folder of a fine-tuned classifier")
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        architecture = str(next(iter(config.get("architectures") or ()), CLASSIFIER))
-    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+        architecture = str(next(iter(config.get("architectures") or ()), unnamed))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise BundleError(f"--against {given}: its config.json cannot be read ({first_line(error)})") from error
     if not architecture.endswith(CLASSIFIER):
+        what = architecture or "a model of no named architecture"
         raise BundleError(
-            f"--against {given}: {architecture} has no classifier of its own; name the folder of a fine-tuned one"
+            f"--against {given}: {what} has no classifier of its own; name the folder of a fine-tuned one"
         )
 
 
@@ -351,7 +356,7 @@ def easiest_and_hardest(texts: Sequence[Text], layers_run: np.ndarray) -> list[i
 
 def faster_cut(bundle: Bundle, info: EngineInfo, efficiency: float | None) -> str | None:
     """The command that builds the engine's fastest cut, where the calls between the pieces cost a small model much."""
-    fastest = target_of(info.engine).cuts[0]
+    fastest = EnginePlan.of(info.engine, info.precision, router=bundle.manifest.router).cut
     if info.cut == fastest or efficiency is None or efficiency >= EFFICIENT:
         return None
     command = ["hadskip-export", "build", str(bundle.path), "--engine", info.engine, "--precision", info.precision]

@@ -5,7 +5,7 @@ from pathlib import Path
 from hadskip_export.exporters.amend import add_engine, sign_as_it_is
 from hadskip_export.exporters.plan import EnginePlan
 from hadskip_export.exporters.sign import Signer
-from hadskip_export.runtime.bundle import MANIFEST, read_manifest
+from hadskip_export.runtime.bundle import MANIFEST, read_bundle
 from hadskip_export.runtime.engines import Cut
 from hadskip_export.support.errors import BundleError, optional_import
 from hadskip_export.verification.golden import read_texts
@@ -65,7 +65,7 @@ def build(
             return None
         if engine is None:
             raise BundleError(f"--engine: {path} is a bundle; say which engine to add")
-        return add_engine(path, EnginePlan.of(engine, precision, cut, read_manifest(path).router), signer)
+        return add_engine(path, EnginePlan.of(engine, precision, cut, read_bundle(path).manifest.router), signer)
     if out is None:
         raise BundleError(f"--out: {path} is to become a bundle; say where to write it")
     optional_import("torch", "train")

@@ -43,7 +43,7 @@ from hadskip_export.trainers.methods import HADSKIP, create_method
 from hadskip_export.trainers.probe import seconds_per_text, tokens_of
 from hadskip_export.trainers.recipe import load_recipe
 from hadskip_export.trainers.session import check_device
-from hadskip_export.trainers.settings import say_unread, those_read
+from hadskip_export.trainers.settings import read_by, say_unread, those_read
 from hadskip_export.tuning.engines import plans_of, worth_trying
 from hadskip_export.tuning.loss import Judge, Loss
 from hadskip_export.tuning.plan import Plan, held_back, read_plan, what_fits, write_plan
@@ -137,7 +137,10 @@ def optimize(
     if any(setting.partition("=")[0].strip() == "shared_epochs" for setting in settings):
         raise DataError("--set shared_epochs: is what --epochs says; leave it out")
     recipe = load_recipe(RECIPE, _recipe_of(1, settings))
-    say_unread(settings, create_method(HADSKIP, recipe, {}), recipe, fine_tuned=True)
+    method = create_method(HADSKIP, recipe, {})
+    if "shared_epochs" not in read_by(method, recipe, fine_tuned=True):
+        raise DataError("--set routing, body: a body of all budgets at once is what optimize trains; leave them out")
+    say_unread(settings, method, recipe, fine_tuned=True)
     settings = those_read(settings, HADSKIP, RECIPE, fine_tuned=True)
     check_device(device)
     bundle = Path(out).resolve()

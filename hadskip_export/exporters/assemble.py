@@ -1,4 +1,4 @@
-"""Graphs of pieces -> larger graphs. Nothing else in the package joins graphs.
+"""Graphs of pieces -> larger graphs. Only `whole_exits` joins graphs, too.
 
 `full` has no decisions in it, `fuse` puts the gates that come after a layer into the layer's graph, `fuse_exit` its
 exit, and `whole` is the gated model as one graph. Weights stay where they lie: graphs point into the bundle's files of

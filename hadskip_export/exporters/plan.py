@@ -61,7 +61,8 @@ class EnginePlan:
         if self.cut not in cuts:
             raise EngineError(f"--cut {self.cut}: not to be had with {self.engine}; there are {', '.join(cuts)}")
         if self.cut not in (those := _cuts(self.engine, self.precision, self.router)):
-            raise EngineError(f"--cut {self.cut}: not of a model with such exits, which has {', '.join(those)}")
+            where = f" in {self.engine} {self.precision}" if self.cut in self.router.cuts else ""
+            raise EngineError(f"--cut {self.cut}: not of a model with such exits{where}, which has {', '.join(those)}")
         if self.router.kind in self.target.refuses:
             what = self.target.refuses[self.router.kind]
             raise EngineError(f"--engine {self.engine}: has no code for {what}; the other engines run them")

@@ -37,8 +37,6 @@ def quantise(model: Any) -> Any:
     onnx: Any = optional_import("onnx", "build")
     quantization: Any = optional_import("onnxruntime.quantization", "ort or ort-gpu")
     evened = evened_out(model)
-    matrices = {tensor.name for tensor in evened.graph.initializer if len(tensor.dims) == 2}
-    others = [node.name for node in evened.graph.node if node.op_type in OPERATORS and node.input[1] not in matrices]
     with silenced(), scratch() as folder, _temporary_files_in(folder):
         out = folder / "int8.onnx"
         try:
@@ -46,7 +44,6 @@ def quantise(model: Any) -> Any:
                 evened,
                 out,
                 op_types_to_quantize=OPERATORS,
-                nodes_to_exclude=others,  # of activations, and of an exit's attention, which one token asks
                 per_channel=True,
                 weight_type=quantization.QuantType.QInt8,
                 extra_options={"MatMulConstBOnly": True},  # products of activations, as in attention, stay fp32
@@ -109,10 +106,10 @@ def quantise_weights(model: Any) -> Any:
     compressed weights, and multiplies in int8 by activations that it quantises itself."""
     onnx: Any = optional_import("onnx", "build")
     graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
     added = []
     for name in dict.fromkeys(node.input[1] for node in graph.node if node.op_type in OPERATORS):
-        if name not in weights:  # a product of activations, or one of an exit's attention, which one token asks
+        if name not in weights:  # a product of activations
             continue
         node = next(node for node in graph.node if len(node.input) > 1 and node.input[1] == name)
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)

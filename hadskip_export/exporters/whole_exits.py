@@ -1,8 +1,8 @@
 """A model whose exits have gates as one graph: an exit answers for its rows, and the layers after it take those whom it
 does not let go.
 
-It takes what every whole graph takes, and gives the same, see `assemble`. What a later exit says of a row replaces what
-an earlier one said.
+It takes what every whole graph takes, at least one layer at most, and gives the same, see `assemble`. What a later exit
+says of a row replaces what an earlier one said.
 """
 
 from typing import Any
@@ -26,28 +26,27 @@ def whole_exits(pieces: Pieces, model: ModelInfo, defaults: np.ndarray | None) -
     embeddings = pieces.read("embeddings")
     joined, labels, last = Joined(embeddings), len(model.labels), model.layers - 1
     left = {"state": joined.add(embeddings, "embeddings", {}), "mask": MASK} | _begin(joined, model)
-    runs = []
     for index in range(model.layers):
         layer, leave = layer_name(index), "head" if index == last else exit_name(index)
         left["state"] = joined.add(pieces.read(layer), layer, {HIDDEN_STATES: left["state"], MASK: left["mask"]})
         said = joined.add(pieces.read(leave), leave, {HIDDEN_STATES: left["state"], MASK: left["mask"]})
-        runs.append(left["places"])
         answered = f"answers_{index}"
         if index == last:  # the head says nothing of going on
             answered = "logits_before"
             joined.nodes.append(node("Slice", [f"answers_{index}", "zero", "labels", "one"], [answered]))
-        joined.nodes.append(node("ScatterND", [answered, left["places"], said], [f"answers_{index + 1}"]))
+        joined.hold(**{f"{layer}/number": np.int64(index + 1)})
+        joined.nodes += [
+            node("ScatterND", [answered, left["places"], said], [f"answers_{index + 1}"]),
+            node("Shape", [left["places"]], [f"{layer}/rows"]),
+            node("Expand", [f"{layer}/number", f"{layer}/rows"], [f"{layer}/depth"]),
+            node("ScatterND", [f"depth_{index}", left["places"], f"{layer}/depth"], [f"depth_{index + 1}"]),
+        ]
         if index < last:
             left = _those_who_stay(joined, leave, said, index, left)
     ran = f"{RAN}/bool" if defaults is None else RAN
     joined.nodes += [
         node("Identity", [f"answers_{model.layers}"], ["logits"]),
-        node("Concat", runs, ["all_runs"], axis=0),
-        node("Shape", ["all_runs"], ["runs"], end=1),
-        node("Expand", ["one", "runs"], ["ones"]),
-        node("ScatterND", ["depth_0", "all_runs", "ones"], ["depths"], reduction="add"),
-        node("Unsqueeze", ["depths", "one"], ["depth"]),
-        node("Greater", ["depth", "indices"], [ran]),
+        node("Greater", [f"depth_{model.layers}", "indices"], [ran]),
     ]
     if defaults is None:
         joined.nodes.append(node("Cast", [ran], [RAN], to=kinds.FLOAT))
@@ -86,7 +85,7 @@ def _begin(joined: Joined, model: ModelInfo) -> dict[str, str]:
         node("Concat", ["rows", "one"], ["column"], axis=0),
         node("ConstantOfShape", ["column"], ["nothing"]),
         node("Add", ["limits", "nothing"], ["thresholds"]),  # [b, L]
-        node("ConstantOfShape", ["rows"], ["depth_0"], value=zeros),
+        node("ConstantOfShape", ["column"], ["depth_0"], value=zeros),
         node("Concat", ["rows", "answers"], ["answered"], axis=0),
         node("ConstantOfShape", ["answered"], ["answers_0"]),
     ]

@@ -1,5 +1,6 @@
 """Peers beside a bundle: their figures are their own, and a slower one is seen to be."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,13 @@ def test_what_is_no_classifier_or_has_nothing_to_be_scored_on_is_refused(bundle,
         bench(bundle, data=data, against=[tmp_path / "nowhere"])
     with pytest.raises(BundleError, match="no classifier of its own"):
         bench(bundle, data=data, against=[model_folder])
+    encoder = shutil.copytree(model_folder, tmp_path / "encoder")
+    config = json.loads((encoder / "config.json").read_text())
+    (encoder / "config.json").write_text(json.dumps(config | {"architectures": None}))
+    with pytest.raises(BundleError, match="no named architecture has no classifier of its own"):
+        bench(bundle, data=data, against=[f"torch-compile:{encoder}"])
+    with pytest.raises(BundleError, match="the weights lack"):
+        bench(bundle, data=data, against=[encoder])
 
 
 def test_memory_is_the_process_s_own_not_that_of_whoever_started_it():

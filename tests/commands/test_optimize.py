@@ -282,6 +282,8 @@ def test_too_few_of_a_label_for_a_loss_of_its_metric_is_said_before_the_training
     ("options", "why"),
     [
         ({"settings": ["shared_epochs=3"]}, "--set shared_epochs"),
+        ({"settings": ["body=dedicated"]}, "--set routing, body: a body of all budgets"),
+        ({"settings": ["routing=joint"]}, "--set routing, body: a body of all budgets"),
         ({"device": "abacus"}, "abacus"),
         ({"out": "texts.csv"}, "exists"),
     ],
