@@ -63,7 +63,7 @@ slow: $(STAMP)
 	$(BIN)/python -m pytest tests/exporters tests/report tests/runtime tests/tuning tests/verification tests/test_cli.py \
 		tests/test_exits.py tests/test_families.py tests/test_gated_exits.py tests/test_gpu_hour.py tests/test_heads.py \
 		tests/test_offline.py tests/test_support.py tests/test_twelve_layers.py tests/test_upfront.py -m slow \
-		-n logical --maxprocesses 8 --max-worker-restart 0
+		-n logical --maxprocesses 8 --dist loadgroup --max-worker-restart 0
 
 # What people run instead, beside a bundle: each library in an environment of its own, which `bench --against` makes. Some
 # gigabytes, in build/caches.

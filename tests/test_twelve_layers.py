@@ -14,7 +14,7 @@ from hadskip_export.commands.demo import fetch_sentences
 from hadskip_export.modeling.checkpoint import load_classifier
 from hadskip_export.runtime import Predictor
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("twelve layers")]  # one worker trains it
 LAYERS, BUDGET = 12, 6
 
 

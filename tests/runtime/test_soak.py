@@ -55,6 +55,7 @@ ENGINES += ["ort-int8-whole", "openvino-int8-whole"]
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("soak")  # one worker builds it
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell")
 @pytest.mark.parametrize("engine", [*ENGINES, pytest.param("openvino-bf16-whole", marks=needs_bf16)])
 def test_memory_levels_off_whatever_the_shapes(every_cut: Path, engine: str):
