@@ -100,18 +100,23 @@ class Plain:
         return label, tuple(route), bool(np.abs(margins - threshold).min() < 1e-4)
 
 
+def answered_as_plainly(predictor: Predictor, plain: Plain, threshold: float) -> set[int]:
+    """Checks the texts' answers, together and alone; returns how many layers they ran."""
+    answers = predictor(TEXTS, gate_threshold=threshold)
+    for text, got in zip(TEXTS, answers, strict=True):
+        label, route, near = plain(text, np.float32(threshold))
+        assert near or (got.label, got.layers) == (label, route)
+        assert near or predictor(text, gate_threshold=threshold).layers == route
+    return {len(got.layers) for got in answers}
+
+
 @pytest.mark.parametrize("cut", ["gates", "layers"])
 def test_it_answers_as_pytorch_does_one_text_at_a_time(made, name, cut):
     plain, layers = Plain(made.run(name), made.bundle(name)), set()
     medians = np.median([plain.margins(text)[0] for text in TEXTS], axis=0)
     with Predictor.load(made.bundle(name), cut=cut) as predictor:
         for threshold in (*(medians + 1e-3), *(point.thresholds[0] for point in predictor.bundle.manifest.points)):
-            batch = predictor(TEXTS, gate_threshold=threshold)
-            for text, got in zip(TEXTS, batch, strict=True):
-                label, route, near = plain(text, np.float32(threshold))
-                assert near or (got.label, got.layers) == (label, route)
-                assert near or predictor(text, gate_threshold=threshold).layers == route
-                layers.add(len(got.layers))
+            layers |= answered_as_plainly(predictor, plain, threshold)
         capped = predictor(TEXTS, gate_threshold=-1.0, max_layers=2)
         assert [(answer.label, answer.layers) for answer in capped] == [plain(text, -1.0, 2)[:2] for text in TEXTS]
     assert name == "smartbert" or (len(layers) > 1 and (name == "fastbert" or layers == {1, 2, 3}))

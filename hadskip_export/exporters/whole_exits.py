@@ -42,7 +42,7 @@ def whole_exits(pieces: Pieces, model: ModelInfo, defaults: np.ndarray | None) -
             node("ScatterND", [f"depth_{index}", left["places"], f"{layer}/depth"], [f"depth_{index + 1}"]),
         ]
         if index < last:
-            left = _those_who_stay(joined, leave, said, index, left)
+            left = _those_who_stay(joined, leave, said, f"{layer}/number", left)
     ran = f"{RAN}/bool" if defaults is None else RAN
     joined.nodes += [
         node("Identity", [f"answers_{model.layers}"], ["logits"]),
@@ -92,13 +92,13 @@ def _begin(joined: Joined, model: ModelInfo) -> dict[str, str]:
     return {name: name for name in ("places", "thresholds")}
 
 
-def _those_who_stay(joined: Joined, leave: str, said: str, index: int, left: dict[str, str]) -> dict[str, str]:
-    """Adds what the exit after layer `index` decides, and returns what `LEFT` is called of those it does not let go."""
+def _those_who_stay(joined: Joined, leave: str, said: str, after: str, left: dict[str, str]) -> dict[str, str]:
+    """Adds what an exit decides, and returns what `LEFT` is called of those it does not let go. `after`: the constant
+    that counts the layers before it, and so is the place of the next one's threshold."""
     node = optional_import("onnx", "build").helper.make_node
-    joined.hold(**{f"{leave}/next": np.int64(index + 1)})
     joined.nodes += [
         node("Gather", [said, "margin"], [f"{leave}/margins"], axis=1),
-        node("Gather", [left["thresholds"], f"{leave}/next"], [f"{leave}/limits"], axis=1),
+        node("Gather", [left["thresholds"], after], [f"{leave}/limits"], axis=1),
         node("Greater", [f"{leave}/margins", f"{leave}/limits"], [f"{leave}/stays"]),
         *(node("Compress", [left[name], f"{leave}/stays"], [f"{leave}/{name}"], axis=0) for name in LEFT),
     ]

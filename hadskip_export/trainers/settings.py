@@ -53,7 +53,7 @@ def say_unread(settings: Sequence[str], method: "Method", recipe: Recipe, *, fin
         settings: `key=value`, as they were given, not those of a recipe's file.
     """
     read = read_by(method, recipe, fine_tuned=fine_tuned)
-    unread = [name for name in names_of(settings) if name not in read]
+    unread = [name for name in dict.fromkeys(names_of(settings)) if name not in read]
     for names, why in (
         ([name for name in unread if name in STAGE1], "with --fine-tuned, where there is no stage I"),
         ([name for name in unread if name not in STAGE1], "with this method and recipe"),

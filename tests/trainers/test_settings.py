@@ -86,7 +86,7 @@ def test_a_setting_that_changes_nothing_is_named(method, recipe, setting, capsys
 
 
 def test_stage_i_has_no_settings_where_the_model_is_fine_tuned(capsys):
-    settings = ("stage1_lr=1e-4", "weight_decay=0", " stage1_epochs = 1", "schedule=direct")
+    settings = ("stage1_lr=1e-4", "weight_decay=0", " stage1_epochs = 1", "schedule=direct", "schedule=direct")
     chosen = load_recipe(None, settings)
     method = create_method(HADSKIP, chosen, {})
     say_unread(settings[:3], method, chosen, fine_tuned=False)

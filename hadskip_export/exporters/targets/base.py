@@ -142,14 +142,12 @@ class OnnxTarget:
 
     def _whole(self, material: Material, files: dict[str, str], own: OwnTensors) -> dict[str, str]:
         pieces, made = Pieces(material.bundle, files), {}
-        model, decided = material.manifest.model, material.decided
+        model, decided, exits = material.manifest.model, material.decided, material.manifest.router.has_exits
         for piece, form in self.whole_forms(material.precision, model.family).items():
-            if material.manifest.router.has_exits:
-                if not form.rows:
-                    continue
-                graph = whole_exits(pieces, model, decided.defaults if form.portable else None)
-            else:
-                graph = whole(pieces, model, decided, form)
+            if exits and not form.rows:  # one row may leave by the graph of many
+                continue
+            defaults = decided.defaults if form.portable else None
+            graph = whole_exits(pieces, model, defaults) if exits else whole(pieces, model, decided, form)
             own.take(graph, piece)
             own.write()
             stem = self.whole_stem.get(material.precision, f"{piece}.{material.tag}")
